@@ -1,0 +1,26 @@
+// Every setting of the core, read once from the environment: the only place that calls
+// getenv. docs/tuning.md lists them for users.
+#pragma once
+
+#include <cstddef>
+#include <string>
+
+namespace ringreduce {
+
+struct Settings {
+  std::string kernels;                    // RINGREDUCE_KERNELS: scalar|avx2|avx512, "" chooses
+  size_t chunk_bytes = 256 << 10;         // RINGREDUCE_CHUNK_BYTES: one rank's staging slot
+  size_t fusion_bytes = 4 << 20;          // RINGREDUCE_FUSION_BYTES: largest fused group
+  double timeout_s = 300;                 // RINGREDUCE_TIMEOUT: seconds until a wait fails
+  double stall_warning_s = 30;            // RINGREDUCE_STALL_WARNING: seconds until a warning
+  double spin_us = 50;                    // RINGREDUCE_SPIN_US: spin before sleeping
+  int tree_arity = 8;                     // RINGREDUCE_TREE_ARITY: children of a negotiation node
+  int log_level = 1;                      // RINGREDUCE_LOG: 0 errors, 1 warnings, 2 info, 3 debug
+};
+
+// Parsed at first use. A malformed value is an error text here, raised by init().
+const Settings& settings();
+const std::string& settings_error();
+void reload_settings();  // init() after a change of the environment
+
+}  // namespace ringreduce

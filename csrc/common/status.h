@@ -1,0 +1,65 @@
+// The one status value that every layer below bindings/ returns. It carries a kind, a
+// message, and the chain of causes that led to it; bindings/ turns it into an exception.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <utility>
+
+namespace ringreduce {
+
+enum class Code {
+  kOk,
+  kInvalid,      // the caller's mistake: ValueError
+  kUnsupported,  // the caller asked for what this build or platform lacks: ValueError
+  kMismatch,     // ranks disagree about an operation
+  kPeerLost,     // a rank died or shut down
+  kTimeout,      // a deadline passed
+  kShutdown,     // this rank shut down, or never started
+  kSystem,       // the operating system, MPI or NCCL reported an error
+};
+
+class [[nodiscard]] Status {
+ public:
+  Status() = default;  // success; costs one null pointer
+  Status(Code code, std::string message)
+      : node_(std::make_shared<Node>(Node{code, std::move(message), nullptr})) {}
+
+  static Status ok() { return Status(); }
+  bool is_ok() const { return node_ == nullptr; }
+  explicit operator bool() const { return is_ok(); }
+  Code code() const { return node_ ? node_->code : Code::kOk; }
+
+  // The same failure seen from one level up: `message` is put before what happened below.
+  Status because(std::string message) const {
+    Status outer(code(), std::move(message));
+    outer.node_->cause = node_;
+    return outer;
+  }
+
+  // "what failed: why: why below that".
+  std::string text() const {
+    std::string all;
+    for (const Node* node = node_.get(); node; node = node->cause.get()) {
+      if (!all.empty()) all += ": ";
+      all += node->message;
+    }
+    return all;
+  }
+
+ private:
+  struct Node {
+    Code code;
+    std::string message;
+    std::shared_ptr<Node> cause;
+  };
+  std::shared_ptr<Node> node_;
+};
+
+#define RR_TRY(expression)                                 \
+  do {                                                     \
+    ::ringreduce::Status rr_status = (expression);         \
+    if (!rr_status.is_ok()) return rr_status;              \
+  } while (false)
+
+}  // namespace ringreduce

@@ -1,0 +1,43 @@
+// Point-to-point messages between ranks: the one interface the algorithms see of whatever
+// connects hosts. Implementations: MpiNet (mpi_net.h), LoopbackNet (threads of one process,
+// loopback_net.h) and FaultNet (a wrapper that breaks things on purpose, fault_net.h).
+//
+// All calls are nonblocking. Messages from one rank to another with one tag arrive in order.
+// A Net is used by one thread at a time (the engine's mutex sees to that).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "common/status.h"
+
+namespace ringreduce {
+
+// A transfer in flight, or nothing (the default). Owned by whoever started it, who calls
+// test() until it is done or cancel(); plain data, copies refer to the same transfer.
+struct Request {
+  int64_t id = -1;
+  bool active() const { return id >= 0; }
+};
+
+class Net {
+ public:
+  virtual ~Net() = default;
+
+  // The buffer stays untouched (isend) or unread (irecv) until test() says done. `bytes` is
+  // 64-bit: long messages are split inside, by the same rule on both sides. A receive may be
+  // longer than the message only if both are below kSplitBytes.
+  virtual Status isend(int to, int tag, const void* data, size_t bytes, Request* request) = 0;
+  virtual Status irecv(int from, int tag, void* data, size_t bytes, Request* request) = 0;
+
+  // Sets *done and clears the request when it has finished. An inactive request is done.
+  virtual Status test(Request* request, bool* done) = 0;
+
+  // Gives a receive up. Clears the request; the buffer is free afterwards.
+  virtual void cancel(Request* request) = 0;
+
+  static constexpr size_t kSplitBytes = size_t{1} << 30;
+  static constexpr int kMaxTag = 32767;  // what the MPI standard guarantees
+};
+
+}  // namespace ringreduce
