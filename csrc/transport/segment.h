@@ -19,7 +19,8 @@ class Segment {
   // The creator's side. path() is what the other ranks pass to open().
   static Status create(Kind kind, size_t bytes, std::shared_ptr<Segment>* out);
   static Status open(const std::string& path, size_t bytes, std::shared_ptr<Segment>* out);
-  // Plain memory for ranks that are threads of one process (tests).
+  // Plain memory for ranks that are threads of one process (tests), zeroed as all segments
+  // are; null if there is no memory.
   static std::shared_ptr<Segment> in_process(size_t bytes);
 
   ~Segment();
