@@ -1,0 +1,49 @@
+// Alltoall with uneven splits: block d of this rank's input goes to rank d.
+//
+// First every rank learns how much it receives from whom: one step of the in-host channel
+// carries each rank's counts, one 8-byte message those between two ranks of different hosts.
+// Then the blocks move: inside the host through the staging slots, a piece for every local
+// rank in each step; between hosts each block is one direct message.
+#pragma once
+
+#include <vector>
+
+#include "collectives/machine.h"
+#include "collectives/output.h"
+
+namespace ringreduce {
+
+class Alltoall : public Machine {
+ public:
+  Alltoall(Channel* channel, const char* in, std::vector<int64_t> send_bytes, Output* output);
+
+  Status advance(bool* moved) override;
+  bool done() const override;
+  bool on_net() const override { return topology_.host_count() > 1; }
+  std::string where() const override;
+
+ private:
+  Status start();
+  Status exchange_counts(bool* moved);
+  Status start_blocks();
+  bool fill();
+  bool drain();
+  Status test_all(bool* all);
+  size_t pair_bytes(int from_local, int to_local) const { return local_bytes_[from_local * topology_.local_size() + to_local]; }
+
+  Channel* channel_;
+  const Topology& topology_;
+  const char* in_;
+  std::vector<int64_t> send_bytes_;
+  std::vector<size_t> send_offsets_, receive_offsets_;
+  Output* output_;
+  enum class Phase { kStart, kCounts, kBlocks } phase_ = Phase::kStart;
+  bool header_filled_ = false, header_drained_ = false, net_done_ = false;
+  std::vector<size_t> local_bytes_;  // [from local][to local]
+  std::vector<Request> requests_;    // all transfers between hosts of the phase
+  size_t piece_;
+  uint64_t header_step_, first_ = 0, steps_ = 0;
+  uint64_t filled_ = 0, drained_ = 0;
+};
+
+}  // namespace ringreduce

@@ -1,0 +1,43 @@
+// A collective in execution: a resumable state machine that never waits. The engine calls
+// advance() until done().
+#pragma once
+
+#include <string>
+
+#include "collectives/stream.h"
+#include "collectives/topology.h"
+#include "common/status.h"
+#include "transport/net.h"
+
+namespace ringreduce {
+
+// What a machine runs over: the ranks, their in-host channel, and the net between hosts with
+// a range of tags of its own.
+struct Channel {
+  const Topology* topology = nullptr;
+  Stream stream;
+  Net* net = nullptr;  // null where the set spans one host
+  int first_tag = 0;
+
+  static constexpr int kTags = 64;  // tags per channel
+  // Tags within a channel. Transfers of staging slot k use tag k.
+  static constexpr int kTreeUp = 32, kTreeDown = 33, kDirect = 34, kDirectHeader = 35;
+
+  int tag(int index) const { return first_tag + index; }
+  int world(int set_rank) const { return topology->world[set_rank]; }
+};
+
+class Machine {
+ public:
+  virtual ~Machine() = default;
+
+  // Does what can be done without waiting, in pieces small enough that a caller may look
+  // at other things in between. Sets *moved if anything was done.
+  virtual Status advance(bool* moved) = 0;
+  virtual bool done() const = 0;
+  // True while a transfer between hosts is in flight (somebody must poll the net).
+  virtual bool on_net() const { return false; }
+  virtual std::string where() const = 0;  // for hang reports
+};
+
+}  // namespace ringreduce
