@@ -30,10 +30,13 @@ class Net {
   virtual Status isend(int to, int tag, const void* data, size_t bytes, Request* request) = 0;
   virtual Status irecv(int from, int tag, void* data, size_t bytes, Request* request) = 0;
 
-  // Sets *done and clears the request when it has finished. An inactive request is done.
+  // Sets *done and clears the request when the transfer is over: finished, or failed if an
+  // error is returned. An inactive request is done.
   virtual Status test(Request* request, bool* done) = 0;
 
-  // Gives a receive up. Clears the request; the buffer is free afterwards.
+  // Gives a receive up. Clears the request; the buffer is free afterwards. A message that is
+  // arriving already is taken in and lost. A send cannot be taken back: cancel only forgets
+  // it, and its buffer must stay readable as long as the process uses the network.
   virtual void cancel(Request* request) = 0;
 
   static constexpr size_t kSplitBytes = size_t{1} << 30;
