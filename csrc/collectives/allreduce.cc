@@ -69,9 +69,12 @@ bool Allreduce::reduce_slice() {
     sources_.resize(n);
     for (int i = 0; i < n; ++i) sources_[i] = channel_->stream.slot(step, i) + own.range.begin;
     if (own.in) sources_[topology_.local()] = own.in;
-    void* targets[] = {mine, own.out};
-    ReduceArgs args{targets, own.in && one_host_ ? 2 : 1, sources_.data(), n,
-                    own.range.bytes() / info(dtype_).size, scale_};
+    // The slot, for the others; on one host, the result also goes straight to its place.
+    void* targets[2];
+    int count = 0;
+    if (n > 1 || !one_host_ || !own.in) targets[count++] = mine;
+    if (one_host_ && own.in) targets[count++] = own.out;
+    ReduceArgs args{targets, count, sources_.data(), n, own.range.bytes() / info(dtype_).size, scale_};
     if (!one_host_) args.scale.post = 1.0;  // applied once, by the last reduction between hosts
     reduce(dtype_, reduction_, args);
   }

@@ -1,0 +1,40 @@
+// One operation of this rank, from submission until nobody holds its handle any more.
+#pragma once
+
+#include <atomic>
+#include <memory>
+
+#include "collectives/output.h"
+#include "common/status.h"
+#include "engine/submission.h"
+
+namespace ringreduce {
+
+struct Op {
+  Submission submission;
+  Key key;
+  int set_id = 0;
+  int64_t submitted_ns = 0;
+  uint32_t entry = 0;     // in the table of its set, once posted
+  bool posted = false, decided = false;
+  Output output;
+  Status status;          // written before done
+  std::atomic<bool> done{false};
+
+  void finish(Status result) {
+    status = std::move(result);
+    done.store(true, std::memory_order_release);
+  }
+  bool is_done() const { return done.load(std::memory_order_acquire); }
+
+  // "allreduce 'loss'" or "allreduce (unnamed, number 12 of its process set)".
+  std::string title() const {
+    const std::string kind = kind_name(submission.kind);
+    if (!submission.name.empty()) return kind + " '" + submission.name + "'";
+    return kind + " (unnamed, number " + std::to_string(key.b) + " of process set " + std::to_string(set_id) + ")";
+  }
+};
+
+using OpRef = std::shared_ptr<Op>;
+
+}  // namespace ringreduce

@@ -1,0 +1,337 @@
+#include "engine/process_set.h"
+
+#include <algorithm>
+#include <map>
+
+#include "collectives/allgather.h"
+#include "collectives/allreduce.h"
+#include "collectives/alltoall.h"
+#include "collectives/broadcast.h"
+#include "collectives/reducescatter.h"
+#include "common/clock.h"
+
+namespace ringreduce {
+
+namespace {
+
+// A rank that shut down may still be named in decisions on their way: this long until
+// operations that wait for it fail.
+constexpr int64_t kGoneGraceNs = 500'000'000;
+// Fusing larger operations gains nothing: they fill several chunks by themselves.
+constexpr size_t kFuseBytes = 1 << 20;
+// Steps of a machine in one call, so that other sets and plans get their turn.
+constexpr int kStepsPerCall = 16;
+
+bool inlined(const Submission& s) {
+  return s.kind == Kind::kBarrier || (s.kind == Kind::kAllreduce && s.bytes() <= kInlineBytes);
+}
+
+std::string list(const std::vector<int>& ranks) {
+  std::string text = ranks.size() == 1 ? "rank " : "ranks ";
+  for (size_t i = 0; i < ranks.size(); ++i) text += (i ? ", " : "") + std::to_string(ranks[i]);
+  return text;
+}
+
+}  // namespace
+
+size_t ProcessSet::segment_bytes(int local_size, size_t chunk_bytes) {
+  return round_up(sizeof(SetHeader) + OpTable::bytes(local_size), 4096) + Stream::staging_bytes(local_size, chunk_bytes);
+}
+
+ProcessSet::ProcessSet(const SetConfig& config) : config_(config), by_entry_(kMaxPending) {
+  char* memory = config_.segment->data();
+  header_ = reinterpret_cast<SetHeader*>(memory);
+  if (!config_.bell) config_.bell = &header_->bell;
+  const int locals = topology().local_size();
+  table_ = OpTable(memory + sizeof(SetHeader), locals, topology().local(), config_.bell);
+  char* staging = memory + round_up(sizeof(SetHeader) + OpTable::bytes(locals), 4096);
+  channel_.topology = &config_.topology;
+  channel_.stream = Stream(&header_->stream, staging, locals, config_.chunk_bytes, config_.bell);
+  channel_.net = config_.net;
+  channel_.first_tag = config_.channel * Channel::kTags;
+  if (topology().host_count() > 1 && topology().leader())
+    tree_ = std::make_unique<HostTree>(channel_, config_.tree_arity, config_.fusion_bytes);
+}
+
+Status ProcessSet::submit(const OpRef& op) {
+  Submission& s = op->submission;
+  RR_TRY(validate(s, topology().size));
+  op->set_id = id();
+  op->key = make_key(s, unnamed_);
+  if (s.name.empty()) ++unnamed_;
+  if (!in_flight_.emplace(op->key, op).second)
+    return {Code::kInvalid, op->title() + " is in flight already; wait for it, or use another name"};
+  op->submitted_ns = now_ns();
+  bool posted = false;
+  if (deferred_.empty()) {
+    Status status = post(op, &posted);
+    if (!status.is_ok()) return in_flight_.erase(op->key), status;
+  }
+  if (!posted) deferred_.push_back(op);
+  return Status::ok();
+}
+
+Status ProcessSet::post(const OpRef& op, bool* posted) {
+  const Submission& s = op->submission;
+  Post post;
+  post.key = op->key;
+  post.signature = signature(s);
+  post.bytes = s.bytes();
+  post.inlined = inlined(s);
+  post.dtype = s.dtype;
+  post.reduction = s.reduction();
+  post.scale = s.scale(topology().size);
+  if (topology().host_count() > 1) post.scale.post = 1.0;  // applied by the root of the tree
+  char data[kInlineBytes];
+  if (post.inlined && post.bytes) {
+    Pieces(s.pieces).gather(0, post.bytes, data);
+    post.inline_data = data;
+    post.inline_bytes = post.bytes;
+  } else if (s.kind == Kind::kAllreduce && post.bytes <= kFuseBytes) {
+    Hasher fuse;
+    fuse.add(static_cast<uint64_t>(s.dtype)).add(s.op).add(Hasher().add_bytes(&s.prescale, 16).value());
+    post.fuse = fuse.value() | 1;
+  }
+  RR_TRY(table_.post(post, topology().host_count() > 1, posted, &op->entry));
+  if (*posted) {
+    op->posted = true;
+    by_entry_[op->entry] = op;
+  }
+  return Status::ok();
+}
+
+Status ProcessSet::advance(bool* moved) {
+  while (!deferred_.empty()) {
+    bool posted = false;
+    RR_TRY(post(deferred_.front(), &posted));
+    if (!posted) break;
+    deferred_.pop_front();
+    *moved = true;
+  }
+  if (tree_) RR_TRY(agree(moved));
+  RR_TRY(run_machine(moved));
+  while (!machine_) {
+    bool took = false;
+    RR_TRY(take_decision(&took));
+    if (!took) break;
+    *moved = true;
+  }
+  return in_flight_.empty() ? Status::ok() : take_gone();
+}
+
+// The leader's part: what is complete on this host goes up the tree, decisions come down.
+Status ProcessSet::agree(bool* moved) {
+  uint32_t index;
+  while (table_.next_complete(&index)) {
+    const OpRef& op = by_entry_[index];
+    const Submission& s = op->submission;
+    tree_->report(index, table_.entry(index), table_.result(index), {s.dtype, s.reduction(), s.scale(topology().size).post});
+    *moved = true;
+  }
+  for (int i = 0; i < topology().local_size(); ++i)
+    if (header_->gone[i].load(std::memory_order_acquire)) tree_->gone(channel_.world(topology().local_ranks()[i]));
+  RR_TRY(tree_->advance(moved));
+  HostTree::Decided decided;
+  while (tree_->next(&decided)) {
+    if (decided.verdict == Verdict::kInline)
+      std::copy_n(decided.result, table_.entry(decided.entry).inline_bytes, table_.result(decided.entry));
+    RR_TRY(table_.append(decided.entry, decided.verdict, decided.group));
+    *moved = true;
+  }
+  return Status::ok();
+}
+
+Status ProcessSet::run_machine(bool* moved) {
+  if (!machine_) return Status::ok();
+  for (int i = 0; i < kStepsPerCall && !machine_->done(); ++i) {
+    bool stepped = false;
+    RR_TRY(machine_->advance(&stepped).because(running_[0]->title()));
+    if (!stepped) break;
+    *moved = true;
+  }
+  if (!machine_->done()) return Status::ok();
+  machine_.reset();
+  finish_group();
+  *moved = true;
+  return Status::ok();
+}
+
+OpRef ProcessSet::take(uint32_t entry) {
+  OpRef op = std::move(by_entry_[entry]);
+  by_entry_[entry] = nullptr;
+  op->decided = true;
+  return op;
+}
+
+Status ProcessSet::take_decision(bool* moved) {
+  Decision* decision = table_.decision(position_);
+  if (!decision) return Status::ok();
+  *moved = true;
+  const uint32_t entry = decision->entry;
+  if (decision->verdict == Verdict::kRun) return start_group();
+  const OpRef op = take(entry);
+  ++position_;
+  if (decision->verdict == Verdict::kInline) {
+    const size_t bytes = op->submission.bytes();
+    if (bytes) Pieces(op->submission.pieces).scatter(0, bytes, table_.result(entry), false);
+    RR_TRY(table_.release(entry));
+    finish(op, Status::ok());
+    return Status::ok();
+  }
+  start_description(op);
+  return table_.release(entry);
+}
+
+Status ProcessSet::start_group() {
+  uint32_t count = 0;
+  RR_TRY(table_.group(position_, config_.fusion_bytes, &count));
+  running_.clear();
+  for (uint32_t i = 0; i < count; ++i) {
+    // The leader of a set that spans hosts appends a group one by one: wait for all of it.
+    if (!table_.decision(position_ + i)) return running_.clear(), Status::ok();
+  }
+  for (uint32_t i = 0; i < count; ++i, ++position_) {
+    const uint32_t entry = table_.decision(position_)->entry;
+    running_.push_back(take(entry));
+    RR_TRY(table_.release(entry));
+  }
+  if (running_.size() == 1) return start_single(running_[0]);
+  const Submission& first = running_[0]->submission;
+  Pieces pieces;
+  for (const OpRef& op : running_)
+    for (const Piece& piece : op->submission.pieces) pieces.append(piece);
+  machine_ = std::make_unique<Allreduce>(&channel_, std::move(pieces), first.dtype, first.reduction(), first.scale(topology().size));
+  return Status::ok();
+}
+
+// The one place that knows which machine executes what.
+Status ProcessSet::start_single(const OpRef& op) {
+  const Submission& s = op->submission;
+  const Scale scale = s.scale(topology().size);
+  const Piece piece = s.pieces.empty() ? Piece{} : s.pieces[0];
+  switch (s.kind) {
+    case Kind::kAllreduce:
+      machine_ = std::make_unique<Allreduce>(&channel_, Pieces(s.pieces), s.dtype, s.reduction(), scale);
+      break;
+    case Kind::kBroadcast:
+      machine_ = std::make_unique<Broadcast>(&channel_, piece.in, piece.out, piece.bytes, s.root);
+      break;
+    case Kind::kAllgather:
+      machine_ = std::make_unique<Allgather>(&channel_, piece.in, piece.bytes, &op->output);
+      break;
+    case Kind::kReducescatter:
+      machine_ = std::make_unique<Reducescatter>(&channel_, piece.in, piece.out, s.counts, s.dtype, s.reduction(), scale);
+      break;
+    case Kind::kAlltoall:
+      machine_ = std::make_unique<Alltoall>(&channel_, piece.in, s.counts, &op->output);
+      break;
+    case Kind::kBarrier: break;  // always inline
+  }
+  return Status::ok();
+}
+
+// Ranks disagree: instead of the operation, all exchange what they submitted.
+void ProcessSet::start_description(const OpRef& op) {
+  running_ = {op};
+  describing_ = true;
+  description_ = describe(op->submission);
+  descriptions_ = Output();
+  machine_ = std::make_unique<Allgather>(&channel_, description_.data(), description_.size(), &descriptions_);
+}
+
+Status ProcessSet::mismatch() const {
+  std::map<std::string, std::vector<int>> who;
+  const char* at = descriptions_.data.get();
+  for (int rank = 0; rank < topology().size; ++rank) {
+    const auto bytes = static_cast<size_t>(descriptions_.counts[rank]);
+    who[std::string(at, bytes)].push_back(channel_.world(rank));
+    at += bytes;
+  }
+  std::string text = "the ranks disagree about " + running_[0]->title() + ":";
+  for (const auto& [what, ranks] : who) text += "\n  " + list(ranks) + " submitted " + what;
+  return {Code::kMismatch, text};
+}
+
+void ProcessSet::finish_group() {
+  const Status status = describing_ ? mismatch() : Status::ok();
+  describing_ = false;
+  std::vector<OpRef> group = std::move(running_);
+  running_.clear();
+  for (const OpRef& op : group) finish(op, status);
+}
+
+void ProcessSet::finish(const OpRef& op, Status status) {
+  in_flight_.erase(op->key);
+  op->finish(std::move(status));
+}
+
+void ProcessSet::fail(const Status& status) {
+  machine_.reset();
+  running_.clear();
+  describing_ = false;
+  deferred_.clear();
+  auto all = std::move(in_flight_);
+  in_flight_.clear();
+  for (auto& [key, op] : all) op->finish(status);
+}
+
+void ProcessSet::say_gone() {
+  header_->gone[topology().local()].store(1, std::memory_order_release);
+  if (tree_) tree_->gone(channel_.world(topology().rank));
+  config_.bell->ring();
+}
+
+std::vector<int> ProcessSet::gone_ranks() const {
+  std::vector<int> ranks = tree_ ? tree_->gone_ranks() : std::vector<int>();
+  for (int i = 0; i < topology().local_size(); ++i) {
+    const int rank = channel_.world(topology().local_ranks()[i]);
+    if (header_->gone[i].load(std::memory_order_acquire) && std::find(ranks.begin(), ranks.end(), rank) == ranks.end())
+      ranks.push_back(rank);
+  }
+  std::sort(ranks.begin(), ranks.end());
+  return ranks;
+}
+
+Status ProcessSet::take_gone() {
+  const std::vector<int> gone = gone_ranks();
+  if (gone.empty()) return Status::ok();
+  if (!gone_since_ns_) gone_since_ns_ = now_ns();
+  if (now_ns() - gone_since_ns_ < kGoneGraceNs) return Status::ok();
+  std::vector<OpRef> lost;
+  for (auto& [key, op] : in_flight_)
+    if (!op->decided) lost.push_back(op);
+  for (const OpRef& op : lost) {
+    if (op->posted) by_entry_[op->entry] = nullptr;
+    finish(op, {Code::kPeerLost, op->title() + " cannot complete: " + list(gone) + " has shut down"});
+  }
+  return Status::ok();
+}
+
+std::string ProcessSet::missing(const Op& op) const {
+  if (op.decided || !op.posted) return "";
+  std::vector<int> ranks;
+  for (int i = 0; i < topology().local_size(); ++i)
+    if (!table_.has_posted(op.entry, i)) ranks.push_back(channel_.world(topology().local_ranks()[i]));
+  std::string text;
+  if (!ranks.empty()) text = list(ranks) + (ranks.size() == 1 ? " has" : " have") + " not submitted it";
+  const std::string hosts = tree_ ? tree_->missing(op.key) : "";
+  if (!hosts.empty()) text += (text.empty() ? "" : "; ") + ("ranks on hosts " + hosts + " of the set (or below) have not submitted it");
+  if (text.empty() && topology().host_count() > 1) text = "ranks on another host have not submitted it";
+  return text;
+}
+
+std::string ProcessSet::state(int64_t now) const {
+  std::string text = "process set " + std::to_string(id()) + " of " + std::to_string(topology().size) + " ranks: " +
+                     std::to_string(in_flight_.size()) + " in flight, " + std::to_string(position_) + " decisions taken\n";
+  int shown = 0;
+  for (const auto& [key, op] : in_flight_) {
+    if (++shown > 20) break;
+    const std::string why = missing(*op);
+    text += "  " + op->title() + ", " + std::to_string((now - op->submitted_ns) / 1000000) + " ms: " +
+            (op->decided ? "decided" : why.empty() ? "waiting" : why) + "\n";
+  }
+  if (machine_) text += "  running " + running_[0]->title() + ": " + machine_->where() + "\n";
+  return text;
+}
+
+}  // namespace ringreduce

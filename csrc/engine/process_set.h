@@ -1,0 +1,96 @@
+// The operations of one process set on this rank: from submission through agreement (the
+// table of the host, the tree of hosts) to execution, one machine at a time, in the order of
+// the decision log.
+#pragma once
+
+#include <deque>
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "collectives/machine.h"
+#include "engine/host_tree.h"
+#include "engine/op.h"
+#include "engine/op_table.h"
+#include "transport/segment.h"
+
+namespace ringreduce {
+
+// At the start of a set's segment on each host.
+struct alignas(64) SetHeader {
+  Bell bell;                                // the world's is the bell of the host
+  std::atomic<uint32_t> gone[kMaxLocal];    // by local index: this rank has shut down
+  StreamState stream;
+};
+
+struct SetConfig {
+  int id = 0;
+  Topology topology;
+  std::shared_ptr<Segment> segment;
+  Net* net = nullptr;
+  Bell* bell = nullptr;   // of the host; null: this set's own (the world)
+  int channel = 0;
+  size_t chunk_bytes = 0, fusion_bytes = 0;
+  int tree_arity = 8;
+};
+
+class ProcessSet {
+ public:
+  static size_t segment_bytes(int local_size, size_t chunk_bytes);
+  explicit ProcessSet(const SetConfig& config);
+
+  Status submit(const OpRef& op);
+  Status advance(bool* moved);
+
+  int id() const { return config_.id; }
+  const Topology& topology() const { return config_.topology; }
+  Bell* bell() const { return config_.bell; }
+  Net* net() const { return config_.net; }
+  bool idle() const { return in_flight_.empty() && !machine_; }
+  // Decided operations that this rank has not finished: its peers rely on it.
+  bool committed() const { return machine_ || table_.decision(position_) || (tree_ && tree_->sending()); }
+  // A message may arrive that only polling shows.
+  bool on_net() const { return (machine_ && machine_->on_net()) || (tree_ && (!in_flight_.empty() || tree_->sending())); }
+
+  void fail(const Status& status);             // everything in flight
+  void say_gone();                             // this rank is about to shut down
+  std::vector<int> gone_ranks() const;         // world ranks known to have shut down
+  std::string missing(const Op& op) const;     // who has not submitted it
+  std::string state(int64_t now) const;
+
+ private:
+  Status post(const OpRef& op, bool* posted);
+  Status agree(bool* moved);
+  Status run_machine(bool* moved);
+  Status take_decision(bool* moved);
+  Status start_group();
+  Status start_single(const OpRef& op);
+  void start_description(const OpRef& op);
+  OpRef take(uint32_t entry);
+  void finish(const OpRef& op, Status status);
+  void finish_group();
+  Status mismatch() const;
+  Status take_gone();
+
+  SetConfig config_;
+  SetHeader* header_;
+  OpTable table_;
+  Channel channel_;
+  std::unique_ptr<HostTree> tree_;   // leaders of sets that span hosts
+
+  uint64_t unnamed_ = 0;
+  std::unordered_map<Key, OpRef, KeyHash> in_flight_;
+  std::deque<OpRef> deferred_;       // the table was full
+  std::vector<OpRef> by_entry_;
+  uint64_t position_ = 0;            // in the decision log
+
+  std::unique_ptr<Machine> machine_;
+  std::vector<OpRef> running_;       // the group that machine_ executes
+  bool describing_ = false;          // machine_ gathers descriptions: ranks disagree
+  std::string description_;
+  Output descriptions_;
+  int64_t gone_since_ns_ = 0;
+};
+
+}  // namespace ringreduce
