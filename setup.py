@@ -44,6 +44,16 @@ def compiler() -> str:
     raise SystemExit("ringreduce: no C++ compiler found; install g++ (Debian: apt-get install g++) or set CXX")
 
 
+def check_headers(cxx: str) -> None:
+    """Ends the build with one clear line where Python's own headers are missing."""
+    probe = [cxx, "-E", "-x", "c++", "-I", sysconfig.get_path("include"), "-", "-o", os.devnull]
+    if subprocess.run(probe, input="#include <Python.h>", stderr=subprocess.DEVNULL, text=True).returncode:
+        raise SystemExit(
+            f"ringreduce: Python.h is not in {sysconfig.get_path('include')}; install Python's headers "
+            "(Debian: apt-get install python3-dev) or name their directory in CPATH"
+        )
+
+
 def core_sources() -> list[Path]:
     """The core's sources, relative to the root; csrc/gpu is a library of its own."""
     found = (path.relative_to(ROOT) for path in ROOT.glob("csrc/**/*.cc"))
@@ -56,7 +66,7 @@ def compile_command(source: Path) -> tuple[list[str], list[str]]:
     Includes outside this repository pass as -isystem: no warnings from there, and their paths,
     which differ from one isolated pip build to the next, stay out of the dependency files.
     """
-    flags, includes = list(FLAGS), ["-I", str(ROOT / "csrc")]
+    flags, includes = list(FLAGS), ["-I", "csrc"]
     of_nanobind = source.is_relative_to(NANOBIND)
     if of_nanobind or source.parts[1] == "bindings":
         flags += PYTHON_FLAGS
@@ -106,6 +116,7 @@ class BuildCore(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         cxx = compiler()
+        check_headers(cxx)
         with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
             # nanobind first: it takes longest.
             sources = [NANOBIND / "nb_combined.cpp", *core_sources()]

