@@ -12,7 +12,6 @@
 #include <vector>
 
 #include "common/clock.h"
-#include "transport/mpi_abi.h"
 
 namespace ringreduce {
 namespace {
@@ -143,6 +142,7 @@ class MpiNet final : public Net {
     char text[kMpiMaxErrorString] = "";
     int length = 0;
     if (api_.error_string(code, text, &length) != 0) std::snprintf(text, sizeof(text), "error %d", code);
+    std::replace(text, text + std::strlen(text), '\n', ' ');  // MPICH writes its stack of calls
     return Status(Code::kSystem, std::string(function) + ": " + text)
         .because((transfer.is_send ? "cannot send " : "cannot receive ") + std::to_string(transfer.bytes) + " bytes " +
                  (transfer.is_send ? "to" : "from") + " rank " + std::to_string(transfer.peer) + ", tag " +
@@ -162,11 +162,19 @@ Status make(const MpiLibrary& library, uintptr_t comm_address, size_t split_byte
   RR_TRY(load_mpi_api(library, &api));
   Handle comm;
   std::memcpy(&comm, reinterpret_cast<const void*>(comm_address), sizeof(comm));
-  *out = std::make_unique<MpiNet<Handle>>(api, comm, split_bytes);
+  *out = mpi_net_over(api, comm, split_bytes);
   return Status::ok();
 }
 
 }  // namespace
+
+template <class Handle>
+std::unique_ptr<Net> mpi_net_over(const MpiApi<Handle>& api, Handle comm, size_t split_bytes) {
+  return std::make_unique<MpiNet<Handle>>(api, comm, split_bytes);
+}
+
+template std::unique_ptr<Net> mpi_net_over(const MpiApi<int>&, int, size_t);
+template std::unique_ptr<Net> mpi_net_over(const MpiApi<void*>&, void*, size_t);
 
 Status make_mpi_net(uintptr_t comm_address, std::unique_ptr<Net>* out, size_t split_bytes) {
   MpiLibrary library;

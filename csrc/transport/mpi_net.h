@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 
+#include "transport/mpi_abi.h"
 #include "transport/net.h"
 
 namespace ringreduce {
@@ -16,5 +17,9 @@ namespace ringreduce {
 // in pieces of at most that; it must be the same on all ranks and fit in an int.
 // kUnsupported where MPI's thread level is too low, kSystem where there is no MPI.
 Status make_mpi_net(uintptr_t comm_address, std::unique_ptr<Net>* out, size_t split_bytes = Net::kSplitBytes);
+
+// The same over a given table of functions. For Handle = int and void*.
+template <class Handle>
+std::unique_ptr<Net> mpi_net_over(const MpiApi<Handle>& api, Handle comm, size_t split_bytes);
 
 }  // namespace ringreduce
