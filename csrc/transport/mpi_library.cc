@@ -26,17 +26,15 @@ bool has_mpi_name(const char* path) {
   return std::strncmp(name, "libmpi", 6) == 0 || std::strncmp(name, "libpmpi", 7) == 0;
 }
 
-std::vector<std::string> candidates() {
-  std::vector<std::string> paths;
+void list_candidates(std::vector<std::string>* paths) {
   // Only collects: the loader's lock is held, so nothing may be opened here.
   dl_iterate_phdr(
       [](dl_phdr_info* info, size_t, void* list) {
-        if (has_mpi_name(info->dlpi_name)) static_cast<std::vector<std::string>*>(list)->push_back(info->dlpi_name);
+        if (has_mpi_name(info->dlpi_name)) static_cast<std::vector<std::string>*>(list)->emplace_back(info->dlpi_name);
         return 0;
       },
-      &paths);
-  paths.push_back("");  // last, the program itself and what it shows to all
-  return paths;
+      paths);
+  paths->emplace_back();  // last, the program itself and what it shows to all
 }
 
 bool says_yes(void* library, const char* question) {
@@ -87,7 +85,9 @@ Status load_functions(const MpiLibrary& library, MpiApi<Handle>* api) {
 
 Status find_mpi(MpiLibrary* out) {
   bool finalized = false;
-  for (const std::string& path : candidates()) {
+  std::vector<std::string> paths;
+  list_candidates(&paths);
+  for (const std::string& path : paths) {
     void* handle = dlopen(path.empty() ? nullptr : path.c_str(), RTLD_NOLOAD | RTLD_NOW);
     if (!handle) continue;
     if (says_yes(handle, "MPI_Initialized")) {
