@@ -1,0 +1,178 @@
+"""One rank's side of a test job: runs pytest and tells the runner, line by line, where it stands.
+
+    mpirun -np 4 python tests/runner/rank.py DIRECTORY [pytest arguments]
+
+Rank R leaves in DIRECTORY:
+    R.events   one JSON object a line: hello, collected, start, result, done (see Events)
+    R.log      what the rank printed, pytest's own report included
+    R.stacks   Python stacks, written on SIGUSR1 or when the process crashes
+    R.state    what the engine is waiting for, written on SIGUSR2
+Tests named in DIRECTORY/finished have been run by an earlier job and are left out.
+
+A rank that fails a test looks whether its peers come to the end of the same test. If they do,
+the job goes on; if they don't, they wait for what this rank will not send, and it ends the job.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+GRACE = 5.0  # seconds that the peers of a rank that failed have to finish the same test
+
+
+def launcher_rank() -> int:
+    """This process's rank as its launcher says (0 without one), known before MPI is started."""
+    for name in ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK"):
+        if name in os.environ:
+            return int(os.environ[name])
+    return 0
+
+
+def launcher_size() -> int:
+    """The number of ranks as the launcher says, 1 without one."""
+    for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
+        if name in os.environ:
+            return int(os.environ[name])
+    return 1
+
+
+def read_events(directory: Path, rank: int) -> list[dict[str, Any]]:
+    """The events that a rank has written completely so far."""
+    try:
+        text = (directory / f"{rank}.events").read_text()
+    except FileNotFoundError:
+        return []
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+class Reporter:
+    """The pytest plugin that writes the events."""
+
+    def __init__(self, directory: Path, rank: int, size: int) -> None:
+        self.directory, self.rank, self.size = directory, rank, size
+        self.file = (directory / f"{rank}.events").open("a")
+        finished = directory / "finished"
+        self.finished = set(finished.read_text().splitlines()) if finished.exists() else set()
+        self.outcome, self.text, self.began = "passed", "", 0.0
+
+    def event(self, kind: str, **fields: Any) -> None:
+        self.file.write(json.dumps({"event": kind, "time": time.time(), **fields}) + "\n")
+        self.file.flush()
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        items[:] = [item for item in items if item.nodeid not in self.finished]
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        self.event("collected", tests=[item.nodeid for item in session.items])
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.outcome != "passed":
+            text = skip_reason(report) if report.skipped else report.longreprtext
+            self.event("start", test=report.nodeid)
+            self.event("result", test=report.nodeid, outcome=report.outcome, text=text, seconds=0.0)
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self.outcome, self.text, self.began = "passed", "", time.monotonic()
+        self.event("start", test=nodeid)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            captured = "".join(f"\n--- {title} ---\n{text}" for title, text in report.sections if text.strip())
+            self.outcome, self.text = "failed", self.text + report.longreprtext + captured
+        elif report.skipped and self.outcome == "passed":
+            self.outcome, self.text = "skipped", skip_reason(report)
+
+    def pytest_runtest_logfinish(self, nodeid: str) -> None:
+        seconds = time.monotonic() - self.began
+        self.event("result", test=nodeid, outcome=self.outcome, text=self.text, seconds=seconds)
+        if self.outcome == "failed" and not self.peers_finish(nodeid):
+            end_job()
+
+    def pytest_sessionfinish(self) -> None:
+        self.event("done")
+
+    def peers_finish(self, nodeid: str) -> bool:
+        """Whether all ranks come to the end of the test within the grace period."""
+        peers = set(range(self.size)) - {self.rank}
+        deadline = time.monotonic() + GRACE
+        while peers and time.monotonic() < deadline:
+            peers = {peer for peer in peers if not has_result(self.directory, peer, nodeid)}
+            time.sleep(0.05)
+        return not peers
+
+
+def has_result(directory: Path, rank: int, nodeid: str) -> bool:
+    return any(event["event"] == "result" and event["test"] == nodeid for event in read_events(directory, rank))
+
+
+def skip_reason(report: pytest.TestReport | pytest.CollectReport) -> str:
+    if hasattr(report, "wasxfail"):
+        return f"expected to fail: {report.wasxfail}"
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    return reason.removeprefix("Skipped: ")
+
+
+def end_job() -> None:
+    """Ends all ranks of the job; its launcher sees to that once this one aborts."""
+    sys.stdout.flush()
+    mpi = sys.modules.get("mpi4py.MPI")
+    if mpi is not None and mpi.Is_initialized() and not mpi.Is_finalized():
+        mpi.COMM_WORLD.Abort(1)
+    os._exit(1)
+
+
+def describe_on_signal(path: Path) -> None:
+    """Writes the engine's state to `path` on SIGUSR2, also while the main thread waits in C.
+
+    Python runs signal handlers in the main thread only; but the signal's number arrives in the
+    wakeup socket at once, where a thread waits for it.
+    """
+    receiver, sender = socket.socketpair()
+    sender.setblocking(False)
+    signal.signal(signal.SIGUSR2, lambda number, frame: None)
+    signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
+
+    def serve() -> None:
+        while receiver.recv(1):
+            state = sys.modules.get("ringreduce._state")
+            describe = getattr(state, "describe", None)
+            try:
+                text = describe() if describe else "ringreduce is not loaded"
+            except Exception as error:
+                text = f"no description: {error!r}"
+            path.write_text(f"{text}\n")
+
+    threading.Thread(target=serve, name="describe", daemon=True).start()
+
+
+def main() -> int:
+    directory, arguments = Path(sys.argv[1]), sys.argv[2:]
+    rank, size = launcher_rank(), launcher_size()
+    log = (directory / f"{rank}.log").open("a")
+    sys.stdout.flush()
+    os.dup2(log.fileno(), 1)
+    os.dup2(log.fileno(), 2)
+
+    stacks = (directory / f"{rank}.stacks").open("a")
+    faulthandler.enable(stacks)
+    faulthandler.register(signal.SIGUSR1, stacks, all_threads=True)
+    describe_on_signal(directory / f"{rank}.state")
+
+    reporter = Reporter(directory, rank, size)
+    reporter.event("hello", pid=os.getpid(), size=size)
+    return int(pytest.main(["-q", "-o", "faulthandler_timeout=0", "-p", "no:faulthandler", *arguments], plugins=[reporter]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
