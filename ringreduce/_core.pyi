@@ -48,6 +48,7 @@ class Engine:
         mpi_comm: int,  # mpi4py.MPI._addressof(duplicated communicator); 0 where size == 1 or one host only
         oversubscribed: bool,  # more ranks than cores on some host: never spin
         peer_pids: list[int],  # pid of every local rank in local order, [] where unknown
+        spare_cores: bool = False,  # each local rank has at least two cores to itself: the background thread reduces buckets
     ) -> None: ...
     def close(self, timeout: float) -> None: ...  # fails what is outstanding; idempotent
 
@@ -74,6 +75,7 @@ class Engine:
                       shape: tuple[int, ...], dtype: int, op: int, prescale: float, postscale: float) -> Op: ...
     def alltoall(self, set_id: int, name: str | None, input: int, send_counts: list[int], shape: tuple[int, ...], dtype: int) -> Op: ...
     def barrier(self, set_id: int) -> Op: ...
+    def next_channel(self) -> int: ...  # the lowest channel number free on this rank; a plan needs one that is free on all its ranks (the maximum)
 
     def state(self) -> str: ...  # multi-line: what is pending, since when, who is missing (for hang reports)
 
@@ -86,7 +88,7 @@ class Plan:
     @staticmethod
     def segment_bytes(local_size: int, buckets: list[tuple[int, int]]) -> int: ...  # (elements, dtype code)
     def __init__(self, engine: Engine, set_id: int, buckets: list[tuple[int, int]], op: int,
-                 prescale: float, postscale: float, segment: Segment) -> None: ...
+                 prescale: float, postscale: float, segment: Segment, channel: int) -> None: ...
     def buffer(self, bucket: int) -> memoryview_like: ...  # this rank's bucket: uint8[nbytes] in the arena, for torch.from_dlpack
     def launch(self, bucket: int) -> None: ...  # buckets in order 0, 1, ... within a step; returns at once, makes a little progress
     def wait(self, bucket: int) -> None: ...  # until this bucket's last launch is complete on this rank; raises RingreduceError

@@ -32,6 +32,7 @@ class [[nodiscard]] Status {
 
   // The same failure seen from one level up: `message` is put before what happened below.
   Status because(std::string message) const {
+    if (is_ok()) return *this;
     Status outer(code(), std::move(message));
     outer.node_->cause = node_;
     return outer;

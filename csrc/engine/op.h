@@ -16,7 +16,7 @@ struct Op {
   int set_id = 0;
   int64_t submitted_ns = 0;
   uint32_t entry = 0;     // in the table of its set, once posted
-  bool posted = false, decided = false;
+  bool posted = false, decided = false, warned = false;
   Output output;
   Status status;          // written before done
   std::atomic<bool> done{false};

@@ -9,6 +9,7 @@
 #include "collectives/broadcast.h"
 #include "collectives/reducescatter.h"
 #include "common/clock.h"
+#include "common/log.h"
 
 namespace ringreduce {
 
@@ -89,7 +90,8 @@ Status ProcessSet::post(const OpRef& op, bool* posted) {
     post.inline_bytes = post.bytes;
   } else if (s.kind == Kind::kAllreduce && post.bytes <= kFuseBytes) {
     Hasher fuse;
-    fuse.add(static_cast<uint64_t>(s.dtype)).add(s.op).add(Hasher().add_bytes(&s.prescale, 16).value());
+    fuse.add(static_cast<uint64_t>(s.dtype)).add(s.op);
+    fuse.add_bytes(&s.prescale, sizeof s.prescale).add_bytes(&s.postscale, sizeof s.postscale);
     post.fuse = fuse.value() | 1;
   }
   RR_TRY(table_.post(post, topology().host_count() > 1, posted, &op->entry));
@@ -131,6 +133,7 @@ Status ProcessSet::agree(bool* moved) {
   for (int i = 0; i < topology().local_size(); ++i)
     if (header_->gone[i].load(std::memory_order_acquire)) tree_->gone(channel_.world(topology().local_ranks()[i]));
   RR_TRY(tree_->advance(moved));
+  for (int rank : tree_->gone_ranks()) header_->gone_elsewhere.store(rank + 1, std::memory_order_release);
   HostTree::Decided decided;
   while (tree_->next(&decided)) {
     if (decided.verdict == Verdict::kInline)
@@ -145,7 +148,8 @@ Status ProcessSet::run_machine(bool* moved) {
   if (!machine_) return Status::ok();
   for (int i = 0; i < kStepsPerCall && !machine_->done(); ++i) {
     bool stepped = false;
-    RR_TRY(machine_->advance(&stepped).because(running_[0]->title()));
+    const Status status = machine_->advance(&stepped);
+    if (!status.is_ok()) return status.because(running_[0]->title());
     if (!stepped) break;
     *moved = true;
   }
@@ -156,11 +160,13 @@ Status ProcessSet::run_machine(bool* moved) {
   return Status::ok();
 }
 
-OpRef ProcessSet::take(uint32_t entry) {
-  OpRef op = std::move(by_entry_[entry]);
+Status ProcessSet::take(uint32_t entry, OpRef* op) {
+  *op = std::move(by_entry_[entry]);
   by_entry_[entry] = nullptr;
-  op->decided = true;
-  return op;
+  // Given up when a peer shut down, and decided all the same: the peers will run it without us.
+  if (!*op) return {Code::kPeerLost, "an operation was agreed on after this rank had given it up"};
+  (*op)->decided = true;
+  return Status::ok();
 }
 
 Status ProcessSet::take_decision(bool* moved) {
@@ -169,7 +175,8 @@ Status ProcessSet::take_decision(bool* moved) {
   *moved = true;
   const uint32_t entry = decision->entry;
   if (decision->verdict == Verdict::kRun) return start_group();
-  const OpRef op = take(entry);
+  OpRef op;
+  RR_TRY(take(entry, &op));
   ++position_;
   if (decision->verdict == Verdict::kInline) {
     const size_t bytes = op->submission.bytes();
@@ -192,7 +199,8 @@ Status ProcessSet::start_group() {
   }
   for (uint32_t i = 0; i < count; ++i, ++position_) {
     const uint32_t entry = table_.decision(position_)->entry;
-    running_.push_back(take(entry));
+    running_.emplace_back();
+    RR_TRY(take(entry, &running_.back()));
     RR_TRY(table_.release(entry));
   }
   if (running_.size() == 1) return start_single(running_[0]);
@@ -266,6 +274,8 @@ void ProcessSet::finish(const OpRef& op, Status status) {
 }
 
 void ProcessSet::fail(const Status& status) {
+  // Transfers in flight still refer to a machine's buffers: better leaked than freed.
+  if (machine_ && machine_->on_net()) machine_.release();
   machine_.reset();
   running_.clear();
   describing_ = false;
@@ -282,7 +292,8 @@ void ProcessSet::say_gone() {
 }
 
 std::vector<int> ProcessSet::gone_ranks() const {
-  std::vector<int> ranks = tree_ ? tree_->gone_ranks() : std::vector<int>();
+  std::vector<int> ranks;
+  if (const uint32_t rank = header_->gone_elsewhere.load(std::memory_order_acquire)) ranks.push_back(rank - 1);
   for (int i = 0; i < topology().local_size(); ++i) {
     const int rank = channel_.world(topology().local_ranks()[i]);
     if (header_->gone[i].load(std::memory_order_acquire) && std::find(ranks.begin(), ranks.end(), rank) == ranks.end())
@@ -318,6 +329,16 @@ std::string ProcessSet::missing(const Op& op) const {
   if (!hosts.empty()) text += (text.empty() ? "" : "; ") + ("ranks on hosts " + hosts + " of the set (or below) have not submitted it");
   if (text.empty() && topology().host_count() > 1) text = "ranks on another host have not submitted it";
   return text;
+}
+
+void ProcessSet::warn_of_stalls(int64_t now, int64_t after_ns) {
+  for (auto& [key, op] : in_flight_) {
+    if (op->warned || now - op->submitted_ns < after_ns) continue;
+    op->warned = true;
+    const std::string why = missing(*op);
+    log(kWarning, op->title() + " has waited for " + std::to_string((now - op->submitted_ns) / 1'000'000'000) + " s" +
+                      (why.empty() ? "" : ": " + why));
+  }
 }
 
 std::string ProcessSet::state(int64_t now) const {

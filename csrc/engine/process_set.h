@@ -21,6 +21,7 @@ namespace ringreduce {
 struct alignas(64) SetHeader {
   Bell bell;                                // the world's is the bell of the host
   std::atomic<uint32_t> gone[kMaxLocal];    // by local index: this rank has shut down
+  std::atomic<uint32_t> gone_elsewhere;     // world rank + 1 of one on another host
   StreamState stream;
 };
 
@@ -58,6 +59,7 @@ class ProcessSet {
   std::vector<int> gone_ranks() const;         // world ranks known to have shut down
   std::string missing(const Op& op) const;     // who has not submitted it
   std::string state(int64_t now) const;
+  void warn_of_stalls(int64_t now, int64_t after_ns);  // once for each operation
 
  private:
   Status post(const OpRef& op, bool* posted);
@@ -67,7 +69,7 @@ class ProcessSet {
   Status start_group();
   Status start_single(const OpRef& op);
   void start_description(const OpRef& op);
-  OpRef take(uint32_t entry);
+  Status take(uint32_t entry, OpRef* op);
   void finish(const OpRef& op, Status status);
   void finish_group();
   Status mismatch() const;

@@ -1,0 +1,329 @@
+// The Python module ringreduce._core. Converts arguments, releases the GIL, calls, and turns a
+// Status into an exception; no logic. ringreduce/_core.pyi is its documentation.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <pthread.h>
+
+#include <atomic>
+
+#include "common/log.h"
+#include "engine/engine.h"
+#include "transport/mpi_net.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace ringreduce {
+namespace {
+
+// What bindings throw for a Status; translated to RingreduceError unless the caller is at fault.
+struct CoreError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+std::atomic<int> fork_count{0};
+
+void raise_if(const Status& status) {
+  if (status.is_ok()) return;
+  if (status.code() == Code::kInvalid || status.code() == Code::kUnsupported) throw nb::value_error(status.text().c_str());
+  throw CoreError(status.text());
+}
+
+// An engine does not survive a fork: its thread and its place in the table are the parent's.
+class PyEngine {
+ public:
+  PyEngine(EngineConfig config) : engine_(new Engine(std::move(config))), born_(fork_count.load()) {}
+  ~PyEngine() {
+    if (born_ != fork_count.load()) (void)engine_.release();  // not ours to end
+  }
+  Engine& get() {
+    if (born_ != fork_count.load())
+      throw CoreError("this process was forked from a rank of the job; only the rank itself can communicate "
+                      "(start other processes with the 'spawn' method, or keep ringreduce out of them)");
+    return *engine_;
+  }
+
+ private:
+  std::unique_ptr<Engine> engine_;
+  int born_;
+};
+
+// Waits in slices, so that Ctrl-C works.
+template <typename Wait>
+void wait_with_signals(Wait wait) {
+  constexpr double kSliceS = 0.1;
+  for (bool done = false; !done;) {
+    Status status;
+    {
+      nb::gil_scoped_release release;
+      status = wait(kSliceS, &done);
+    }
+    raise_if(status);
+    if (!done && PyErr_CheckSignals()) throw nb::python_error();
+  }
+}
+
+struct PyOp {
+  PyEngine* engine;
+  OpRef op;
+};
+
+void append_shape(nb::handle shape, std::vector<int64_t>* to) {
+  for (nb::handle extent : nb::borrow<nb::tuple>(shape)) to->push_back(nb::cast<int64_t>(extent));
+}
+
+const char* address(size_t value) { return reinterpret_cast<const char*>(value); }
+char* writable(size_t value) { return reinterpret_cast<char*>(value); }
+
+Submission make_submission(Kind kind, const std::optional<std::string>& name, int dtype) {
+  if (dtype < 0 || dtype >= kDTypeCount) throw nb::value_error("dtype code out of range");
+  Submission s;
+  s.kind = kind;
+  s.dtype = static_cast<DType>(dtype);
+  if (name) s.name = *name;
+  return s;
+}
+
+PyOp submit(PyEngine& engine, int set_id, Submission submission) {
+  PyOp result{&engine, nullptr};
+  Engine& target = engine.get();
+  Status status;
+  {
+    nb::gil_scoped_release release;
+    status = target.submit(set_id, std::move(submission), true, &result.op);
+  }
+  raise_if(status);
+  return result;
+}
+
+std::vector<int64_t> in_bytes(const std::vector<int64_t>& counts, DType dtype) {
+  std::vector<int64_t> bytes(counts);
+  for (int64_t& count : bytes) count *= static_cast<int64_t>(info(dtype).size);
+  return bytes;
+}
+
+using Bytes = nb::ndarray<uint8_t, nb::ndim<1>, nb::device::cpu, nb::c_contig>;
+
+template <typename Owner>
+Bytes view(char* data, size_t bytes, std::shared_ptr<Owner> owner) {
+  auto* keep = new std::shared_ptr<Owner>(std::move(owner));
+  nb::capsule capsule(keep, [](void* p) noexcept { delete static_cast<std::shared_ptr<Owner>*>(p); });
+  return Bytes(data, {bytes}, capsule);
+}
+
+struct PyPlan {
+  PyEngine* engine;
+  std::shared_ptr<Plan> plan;
+  std::shared_ptr<Segment> segment;
+};
+
+std::vector<BucketSpec> specs(const std::vector<std::pair<size_t, int>>& buckets) {
+  std::vector<BucketSpec> out;
+  for (const auto& [count, dtype] : buckets) out.push_back({count, static_cast<DType>(dtype)});
+  return out;
+}
+
+void bind_segment(nb::module_& m) {
+  nb::class_<Segment>(m, "Segment")
+      .def_static("create", [](const std::string& kind, size_t bytes) {
+        std::shared_ptr<Segment> segment;
+        raise_if(Segment::create(kind == "posix" ? Segment::Kind::kPosix : Segment::Kind::kMemfd, bytes, &segment));
+        return segment;
+      }, "kind"_a, "nbytes"_a)
+      .def_static("open", [](const std::string& path, size_t bytes) {
+        std::shared_ptr<Segment> segment;
+        raise_if(Segment::open(path, bytes, &segment));
+        return segment;
+      }, "path"_a, "nbytes"_a)
+      .def_prop_ro("path", [](const Segment& s) { return s.path(); })
+      .def_prop_ro("nbytes", [](const Segment& s) { return s.size(); })
+      .def("unlink", &Segment::unlink);
+}
+
+void bind_op(nb::module_& m) {
+  nb::class_<PyOp>(m, "Op")
+      .def_prop_ro("name", [](const PyOp& self) { return self.op->submission.name; })
+      .def("done", [](const PyOp& self) { return self.op->is_done(); })
+      .def("wait", [](const PyOp& self, std::optional<double> timeout) {
+        if (self.op->is_done()) return raise_if(self.op->status);
+        Engine& engine = self.engine->get();
+        wait_with_signals([&](double slice, bool* done) { return engine.wait(*self.op, timeout.value_or(-1), slice, done); });
+      }, "timeout"_a = nb::none())
+      .def("output", [](const PyOp& self) { return view(self.op->output.data.get(), self.op->output.bytes, self.op); })
+      .def("counts", [](const PyOp& self) {
+        std::vector<int64_t> counts = self.op->output.counts;
+        for (int64_t& count : counts) count /= static_cast<int64_t>(info(self.op->submission.dtype).size);
+        return counts;
+      });
+}
+
+void bind_submissions(nb::class_<PyEngine>& c) {
+  c.def("allreduce", [](PyEngine& self, int set_id, std::optional<std::string> name, const std::vector<size_t>& inputs,
+                        const std::vector<size_t>& outputs, const std::vector<size_t>& counts, nb::list shapes, int dtype,
+                        int op, double prescale, double postscale) {
+    Submission s = make_submission(Kind::kAllreduce, name, dtype);
+    s.op = op;
+    s.prescale = prescale;
+    s.postscale = postscale;
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      s.pieces.push_back({address(inputs[i]), writable(outputs[i]), counts[i] * info(s.dtype).size});
+      if (i) s.shape.push_back(Submission::kNextTensor);
+      append_shape(shapes[i], &s.shape);
+    }
+    return submit(self, set_id, std::move(s));
+  }, nb::keep_alive<0, 1>());
+  c.def("allreduce_sync", [](PyEngine& self, int set_id, std::optional<std::string> name, size_t input, size_t output,
+                             size_t count, nb::handle shape, int dtype, int op, double prescale, double postscale) {
+    Submission s = make_submission(Kind::kAllreduce, name, dtype);
+    s.op = op;
+    s.prescale = prescale;
+    s.postscale = postscale;
+    s.pieces.push_back({address(input), writable(output), count * info(s.dtype).size});
+    append_shape(shape, &s.shape);
+    Engine& engine = self.get();
+    OpRef done_op;
+    Status status;
+    {
+      nb::gil_scoped_release release;
+      status = engine.submit(set_id, std::move(s), false, &done_op);
+    }
+    raise_if(status);
+    wait_with_signals([&](double slice, bool* done) { return engine.wait(*done_op, -1, slice, done); });
+  });
+  c.def("broadcast", [](PyEngine& self, int set_id, std::optional<std::string> name, size_t input, size_t output,
+                        size_t count, nb::handle shape, int dtype, int root) {
+    Submission s = make_submission(Kind::kBroadcast, name, dtype);
+    s.root = root;
+    s.pieces.push_back({address(input), writable(output), count * info(s.dtype).size});
+    append_shape(shape, &s.shape);
+    return submit(self, set_id, std::move(s));
+  }, nb::keep_alive<0, 1>());
+  c.def("allgather", [](PyEngine& self, int set_id, std::optional<std::string> name, size_t input, size_t count,
+                        nb::handle shape, int dtype) {
+    Submission s = make_submission(Kind::kAllgather, name, dtype);
+    s.pieces.push_back({address(input), nullptr, count * info(s.dtype).size});
+    append_shape(shape, &s.shape);
+    return submit(self, set_id, std::move(s));
+  }, nb::keep_alive<0, 1>());
+  c.def("reducescatter", [](PyEngine& self, int set_id, std::optional<std::string> name, size_t input, size_t output,
+                            const std::vector<int64_t>& recv_counts, nb::handle shape, int dtype, int op, double prescale,
+                            double postscale) {
+    Submission s = make_submission(Kind::kReducescatter, name, dtype);
+    s.op = op;
+    s.prescale = prescale;
+    s.postscale = postscale;
+    s.counts = in_bytes(recv_counts, s.dtype);
+    size_t bytes = 0;
+    for (int64_t count : s.counts) bytes += count;
+    s.pieces.push_back({address(input), writable(output), bytes});
+    append_shape(shape, &s.shape);
+    return submit(self, set_id, std::move(s));
+  }, nb::keep_alive<0, 1>());
+  c.def("alltoall", [](PyEngine& self, int set_id, std::optional<std::string> name, size_t input,
+                       const std::vector<int64_t>& send_counts, nb::handle shape, int dtype) {
+    Submission s = make_submission(Kind::kAlltoall, name, dtype);
+    s.counts = in_bytes(send_counts, s.dtype);
+    size_t bytes = 0;
+    for (int64_t count : s.counts) bytes += count;
+    s.pieces.push_back({address(input), nullptr, bytes});
+    append_shape(shape, &s.shape);
+    return submit(self, set_id, std::move(s));
+  }, nb::keep_alive<0, 1>());
+  c.def("barrier", [](PyEngine& self, int set_id) {
+    return submit(self, set_id, make_submission(Kind::kBarrier, std::nullopt, 0));
+  }, nb::keep_alive<0, 1>());
+}
+
+void bind_engine(nb::module_& m) {
+  nb::class_<PyEngine> c(m, "Engine");
+  c.def("__init__", [](PyEngine* self, int rank, int size, std::vector<int> host_of, std::shared_ptr<Segment> segment,
+                       uintptr_t mpi_comm, bool oversubscribed, std::vector<int> peer_pids, bool spare_cores) {
+    reload_settings();
+    if (!settings_error().empty()) throw nb::value_error(settings_error().c_str());
+    EngineConfig config;
+    config.rank = rank;
+    config.size = size;
+    config.host_of = std::move(host_of);
+    config.segment = std::move(segment);
+    config.oversubscribed = oversubscribed;
+    config.spare_cores = spare_cores;
+    config.peer_pids = std::move(peer_pids);
+    config.settings = settings();
+    set_log_rank(rank);
+    if (mpi_comm) raise_if(make_mpi_net(mpi_comm, &config.net));
+    new (self) PyEngine(std::move(config));
+  }, "rank"_a, "size"_a, "host_of"_a, "segment"_a, "mpi_comm"_a, "oversubscribed"_a, "peer_pids"_a, "spare_cores"_a = false);
+  c.def("close", [](PyEngine& self, double timeout) {
+    Engine& engine = self.get();
+    nb::gil_scoped_release release;
+    engine.close(timeout);
+  }, "timeout"_a);
+  c.def_static("segment_bytes", [](int local_size) { return ProcessSet::segment_bytes(local_size, settings().chunk_bytes); },
+               "local_size"_a);
+  c.def("add_set", [](PyEngine& self, int set_id, const std::vector<int>& ranks, std::shared_ptr<Segment> segment) {
+    raise_if(self.get().add_set(set_id, ranks, std::move(segment)));
+  }, "set_id"_a, "ranks"_a, "segment"_a);
+  c.def("remove_set", [](PyEngine& self, int set_id) { raise_if(self.get().remove_set(set_id)); }, "set_id"_a);
+  c.def("next_channel", [](PyEngine& self) { return self.get().next_channel(); });
+  c.def("state", [](PyEngine& self) { return self.get().state(); });
+  bind_submissions(c);
+}
+
+void bind_plan(nb::module_& m) {
+  nb::class_<PyPlan>(m, "Plan")
+      .def_static("segment_bytes", [](int local_size, const std::vector<std::pair<size_t, int>>& buckets) {
+        return Plan::segment_bytes(local_size, specs(buckets));
+      }, "local_size"_a, "buckets"_a)
+      .def("__init__", [](PyPlan* self, PyEngine& engine, int set_id, const std::vector<std::pair<size_t, int>>& buckets, int op,
+                          double prescale, double postscale, std::shared_ptr<Segment> segment, int channel) {
+        std::shared_ptr<Plan> plan;
+        raise_if(engine.get().add_plan(set_id, specs(buckets), op, prescale, postscale, segment, channel, &plan));
+        new (self) PyPlan{&engine, plan, segment};
+      }, nb::keep_alive<1, 2>(), "engine"_a, "set_id"_a, "buckets"_a, "op"_a, "prescale"_a, "postscale"_a, "segment"_a,
+           "channel"_a)
+      .def("buffer", [](const PyPlan& self, int bucket) {
+        return view(self.plan->buffer(bucket), self.plan->bytes(bucket), self.segment);
+      }, "bucket"_a)
+      .def("launch", [](const PyPlan& self, int bucket) {
+        Engine& engine = self.engine->get();
+        Status status;
+        {
+          nb::gil_scoped_release release;
+          status = engine.launch(*self.plan, bucket);
+        }
+        raise_if(status);
+      }, "bucket"_a)
+      .def("wait", [](const PyPlan& self, int bucket) {
+        Engine& engine = self.engine->get();
+        wait_with_signals([&](double slice, bool* done) { return engine.wait_bucket(*self.plan, bucket, slice, done); });
+      }, "bucket"_a)
+      .def("close", [](const PyPlan& self) { self.engine->get().remove_plan(self.plan); });
+}
+
+}  // namespace
+}  // namespace ringreduce
+
+NB_MODULE(_core, m) {
+  using namespace ringreduce;
+  nb::exception<CoreError>(m, "RingreduceError", PyExc_RuntimeError);
+  pthread_atfork(nullptr, nullptr, [] { fork_count.fetch_add(1); });
+  nb::list names;
+  for (int i = 0; i < kDTypeCount; ++i) names.append(nb::str(info(static_cast<DType>(i)).name));
+  m.attr("DTYPES") = nb::tuple(names);
+  m.attr("AVERAGE") = static_cast<int>(kAverage);
+  m.attr("SUM") = static_cast<int>(kOpSum);
+  m.attr("MIN") = static_cast<int>(kOpMin);
+  m.attr("MAX") = static_cast<int>(kOpMax);
+  m.attr("PRODUCT") = static_cast<int>(kOpProduct);
+  m.def("kernels_name", [] { return std::string(kernels_name()); });
+  m.def("fork_generation", [] { return fork_count.load(); });
+  bind_segment(m);
+  bind_op(m);
+  bind_engine(m);
+  bind_plan(m);
+}

@@ -1,0 +1,323 @@
+#include "engine/engine.h"
+
+#include <algorithm>
+#include <cstdio>
+
+#include <poll.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "common/clock.h"
+#include "common/log.h"
+
+namespace ringreduce {
+
+namespace {
+
+constexpr int64_t kMillisecond = 1'000'000;
+constexpr int64_t kPeerCheckNs = 100 * kMillisecond;
+
+int64_t to_ns(double seconds) { return static_cast<int64_t>(seconds * 1e9); }
+
+std::string seconds(int64_t ns) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%.3g s", ns / 1e9);
+  return text;
+}
+
+}  // namespace
+
+Engine::Engine(EngineConfig config) : config_(std::move(config)) {
+  std::vector<int> world(config_.size);
+  for (int i = 0; i < config_.size; ++i) world[i] = i;
+  SetConfig set;
+  set.topology = make_topology(config_.rank, world, config_.host_of);
+  set.segment = config_.segment;
+  set.net = config_.net.get();
+  set.channel = next_channel_++;
+  set.chunk_bytes = config_.settings.chunk_bytes;
+  set.fusion_bytes = config_.settings.fusion_bytes;
+  set.tree_arity = config_.settings.tree_arity;
+  sets_[0] = std::make_unique<ProcessSet>(set);
+  bell_ = sets_[0]->bell();
+  for (int pid : config_.peer_pids)
+    peer_fds_.push_back(pid == getpid() ? -1 : static_cast<int>(syscall(SYS_pidfd_open, pid, 0)));
+  thread_ = std::thread([this] { run(); });
+}
+
+Engine::~Engine() { close(0); }
+
+Status Engine::usable() const {
+  if (closing_) return {Code::kShutdown, "ringreduce was shut down on this rank"};
+  return broken_;
+}
+
+Status Engine::find(int set_id, ProcessSet** set) {
+  RR_TRY(usable());
+  const auto at = sets_.find(set_id);
+  if (at == sets_.end())
+    return {Code::kInvalid, "process set " + std::to_string(set_id) + " does not exist or this rank is not in it"};
+  *set = at->second.get();
+  return Status::ok();
+}
+
+Status Engine::add_set(int id, const std::vector<int>& ranks, std::shared_ptr<Segment> segment) {
+  Lock lock(mutex_);
+  RR_TRY(usable());
+  SetConfig set;
+  set.id = id;
+  set.topology = make_topology(config_.rank, ranks, config_.host_of);
+  set.segment = std::move(segment);
+  set.net = config_.net.get();
+  set.bell = bell_;
+  set.channel = next_channel_++;
+  set.chunk_bytes = config_.settings.chunk_bytes;
+  set.fusion_bytes = config_.settings.fusion_bytes;
+  set.tree_arity = config_.settings.tree_arity;
+  sets_[id] = std::make_unique<ProcessSet>(set);
+  return Status::ok();
+}
+
+Status Engine::remove_set(int id) {
+  Lock lock(mutex_);
+  ProcessSet* set;
+  RR_TRY(find(id, &set));
+  if (!set->idle()) return {Code::kInvalid, "process set " + std::to_string(id) + " still has operations in flight"};
+  sets_.erase(id);
+  return Status::ok();
+}
+
+Status Engine::submit(int set_id, Submission submission, bool wake, OpRef* op) {
+  *op = std::make_shared<Op>();
+  (*op)->submission = std::move(submission);
+  Lock lock(mutex_);
+  ProcessSet* set;
+  RR_TRY(find(set_id, &set));
+  RR_TRY(set->submit(*op));
+  // A driver between hosts may be asleep for longer than the new operation should wait.
+  if (drivers_ && set->net()) bell_->ring();
+  if (wake && !drivers_) wake_.notify_one();
+  return Status::ok();
+}
+
+Status Engine::advance(bool* moved) {
+  for (auto& [id, set] : sets_)
+    if (!set->idle() || set->on_net()) RR_TRY(set->advance(moved));
+  for (auto& plan : plans_)
+    if (!plan->idle()) RR_TRY(plan->advance(moved));
+  return Status::ok();
+}
+
+bool Engine::on_net() const {
+  if (!config_.net) return false;
+  for (const auto& [id, set] : sets_)
+    if (set->on_net()) return true;
+  return std::any_of(plans_.begin(), plans_.end(), [](const auto& plan) { return plan->on_net(); });
+}
+
+// Buckets on one host are worked off in the hooks and at the end of backward: a background
+// thread would only take the core from the computation, unless there are cores to spare.
+bool Engine::background_work() const {
+  for (const auto& [id, set] : sets_)
+    if (!set->idle()) return true;
+  if (!config_.net && !config_.spare_cores) return false;
+  return std::any_of(plans_.begin(), plans_.end(), [](const auto& plan) { return !plan->idle(); });
+}
+
+// Called when nothing moved. `idle_since`: when that began, 0 at first.
+void Engine::pause(Lock& lock, int64_t* idle_since, int64_t most_ns) {
+  const int64_t now = now_ns();
+  if (!*idle_since) *idle_since = now;
+  const int64_t idle = now - *idle_since;
+  if (!config_.oversubscribed && idle < to_ns(config_.settings.spin_us * 1e-6)) {
+    lock.unlock();
+    for (int i = 0; i < 32; ++i) __builtin_ia32_pause();
+    lock.lock();
+    return;
+  }
+  const uint32_t ticket = bell_->ticket();
+  bell_->enter();
+  bool moved = false;
+  const Status status = advance(&moved);
+  if (!status.is_ok()) fail(status);
+  if (!moved && status.is_ok()) {
+    // Between hosts: pauses that grow with the time nothing has come.
+    int64_t sleep_ns = most_ns;
+    if (on_net()) sleep_ns = std::min(most_ns, std::clamp<int64_t>(idle / 8, 20'000, kMillisecond));
+    lock.unlock();
+    bell_->sleep(ticket, sleep_ns);
+    lock.lock();
+  } else {
+    *idle_since = 0;
+  }
+  bell_->leave();
+  if (now_ns() - peers_checked_ns_ < kPeerCheckNs) return;
+  check_peers();
+  for (auto& [id, set] : sets_) set->warn_of_stalls(now_ns(), to_ns(config_.settings.stall_warning_s));
+}
+
+Status Engine::wait_until(Lock& lock, const std::function<bool()>& done, double slice_s) {
+  const int64_t end = now_ns() + to_ns(slice_s);
+  int64_t idle_since = 0;
+  ++drivers_;
+  while (!done() && broken_.is_ok()) {
+    bool moved = false;
+    const Status status = advance(&moved);
+    if (!status.is_ok()) fail(status);
+    if (moved) {
+      idle_since = 0;
+      continue;
+    }
+    if (done()) break;
+    const int64_t left = idle_since ? end - now_ns() : to_ns(slice_s);
+    if (left <= 0) break;
+    pause(lock, &idle_since, left);
+  }
+  if (!--drivers_ && background_work()) wake_.notify_one();
+  return broken_;
+}
+
+Status Engine::wait(const Op& op, double timeout_s, double slice_s, bool* done) {
+  if (timeout_s < 0) timeout_s = config_.settings.timeout_s;
+  Lock lock(mutex_);
+  *done = op.is_done();
+  if (!*done) {
+    (void)wait_until(lock, [&op] { return op.is_done(); }, slice_s);
+    *done = op.is_done();
+  }
+  if (*done) return op.status;
+  const int64_t waited = now_ns() - op.submitted_ns;
+  if (waited < to_ns(timeout_s)) return Status::ok();
+  const auto set = sets_.find(op.set_id);
+  const std::string missing = set == sets_.end() ? "" : set->second->missing(op);
+  return {Code::kTimeout, op.title() + " has not completed for " + seconds(waited) + ": " +
+                              (missing.empty() ? "all ranks have submitted it, but it does not finish" : missing)};
+}
+
+Status Engine::add_plan(int set_id, const std::vector<BucketSpec>& buckets, int op, double prescale, double postscale,
+                        std::shared_ptr<Segment> segment, int channel, std::shared_ptr<Plan>* plan) {
+  Lock lock(mutex_);
+  ProcessSet* set;
+  RR_TRY(find(set_id, &set));
+  Submission scales;
+  scales.op = op;
+  scales.prescale = prescale;
+  scales.postscale = postscale;
+  *plan = std::make_shared<Plan>(set->topology(), buckets, scales.reduction(), scales.scale(set->topology().size),
+                                 std::move(segment), config_.net.get(), bell_, channel);
+  next_channel_ = std::max(next_channel_, channel + 1);
+  plans_.push_back(*plan);
+  return Status::ok();
+}
+
+void Engine::remove_plan(const std::shared_ptr<Plan>& plan) {
+  Lock lock(mutex_);
+  plans_.erase(std::remove(plans_.begin(), plans_.end(), plan), plans_.end());
+}
+
+Status Engine::launch(Plan& plan, int bucket) {
+  Lock lock(mutex_);
+  RR_TRY(usable());
+  plan.launch(bucket);
+  bool moved = false;
+  const Status status = advance(&moved);
+  if (!status.is_ok()) fail(status);
+  if (!drivers_ && background_work()) wake_.notify_one();
+  return broken_;
+}
+
+Status Engine::wait_bucket(Plan& plan, int bucket, double slice_s, bool* done) {
+  Lock lock(mutex_);
+  Status status = wait_until(lock, [&] { return plan.complete(bucket); }, slice_s);
+  *done = plan.complete(bucket);
+  if (*done) return Status::ok();
+  const int64_t waited = now_ns() - plan.launched_ns(bucket);
+  if (status.is_ok() && waited < to_ns(config_.settings.timeout_s)) return Status::ok();
+  if (status.is_ok()) status = {Code::kTimeout, "no progress for " + seconds(waited)};
+  return status.because("gradient bucket " + std::to_string(bucket) + " cannot complete (" + plan.missing(bucket) + ")");
+}
+
+// The background thread.
+void Engine::run() {
+  Lock lock(mutex_);
+  int64_t idle_since = 0;
+  while (!closed_) {
+    if (drivers_ || !background_work()) {
+      idle_since = 0;
+      wake_.wait(lock);
+      continue;
+    }
+    bool moved = false;
+    const Status status = advance(&moved);
+    if (!status.is_ok()) fail(status);
+    if (moved) {
+      idle_since = 0;
+      // Whoever wants to submit or wait comes first.
+      lock.unlock();
+      std::this_thread::yield();
+      lock.lock();
+    } else {
+      pause(lock, &idle_since, kPeerCheckNs);
+    }
+  }
+}
+
+void Engine::check_peers() {
+  peers_checked_ns_ = now_ns();
+  const std::vector<int>& locals = sets_[0]->topology().local_ranks();
+  for (size_t i = 0; i < peer_fds_.size(); ++i) {
+    pollfd peer{peer_fds_[i], POLLIN, 0};
+    if (peer_fds_[i] < 0 || poll(&peer, 1, 0) <= 0) continue;
+    ::close(peer_fds_[i]);
+    peer_fds_[i] = -1;
+    const std::vector<int> gone = sets_[0]->gone_ranks();
+    const int rank = locals[i];
+    if (std::find(gone.begin(), gone.end(), rank) != gone.end()) continue;  // it said goodbye
+    fail({Code::kPeerLost, "rank " + std::to_string(rank) + " (process " + std::to_string(config_.peer_pids[i]) +
+                               " on this host) has died"});
+  }
+}
+
+void Engine::fail(const Status& status) {
+  if (!broken_.is_ok()) return;
+  broken_ = status;
+  for (auto& [id, set] : sets_) set->fail(status);
+  bell_->ring();
+}
+
+void Engine::close(double timeout_s) {
+  Lock lock(mutex_);
+  if (closed_) return;
+  closing_ = true;
+  for (auto& [id, set] : sets_) set->say_gone();
+  // The peers count on what has been agreed: finish it, and let the farewells leave.
+  const auto committed = [this] {
+    return std::any_of(sets_.begin(), sets_.end(), [](const auto& set) { return set.second->committed(); }) ||
+           std::any_of(plans_.begin(), plans_.end(), [](const auto& plan) { return plan->on_net(); });
+  };
+  (void)wait_until(lock, [&] { return !committed(); }, timeout_s);
+  fail({Code::kShutdown, "ringreduce was shut down on this rank while the operation was in flight"});
+  closed_ = true;
+  wake_.notify_all();
+  bell_->ring();
+  lock.unlock();
+  thread_.join();
+  for (int fd : peer_fds_)
+    if (fd >= 0) ::close(fd);
+  plans_.clear();
+  sets_.clear();
+}
+
+std::string Engine::state() {
+  Lock lock(mutex_, std::try_to_lock);
+  if (!lock.owns_lock()) return "the engine is busy\n";
+  if (closed_) return "shut down\n";
+  std::string text = "rank " + std::to_string(config_.rank) + " of " + std::to_string(config_.size) + "\n";
+  for (auto& [id, set] : sets_) text += set->state(now_ns());
+  for (auto& plan : plans_)
+    for (size_t i = 0; i < plan->bucket_count(); ++i)
+      if (!plan->complete(static_cast<int>(i))) text += "  gradient bucket: " + plan->missing(static_cast<int>(i)) + "\n";
+  return text;
+}
+
+}  // namespace ringreduce

@@ -1,0 +1,94 @@
+// The engine of one rank: owns its process sets and plans, and advances them.
+//
+// One mutex guards everything below it. Whoever holds it may drive: a thread that waits for an
+// operation drives until it is done; the background thread drives while operations are in
+// flight and nobody waits. Neither ever blocks with the mutex held.
+//
+//   submit -> (nobody waits: wake the background thread)
+//   wait   -> lock; while not done: advance everything; nothing moved: pause (unlocked)
+//
+// Pausing: spin a little where there is a core for every rank, then sleep on the bell of the
+// host; where messages between hosts are awaited, for a short time only, as no futex tells of
+// their arrival.
+#pragma once
+
+#include <condition_variable>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "common/settings.h"
+#include "engine/plan.h"
+#include "engine/process_set.h"
+
+namespace ringreduce {
+
+struct EngineConfig {
+  int rank = 0, size = 1;
+  std::vector<int> host_of;          // world rank -> host
+  std::shared_ptr<Segment> segment;  // the world's, of this host
+  std::unique_ptr<Net> net;          // null on one host
+  bool oversubscribed = false;       // more ranks than cores: never spin
+  bool spare_cores = false;          // a core is free for the background thread
+  std::vector<int> peer_pids;        // by local index; empty: unknown
+  Settings settings;
+};
+
+class Engine {
+ public:
+  explicit Engine(EngineConfig config);
+  ~Engine();
+
+  // Fails what is not yet agreed on, finishes what is, stops the thread. Idempotent.
+  void close(double timeout_s);
+
+  Status add_set(int id, const std::vector<int>& ranks, std::shared_ptr<Segment> segment);
+  Status remove_set(int id);
+  Status submit(int set_id, Submission submission, bool wake, OpRef* op);
+  // timeout_s < 0: the setting's. Returns in at most `slice_s` with *done false, so that the
+  // caller can look at signals.
+  Status wait(const Op& op, double timeout_s, double slice_s, bool* done);
+
+  Status add_plan(int set_id, const std::vector<BucketSpec>& buckets, int op, double prescale, double postscale,
+                  std::shared_ptr<Segment> segment, int channel, std::shared_ptr<Plan>* plan);
+  void remove_plan(const std::shared_ptr<Plan>& plan);
+  int next_channel() const { return next_channel_; }
+  Status launch(Plan& plan, int bucket);
+  Status wait_bucket(Plan& plan, int bucket, double slice_s, bool* done);
+
+  std::string state();
+
+ private:
+  using Lock = std::unique_lock<std::mutex>;
+
+  Status usable() const;
+  Status advance(bool* moved);
+  bool on_net() const;
+  bool background_work() const;
+  void pause(Lock& lock, int64_t* idle_since, int64_t most_ns);
+  Status wait_until(Lock& lock, const std::function<bool()>& done, double slice_s);
+  void run();
+  void check_peers();
+  void fail(const Status& status);
+  Status find(int set_id, ProcessSet** set);
+
+  EngineConfig config_;
+  std::mutex mutex_;
+  std::condition_variable wake_;     // the background thread, when nothing is in flight
+  std::map<int, std::unique_ptr<ProcessSet>> sets_;
+  std::vector<std::shared_ptr<Plan>> plans_;
+  Bell* bell_ = nullptr;
+  int drivers_ = 0;                  // threads in wait
+  int next_channel_ = 0;
+  bool closing_ = false, closed_ = false;
+  Status broken_;                    // why nothing works any more
+  std::vector<int> peer_fds_;        // pidfds by local index
+  int64_t peers_checked_ns_ = 0;
+  std::thread thread_;
+};
+
+}  // namespace ringreduce

@@ -1,0 +1,103 @@
+// Gradient buckets that live in the shared arena of their host and are reduced where they are.
+//
+// The ranks agree on a plan once; from then on a bucket needs no negotiation. Rank r of a host
+// reduces slice r of every rank's bucket and writes the result into every bucket, in rank
+// order, so that all get the same bits: S bytes read and S written a rank, the least there is.
+//
+//   rank 0's bucket |aaaa|bbbb|      arrived: all ranks have filled their bucket
+//   rank 1's bucket |aaaa|bbbb|      rank 0: a = a0 + a1 into both; rank 1: b likewise
+//                                    finished: all slices are in place
+//
+// A slice is worked off in segments. With several hosts each segment, once reduced here, goes
+// round the ring (host_reduce.h), several at once, and is then copied to the other buckets.
+//
+// Buckets are launched in the same order by all ranks. The arrival counters are all the
+// control there is; beside them each rank's launch counts name a rank that has gone astray.
+#pragma once
+
+#include <deque>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "collectives/host_reduce.h"
+#include "collectives/machine.h"
+#include "transport/segment.h"
+
+namespace ringreduce {
+
+struct BucketSpec {
+  size_t count = 0;  // elements
+  DType dtype = DType::kFloat32;
+  size_t bytes() const { return count * info(dtype).size; }
+};
+
+class Plan {
+ public:
+  static size_t segment_bytes(int local_size, const std::vector<BucketSpec>& buckets);
+
+  Plan(const Topology& topology, const std::vector<BucketSpec>& buckets, Reduction reduction, Scale scale,
+       std::shared_ptr<Segment> segment, Net* net, Bell* bell, int channel);
+
+  size_t bucket_count() const { return buckets_.size(); }
+  char* buffer(int bucket) const { return data(bucket, topology_.local()); }
+  size_t bytes(int bucket) const { return buckets_[bucket].bytes; }
+
+  void launch(int bucket);
+  bool complete(int bucket) const;  // its last launch
+  int64_t launched_ns(int bucket) const { return buckets_[bucket].launched_ns; }
+  Status advance(bool* moved);
+  bool idle() const { return queue_.empty() && in_flight_ == 0; }
+  bool on_net() const { return in_flight_ > 0; }
+  std::string missing(int bucket) const;  // who has not launched it as often as this rank
+
+ private:
+  static constexpr int kInFlight = 4;                  // segments between hosts at once
+  static constexpr size_t kSegmentBytes = 1 << 20;
+
+  struct Bucket {
+    size_t offset = 0, bytes = 0;
+    DType dtype = DType::kFloat32;
+    Range own;                 // the slice this rank reduces
+    uint64_t launches = 0;
+    int64_t launched_ns = 0;
+    size_t next = 0;           // of `own`: reduced up to here
+    int in_flight = 0;
+  };
+  struct Segments {            // of one in flight between hosts
+    int bucket = -1;
+    Range range;
+    HostReduce exchange;
+  };
+  struct Shared;
+
+  char* data(int bucket, int local) const { return data_ + local * stride_ + buckets_[bucket].offset; }
+  bool arrived(int bucket) const;
+  void finish_if_done(int bucket);
+  void reduce_local(int bucket, Range range);
+  Status start_segment(bool* moved);
+  Status exchange(bool* moved);
+  void publish(int bucket, Range range);
+
+  Topology topology_;
+  Channel channel_;
+  std::vector<Bucket> buckets_;
+  Reduction reduction_;
+  Scale scale_;
+  std::shared_ptr<Segment> segment_;
+  Bell* bell_;
+  bool one_host_;
+  int weight_;                 // of this rank's `finished`, as in Allreduce
+  size_t stride_ = 0;          // bytes of one rank's arena
+  Shared* shared_ = nullptr;   // [bucket]
+  std::atomic<uint64_t>* launched_ = nullptr;  // [local][bucket], for diagnosis
+  char* data_ = nullptr;
+  std::deque<int> queue_;      // launched, not yet fully reduced here
+  uint64_t started_ = 0;       // segments, ever
+  int in_flight_ = 0;
+  Segments segments_[kInFlight];
+  std::vector<const void*> sources_;
+  std::vector<void*> targets_;
+};
+
+}  // namespace ringreduce
