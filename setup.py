@@ -26,7 +26,9 @@ NANOBIND = Path(nanobind.source_dir())
 
 # No -march: the library must run on another machine; kernels choose by CPU at run time.
 # No contraction into fused multiply-adds: all ranks and all kernels give the same bits.
-FLAGS = shlex.split("-O3 -std=c++17 -fPIC -pthread -g0 -ffp-contract=off -fvisibility=hidden -ffunction-sections -fdata-sections")
+FLAGS = shlex.split(
+    "-O3 -std=c++17 -fPIC -pthread -g0 -ffp-contract=off -fvisibility=hidden -ffunction-sections -fdata-sections"
+)
 OWN_FLAGS = ["-Wall", "-Wextra"]
 # Sources that see Python and nanobind. NDEBUG and the compact assertions are nanobind's release
 # configuration; nanobind itself cannot stand strict aliasing.
@@ -70,7 +72,11 @@ def compile_command(source: Path) -> tuple[list[str], list[str]]:
     of_nanobind = source.is_relative_to(NANOBIND)
     if of_nanobind or source.parts[1] == "bindings":
         flags += PYTHON_FLAGS
-        for directory in (nanobind.include_dir(), NANOBIND.parent / "ext" / "robin_map" / "include", sysconfig.get_path("include")):
+        for directory in (
+            nanobind.include_dir(),
+            NANOBIND.parent / "ext" / "robin_map" / "include",
+            sysconfig.get_path("include"),
+        ):
             includes += ["-isystem", str(directory)]
     return flags + (NANOBIND_FLAGS if of_nanobind else OWN_FLAGS), includes
 

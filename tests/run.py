@@ -1,0 +1,121 @@
+"""Runs the tests: python tests/run.py [--only STAGE ...] [--np N ...] [-k EXPRESSION]
+
+    lint       ruff, mypy
+    native     C++ tests of the core's parts
+    sanitize   the same under AddressSanitizer and UBSan, and under ThreadSanitizer
+    single     pytest tests/single, one process
+    parallel   pytest tests/parallel under mpirun at 1, 2, 3 and 4 ranks
+    split      the same with the ranks split over 2 pretended hosts: 1+1, 2+2, 1+3
+    smoke      a part of it at 16 ranks
+    mpich      tests/parallel at 2 and 4 ranks under MPICH, with the same built core
+    hosts      pytest tests/hosts: several hosts in network namespaces
+
+The last line has the totals; the exit status is 0 only if nothing failed. What each rank printed
+is in build/tests/STAGE/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+from runner.commands import run_lint, run_native
+from runner.launch import Launcher, find_launcher
+from runner.mpich import mpich_launcher
+from runner.pytest_stage import PytestStage
+from runner.results import StageReport, show_failures, show_summary
+
+KINDS = ("lint", "native", "sanitize", "single", "parallel", "split", "smoke", "mpich", "hosts")
+SPLITS = {"1+1": "0,1", "2+2": "0,0,1,1", "1+3": "0,1,1,1"}
+Stage = tuple[str, Callable[[], StageReport]]
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--only", nargs="+", choices=KINDS, default=list(KINDS), metavar="STAGE", help="run these stages only"
+    )
+    parser.add_argument(
+        "--np", nargs="+", type=int, metavar="N", help="run the parallel stages with these numbers of ranks only"
+    )
+    parser.add_argument("-k", default="", metavar="EXPRESSION", help="run matching tests only, as pytest -k")
+    parser.add_argument(
+        "--test-timeout", type=float, default=120, metavar="SECONDS", help="longest time for one test (120)"
+    )
+    parser.add_argument(
+        "--stage-timeout", type=float, default=1500, metavar="SECONDS", help="longest time for one stage (1500)"
+    )
+    return parser.parse_args()
+
+
+def skipped(name: str, reason: str) -> Stage:
+    def run() -> StageReport:
+        report = StageReport(name)
+        report.add(name, "skipped", reason)
+        return report
+
+    return name, run
+
+
+def stages(options: argparse.Namespace) -> Iterator[Stage]:
+    """The stages asked for, in order; each with what runs it."""
+    mpirun = find_launcher() or "there is no mpirun"
+    select = ["-k", options.k] if options.k else []
+
+    def pytest(
+        name: str, size: int, *arguments: str, under: Launcher | str | None = mpirun, hosts: str = "", slow: int = 1
+    ) -> Stage:
+        """`under`: a launcher, None for a single process, or why there is no launcher."""
+        if isinstance(under, str):
+            return skipped(name, under)
+        limits = options.test_timeout * slow, options.stage_timeout
+        stage = PytestStage(name, size, [*arguments, *select], under, hosts, *limits)
+        return name, lambda: stage.run(sys.executable)
+
+    wanted = set(options.only)
+    sizes = [size for size in (1, 2, 3, 4) if not options.np or size in options.np]
+    if "lint" in wanted:
+        yield "lint", lambda: run_lint("lint")
+    if "native" in wanted:
+        yield "native", lambda: run_native("native", select=options.k)
+    if "sanitize" in wanted:
+        for sanitize in ("address,undefined", "thread"):
+            name = f"native, {sanitize.replace(',', '+')} sanitizer"
+            yield name, lambda name=name, sanitize=sanitize: run_native(name, sanitize, options.k)
+    if "single" in wanted:
+        yield pytest("single", 1, "tests/single", under=None, slow=5)
+    if "parallel" in wanted:
+        for size in sizes:
+            yield pytest(f"parallel, {size} rank{'s' * (size > 1)}", size, "tests/parallel")
+    if "split" in wanted:
+        for split, hosts in SPLITS.items():
+            if (size := hosts.count(",") + 1) in sizes:
+                yield pytest(f"parallel, hosts {split}", size, "tests/parallel", hosts=hosts)
+    if "smoke" in wanted and (not options.np or 16 in options.np):
+        yield pytest("smoke, 16 ranks", 16, "tests/parallel", "-m", "smoke", slow=3)
+    if "mpich" in wanted:
+        mpich = mpich_launcher()
+        for size in {2, 4} & set(sizes):
+            yield pytest(f"MPICH, {size} ranks", size, "tests/parallel", under=mpich)
+    if "hosts" in wanted:
+        yield pytest("hosts", 1, "tests/hosts", under=None, slow=5)
+
+
+def main() -> int:
+    options = parse()
+    launcher = find_launcher()
+    print(f"Python {sys.version.split()[0]}, {launcher.name if launcher else 'no MPI'}", flush=True)
+    reports = []
+    for name, run in stages(options):
+        print(f"{time.strftime('%H:%M:%S')}  {name} ...", flush=True)
+        report = run()
+        print(f"          {report.counts()} in {report.seconds:.1f} s", flush=True)
+        show_failures(report)
+        reports.append(report)
+    return 0 if show_summary(reports) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""The stages that are no pytest runs: native test programs and linters."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from runner.launch import ROOT, clean_environment
+from runner.results import StageReport
+
+NATIVE_TIMEOUT = 300.0
+# TSan's memory layout does not fit under some kernels' address randomisation; no fault of ours.
+CANNOT_RUN = re.compile(r"FATAL: ThreadSanitizer: unexpected memory mapping|LeakSanitizer does not work under ptrace")
+
+
+def run(command: list[str], timeout: float) -> tuple[int | None, str]:
+    """Exit status (None: took too long) and output."""
+    try:
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            env=clean_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=timeout,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        output = error.stdout or b""
+        return None, output.decode(errors="replace") if isinstance(output, bytes) else output
+    return done.returncode, done.stdout
+
+
+def run_native(name: str, sanitize: str = "", select: str = "") -> StageReport:
+    """Builds tests/native/test_*.cc and runs each; a program prints "ok CASE" for each case."""
+    report, began = StageReport(name), time.monotonic()
+    directory = Path("build/native" + (f"-{sanitize.replace(',', '-')}" if sanitize else ""))
+    programs = [directory / source.stem for source in sorted((ROOT / "tests" / "native").glob("test_*.cc"))]
+    status, output = run(["make", "-s", "-j2", "native-build", f"SANITIZE={sanitize}"], timeout=1800)
+    if status != 0:
+        report.add("build", "failed", "\n".join(output.splitlines()[:80]))
+    else:
+        for program in programs:
+            run_program(report, program, select)
+    report.seconds = time.monotonic() - began
+    return report
+
+
+def run_program(report: StageReport, program: Path, select: str) -> None:
+    began = time.monotonic()
+    status, output = run([str(ROOT / program), *([select] if select else [])], NATIVE_TIMEOUT)
+    for case in re.findall(r"^ok (.+)$", output, re.MULTILINE):
+        report.add(f"{program.name}::{case}", "passed")
+    if CANNOT_RUN.search(output):
+        report.add(program.name, "skipped", f"this machine cannot run the sanitizer: {CANNOT_RUN.search(output)[0]}")
+    elif status != 0 and not (select and "no test case matches" in output):
+        what = f"took more than {NATIVE_TIMEOUT:.0f} s" if status is None else f"exit status {status}"
+        rest = "\n".join(line for line in output.splitlines() if not line.startswith("ok "))
+        report.add(program.name, "failed", f"{what} after {time.monotonic() - began:.0f} s\n{rest[-6000:]}")
+
+
+def run_lint(name: str) -> StageReport:
+    report, began = StageReport(name), time.monotonic()
+    for tool, arguments in (("ruff", ["check", "--quiet", "."]), ("mypy", ["--no-error-summary"])):
+        status, output = run([sys.executable, "-m", tool, *arguments], timeout=600)
+        if "No module named" in output:
+            report.add(tool, "skipped", f"{tool} is not installed")
+        else:
+            report.add(tool, "failed" if status else "passed", output)
+    report.seconds = time.monotonic() - began
+    return report

@@ -1,0 +1,85 @@
+"""Starts programs on several ranks, under Open MPI or MPICH, also where the user is root and the
+cores are few."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Open MPI 5 reads PRTE_*, Open MPI 4 OMPI_*; MPICH reads neither and needs none.
+MPI_ENVIRONMENT = {
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+    "PRTE_MCA_hwloc_default_binding_policy": "none",
+    "OMPI_MCA_rmaps_base_oversubscribe": "1",
+    "OMPI_MCA_hwloc_base_binding_policy": "none",
+}
+# What a launcher leaves in the environment of its ranks; a job started from a rank would take
+# it for its own.
+OF_A_RANK = re.compile(
+    r"^(OMPI_(COMM|UNIVERSE|APP|FILE|FIRST|NUM|ARGV|COMMAND|MCA_(ess|orte|pmix|initial)|VERSION)|PMI|PMIX|PRTE_LAUNCHED|MPIR|HYDI?RA?_|MPI_LOCAL)"
+)
+
+
+def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment for a new job, also where this process is a rank of another."""
+    kept = {name: value for name, value in os.environ.items() if not OF_A_RANK.match(name)}
+    return {**kept, **{k: v for k, v in MPI_ENVIRONMENT.items() if k not in kept}, **(extra or {})}
+
+
+@dataclass(frozen=True)
+class Launcher:
+    """An MPI's mpirun and the Python that finds the same MPI."""
+
+    mpirun: str
+    python: str = sys.executable
+    options: Sequence[str] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The MPI's name and version, such as "Open MPI 5.0.11"."""
+        done = subprocess.run(
+            [self.mpirun, "--version"], capture_output=True, text=True, env=clean_environment(), check=False
+        )
+        if found := re.search(r"Open MPI\)? *v?([\d.]+)", done.stdout):
+            return f"Open MPI {found[1]}"
+        if found := re.search(r"Version: +([\d.]+)", done.stdout):
+            return f"MPICH {found[1]}"
+        return self.mpirun
+
+    def command(self, size: int, *arguments: str) -> list[str]:
+        """The command line that runs `python ARGUMENTS` on `size` ranks."""
+        return [self.mpirun, "-np", str(size), *self.options, self.python, *arguments]
+
+    def env(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
+        return clean_environment({**self.environment, **(extra or {})})
+
+    def run(self, size: int, *arguments: str, timeout: float = 120, **extra: str) -> subprocess.CompletedProcess[str]:
+        """Runs `python ARGUMENTS` on `size` ranks to its end; `extra` goes into the environment."""
+        return subprocess.run(
+            self.command(size, *arguments),
+            cwd=ROOT,
+            env=self.env(extra),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+
+def find_launcher(python: str = sys.executable) -> Launcher | None:
+    """The mpirun beside `python`, else the one on PATH, else None."""
+    beside = Path(python).parent / "mpirun"
+    mpirun = str(beside) if beside.exists() else shutil.which("mpirun")
+    return Launcher(mpirun, python) if mpirun else None
