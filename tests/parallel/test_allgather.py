@@ -42,7 +42,11 @@ def test_rows_differ_by_rank(rank, size):
     def rows(rank: int, size: int) -> int:
         return rank % 3
 
-    assert_same(rr.allgather(make(rank, (rows(rank, size), 4), torch.float32)), gathered(size, rows, (4,), torch.float32), "rows")
+    assert_same(
+        rr.allgather(make(rank, (rows(rank, size), 4), torch.float32)),
+        gathered(size, rows, (4,), torch.float32),
+        "rows",
+    )
 
 
 @pytest.mark.parametrize("heavy", ["every rank", "first rank", "last rank"])

@@ -47,7 +47,10 @@ def test_equal_parts_without_splits(rank, size):
     for rows, width in ((1, 1), (3, 2), (0, 2)):
         mine = make(rank, (rows * size, width), torch.float32)
         output = rr.alltoall(mine)
-        parts = [make(source, (rows * size, width), torch.float32).split(rows or 1)[rank if rows else 0] for source in range(size)]
+        parts = [
+            make(source, (rows * size, width), torch.float32).split(rows or 1)[rank if rows else 0]
+            for source in range(size)
+        ]
         assert_same(output, torch.cat(parts), f"{rows} rows each")
 
 

@@ -27,7 +27,9 @@ def test_exact(rank, size, dtype):
 def test_every_root(rank, size):
     for root in range(size):
         for numel in (1, 1_009):
-            assert_same(rr.broadcast(make(rank, numel, torch.float32), root), make(root, numel, torch.float32), f"root {root}")
+            assert_same(
+                rr.broadcast(make(rank, numel, torch.float32), root), make(root, numel, torch.float32), f"root {root}"
+            )
 
 
 def test_every_root_in_place(rank, size):

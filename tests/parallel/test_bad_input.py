@@ -1,0 +1,133 @@
+"""A caller's mistake: ValueError or TypeError at the call, which names the argument; nothing is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from oracle import assert_same, make, reduced
+
+import ringreduce as rr
+
+ONE = torch.ones(4)
+SPARSE = torch.eye(3).to_sparse()
+META = torch.ones(3, device="meta")
+UNSUPPORTED = torch.ones(3).to(torch.float8_e4m3fn)
+LEAF = torch.ones(3, requires_grad=True)
+
+
+def wrong_op(call: Callable[..., Any]) -> dict[str, Callable[[], Any]]:
+    return {
+        "unknown number": lambda: call(ONE, op=17),
+        "text": lambda: call(ONE, op="sum"),
+        "negative": lambda: call(ONE, op=-1),
+    }
+
+
+# argument -> calls, each of which has a bad one
+CASES: dict[str, dict[str, Callable[[], Any]]] = {
+    "op": {
+        **wrong_op(rr.allreduce),
+        "asynchronous": lambda: rr.allreduce_async(ONE, op=17),
+        "in place": lambda: rr.allreduce_(ONE, op=17),
+        "grouped": lambda: rr.grouped_allreduce([ONE], op=17),
+        "reducescatter": lambda: rr.reducescatter(ONE, op=17),
+        "Average of bool": lambda: rr.allreduce(torch.ones(3, dtype=torch.bool), op=rr.Average),
+        "Average of bool in place": lambda: rr.allreduce_(torch.ones(3, dtype=torch.bool), op=rr.Average),
+        "Min of complex": lambda: rr.allreduce(torch.ones(3, dtype=torch.complex64), op=rr.Min),
+        "Max of complex": lambda: rr.allreduce(torch.ones(3, dtype=torch.complex128), op=rr.Max),
+    },
+    "tensor": {
+        "a list": lambda: rr.allreduce([1.0, 2.0]),
+        "a list, in place": lambda: rr.allreduce_([1.0, 2.0]),
+        "a number": lambda: rr.broadcast(3.0, 0),
+        "None": lambda: rr.allgather(None),
+        "sparse": lambda: rr.allreduce(SPARSE),
+        "unsupported dtype": lambda: rr.allreduce(UNSUPPORTED),
+        "unsupported dtype, in place": lambda: rr.allreduce_(UNSUPPORTED.clone()),
+        "unsupported dtype, allgather": lambda: rr.allgather(UNSUPPORTED),
+        "unsupported dtype, alltoall": lambda: rr.alltoall(UNSUPPORTED),
+        "unsupported dtype, reducescatter": lambda: rr.reducescatter(UNSUPPORTED),
+        "unknown device": lambda: rr.allreduce(META),
+        "unknown device, in place": lambda: rr.allreduce_(META),
+        "unknown device, broadcast": lambda: rr.broadcast(META, 0),
+        "scalar in allgather": lambda: rr.allgather(torch.tensor(1.0)),
+        "scalar in reducescatter": lambda: rr.reducescatter(torch.tensor(1.0)),
+        "scalar in alltoall": lambda: rr.alltoall(torch.tensor(1.0)),
+        "requires grad, in place": lambda: rr.allreduce_(LEAF),
+        "requires grad, broadcast in place": lambda: rr.broadcast_(LEAF, 0),
+        "grouped, one is no tensor": lambda: rr.grouped_allreduce([ONE, 3.0]),
+        "grouped, one on an unknown device": lambda: rr.grouped_allreduce([ONE, META]),
+    },
+    "root_rank": {
+        "too large": lambda: rr.broadcast(ONE, rr.size()),
+        "negative": lambda: rr.broadcast(ONE, -1),
+        "in place": lambda: rr.broadcast_(ONE, rr.size()),
+        "asynchronous": lambda: rr.broadcast_async(ONE, rr.size()),
+        "no int": lambda: rr.broadcast(ONE, "0"),
+        "of an object": lambda: rr.broadcast_object(1, root_rank=rr.size()),
+    },
+    "splits": {
+        "too few": lambda: rr.alltoall(ONE, []),
+        "too many": lambda: rr.alltoall(ONE, [4] + [0] * rr.size()),
+        "wrong sum": lambda: rr.alltoall(ONE, [5] + [0] * (rr.size() - 1)),
+        "negative": lambda: rr.alltoall(ONE, [-4] * rr.size()),
+        "float tensor": lambda: rr.alltoall(ONE, torch.tensor([4.0] + [0.0] * (rr.size() - 1))),
+        "two dimensions": lambda: rr.alltoall(ONE, torch.tensor([[4] + [0] * (rr.size() - 1)], dtype=torch.int32)),
+    },
+    "prescale_factor": {
+        "text": lambda: rr.allreduce(ONE, prescale_factor="2"),
+        "None, in place": lambda: rr.allreduce_(ONE, prescale_factor=None),
+    },
+    "postscale_factor": {"text": lambda: rr.allreduce(ONE, postscale_factor="2")},
+    "name": {
+        "a number": lambda: rr.allreduce(ONE, name=3),
+        "a number, broadcast": lambda: rr.broadcast(ONE, 0, name=3),
+    },
+    "handle": {"no handle": lambda: rr.poll("handle")},
+}
+
+
+@pytest.mark.parametrize("argument", CASES)
+def test_the_argument_is_named(rank, size, argument):
+    for what, call in CASES[argument].items():
+        with pytest.raises((ValueError, TypeError)) as info:
+            call()
+        assert argument in str(info.value), f"{what}: {info.value}"
+        assert not isinstance(info.value, rr.RingreduceError)
+    assert ONE.tolist() == [1.0] * 4, "a tensor was written to"
+    result = rr.allreduce(make(rank, 11, torch.float32), op=rr.Sum)
+    assert_same(result, reduced(range(size), 11, torch.float32, rr.Sum), "afterwards")
+
+
+def test_the_message_says_what_was_given_and_what_is_allowed(size):
+    for call, words in (
+        (lambda: rr.allreduce(UNSUPPORTED), ("float8_e4m3fn", "bfloat16")),
+        (lambda: rr.allreduce(ONE, op=17), ("17", "Average", "Sum", "Min", "Max", "Product")),
+        (lambda: rr.allreduce(META), ("meta", "cpu")),
+        (lambda: rr.broadcast(ONE, size + 5), (str(size + 5), str(size - 1))),
+        (lambda: rr.alltoall(ONE, [7] * size), ("7", str(size), "4")),
+    ):
+        with pytest.raises(ValueError, match=r".") as info:
+            call()
+        for word in words:
+            assert word in str(info.value), f"{word} is missing in: {info.value}"
+
+
+def test_rows_that_do_not_divide(size):
+    if size == 1:
+        pytest.skip("everything divides by one")
+    with pytest.raises(ValueError, match="splits"):
+        rr.alltoall(torch.ones(size + 1))
+
+
+def test_one_rank_alone_makes_the_mistake(rank, size):
+    """The others are not disturbed: nothing was submitted."""
+    if rank == 0:
+        with pytest.raises(ValueError, match="op"):
+            rr.allreduce(ONE, op=17)
+        with pytest.raises(ValueError, match="root_rank"):
+            rr.broadcast(ONE, 99)
+    assert rr.allreduce(torch.ones(2), op=rr.Sum).tolist() == [size, size]
