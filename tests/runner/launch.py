@@ -43,6 +43,7 @@ class Launcher:
     mpirun: str
     python: str = sys.executable
     options: Sequence[str] = ()
+    prefix: Sequence[str] = ()  # a command that runs mpirun, such as nsenter's
     environment: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -59,7 +60,7 @@ class Launcher:
 
     def command(self, size: int, *arguments: str) -> list[str]:
         """The command line that runs `python ARGUMENTS` on `size` ranks."""
-        return [self.mpirun, "-np", str(size), *self.options, self.python, *arguments]
+        return [*self.prefix, self.mpirun, "-np", str(size), *self.options, self.python, *arguments]
 
     def env(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
         return clean_environment({**self.environment, **(extra or {})})
