@@ -1,0 +1,56 @@
+"""Checking that all ranks describe the same parameters, and naming those that differ.
+
+A digest is exchanged first; the descriptions themselves only when the digests differ.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+from ringreduce.errors import RingreduceError
+from ringreduce.objects import allgather_object
+from ringreduce.process_set import ProcessSet
+
+Description = tuple[str, str]  # a parameter's name, and what must agree about it
+_SHOWN = 5
+
+
+def digest(descriptions: Sequence[Description]) -> str:
+    """Short for `descriptions`, in their order."""
+    return hashlib.sha256(repr(list(descriptions)).encode()).hexdigest()
+
+
+def raise_difference(what: str, descriptions: Sequence[Description], process_set: ProcessSet) -> None:
+    """On every rank of the set: raise a RingreduceError that names what differs, and where."""
+    everyone = allgather_object(list(descriptions), "ringreduce.agreement", process_set)
+    ranks = process_set.registered_ranks()
+    raise RingreduceError(f"{what}: " + difference(dict(zip(ranks, everyone, strict=True))))
+
+
+def difference(by_rank: dict[int, Sequence[Description]]) -> str:
+    """What differs between the ranks, by parameter."""
+    names = dict.fromkeys(name for said in by_rank.values() for name, _ in said)
+    lines = []
+    for name in names:
+        said_by: dict[str, list[int]] = {}
+        for rank, said in by_rank.items():
+            said_by.setdefault(dict(said).get(name, "absent"), []).append(rank)
+        if len(said_by) > 1:
+            sides = ", ".join(f"{said} on rank(s) {_short(r)}" for said, r in said_by.items())
+            lines.append(f"{name!r} is {sides}")
+    if not lines:
+        return "the ranks have the same parameters in different orders"
+    more = f"; and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
+    return "; ".join(lines[:_SHOWN]) + more
+
+
+def _short(ranks: list[int]) -> str:
+    shown = ", ".join(str(rank) for rank in ranks[:8])
+    return shown if len(ranks) <= 8 else f"{shown}, ... ({len(ranks)} ranks)"
+
+
+def same_everywhere(values: Sequence[Any]) -> bool:
+    """Whether all ranks said the same."""
+    return all(value == values[0] for value in values)

@@ -1,0 +1,99 @@
+"""Checks of what a caller passes. Each error names the argument, what was given, what is allowed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ringreduce import _dtypes
+from ringreduce.reduction import ReduceOp
+
+_OPS = "Average, Sum, Min, Max, Product"
+
+
+def tensor(argument: str, value: Any) -> int:
+    """Check that `value` is a dense tensor which the core can move; returns its dtype code."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{argument}: expected a torch.Tensor, got {type(value).__name__}")
+    if value.layout is not torch.strided:
+        raise ValueError(f"{argument}: expected a dense tensor, got layout {value.layout}")
+    device(argument, value)
+    code = _dtypes.CODES.get(value.dtype)
+    if code is None:
+        allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in _dtypes.BY_CODE)
+        raise ValueError(f"{argument}: dtype {value.dtype} is not supported; allowed: {allowed}")
+    return code
+
+
+def device(argument: str, value: Tensor) -> None:
+    """Check that some backend serves the tensor's device. A GPU backend plugs in here."""
+    if value.device.type != "cpu":
+        raise ValueError(f"{argument}: a tensor on device '{value.device}' is not supported; allowed: cpu")
+
+
+def writable(argument: str, value: Tensor) -> None:
+    """Check that an in-place collective may write to `value` behind autograd's back."""
+    if value.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            f"{argument}: got a tensor that requires grad, which an in-place collective cannot "
+            "differentiate; pass tensor.data or .detach(), call it under torch.no_grad(), or use "
+            "the out-of-place form"
+        )
+
+
+def with_rows(argument: str, value: Any) -> int:
+    """As `tensor`, and at least one dimension."""
+    code = tensor(argument, value)
+    if value.dim() == 0:
+        raise ValueError(f"{argument}: got a scalar, expected one dimension at least (try tensor.view(1))")
+    return code
+
+
+def reduction(op: Any, dtype: torch.dtype) -> int:
+    """The core's number for `op` (None is Average), checked against the element type."""
+    if op is None:
+        op = ReduceOp.Average
+    try:
+        op = ReduceOp(op)
+    except ValueError:
+        raise ValueError(f"op: {op!r} is unknown; allowed: {_OPS}") from None
+    if dtype is torch.bool and op is ReduceOp.Average:
+        raise ValueError("op: Average of torch.bool has no meaning; allowed: Sum, Min, Max, Product")
+    if dtype.is_complex and op in (ReduceOp.Min, ReduceOp.Max):
+        raise ValueError(
+            f"op: {op.name} of {dtype} has no meaning (complex numbers have no order); allowed: Average, Sum, Product"
+        )
+    return int(op)
+
+
+def scale(argument: str, factor: Any) -> float:
+    """A prescale or postscale factor as a float."""
+    if isinstance(factor, (int, float)):
+        return float(factor)
+    raise TypeError(f"{argument}: expected a number, got {type(factor).__name__}")
+
+
+def op_name(name: Any) -> None:
+    """Check an operation's name."""
+    if name is not None and not isinstance(name, str):
+        raise TypeError(f"name: expected a str or None, got {type(name).__name__}")
+
+
+def splits(value: Any, rows: int, size: int) -> list[int]:
+    """The rows for each rank of an alltoall: `value`, or equal parts where it is None."""
+    if value is None:
+        if rows % size:
+            raise ValueError(
+                f"splits: dimension 0 ({rows}) does not divide into {size} equal parts; give splits, one a rank"
+            )
+        return [rows // size] * size
+    if isinstance(value, Tensor):
+        if value.dtype not in (torch.int32, torch.int64) or value.dim() != 1:
+            raise ValueError(f"splits: expected a 1-D int32 tensor, got {value.dim()}-D {value.dtype}")
+        value = value.tolist()
+    parts = [int(part) for part in value]
+    if len(parts) != size or min(parts) < 0 or sum(parts) != rows:
+        raise ValueError(f"splits: expected {size} non-negative numbers with the sum {rows} (dimension 0), got {parts}")
+    return parts

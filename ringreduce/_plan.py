@@ -1,0 +1,114 @@
+"""The buckets of one optimizer in the arena: agreed by all ranks, filled, launched in order.
+
+Launches are strictly in plan order, whatever the order in which buckets fill: the peers
+count on it. `GradientPlan` moves no gradient itself; the reducer does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+from torch.utils.dlpack import from_dlpack
+
+from ringreduce import _context, _dtypes, _segments
+from ringreduce._buckets import Bucket, view_like
+from ringreduce._core import Plan, Segment
+from ringreduce.objects import allgather_object
+from ringreduce.process_set import ProcessSet
+
+
+class GradientPlan:
+    """Buckets in shared memory and the state of their current step.
+
+    Args:
+        buckets: the layout, the same on all ranks of the set.
+        early: how many of them may be launched as soon as they are full; the others wait
+            for `launch_rest`.
+        channel: number that is free on all ranks of the set, for messages between hosts.
+        op, prescale, postscale: the reduction.
+    """
+
+    def __init__(
+        self, buckets: list[Bucket], early: int, channel: int, op: int, prescale: float, postscale: float,
+        process_set: ProcessSet,
+    ) -> None:  # fmt: skip
+        self.context = _context.require()
+        self.buckets = buckets
+        self.early = early
+        self._plan: Plan | None = None
+        self.flat: list[Tensor] = []
+        if buckets:
+            spec = [(bucket.elements, _dtypes.CODES[bucket.dtype]) for bucket in buckets]
+            set_id = process_set.process_set_id or 0
+            segment = _share_arena(self.context, spec, process_set)
+            self._plan = plan = Plan(self.context.engine, set_id, spec, op, prescale, postscale, segment, channel)
+            self.flat = [from_dlpack(plan.buffer(index)).view(bucket.dtype) for index, bucket in enumerate(buckets)]
+        self._presence = [flat[bucket.end :] for flat, bucket in zip(self.flat, buckets, strict=True)]
+        self.begin_step()
+
+    def begin_step(self) -> None:
+        """Nothing is filled, nothing launched."""
+        self.missing = [len(bucket.members) for bucket in self.buckets]
+        self.absent: list[list[int]] = [[] for _ in self.buckets]  # places within the tail
+        self.next = 0
+
+    def view(self, bucket: int, place: int, parameter: Tensor) -> Tensor:
+        """The part of a bucket that is the gradient of its `place`-th member."""
+        return view_like(self.flat[bucket], self.buckets[bucket].offsets[place], parameter)
+
+    def arrived(self, bucket: int) -> None:
+        """One more view of the bucket is filled: launch what is full and next in order."""
+        self.missing[bucket] -= 1
+        while self.next < self.early and self.missing[self.next] == 0:
+            self._launch_next()
+
+    def set_absent(self, bucket: int, place: int) -> None:
+        """This rank has no gradient for a member (whose view the caller has zeroed)."""
+        self.absent[bucket].append(place)
+
+    def launch_rest(self) -> None:
+        """Launch what is left of the step, in order."""
+        while self.next < len(self.buckets):
+            self._launch_next()
+
+    def _launch_next(self) -> None:
+        index = self.next
+        presence = self._presence[index].fill_(1)
+        for place in self.absent[index]:
+            presence[place] = 0
+        self.next += 1
+        assert self._plan is not None
+        self._plan.launch(index)
+
+    def wait(self) -> list[list[bool]]:
+        """Wait for the step's end. Returns, by bucket and place, whether any rank had a gradient.
+
+        A bucket of which this rank filled every view is not looked at: all True.
+        """
+        present = []
+        for index, bucket in enumerate(self.buckets):
+            assert self._plan is not None
+            self._plan.wait(index)
+            if self.absent[index]:
+                present.append((self._presence[index] != 0).tolist())
+            else:
+                present.append([True] * len(bucket.members))
+        self.begin_step()
+        return present
+
+    def close(self) -> None:
+        """Give the buckets up. Gradients that are views of them stay valid."""
+        if self._plan is not None:
+            self._plan.close()
+
+
+def _share_arena(context: _context.Context, spec: Sequence[tuple[int, int]], process_set: ProcessSet) -> Segment:
+    members = process_set.registered_ranks()
+    local = [r for r in members if context.host_of[r] == context.host_of[context.rank]]
+    shared = _segments.share(
+        Plan.segment_bytes(len(local), list(spec)), context.rank, members, context.host_of,
+        lambda item: allgather_object(item, "ringreduce.arena", process_set),
+    )  # fmt: skip
+    assert shared.segment is not None
+    return shared.segment

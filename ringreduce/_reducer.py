@@ -1,0 +1,353 @@
+"""When gradients are reduced: the hooks of DistributedOptimizer and the state behind them.
+
+    backward pass   hook: gradient of p1 comes ─► its view is filled ─► bucket 0 full: launch
+                    hook: gradient of p0 comes ─► ...                ─► bucket 1 full: launch
+                    end of backward: zeros for what did not come, launch the rest, wait
+
+So gradients are complete when `backward()` returns. Passes under `no_sync()`, and those
+before the last of `backward_passes_per_step`, only accumulate. What is still local when
+`step()` comes is reduced there.
+
+In the first pass nothing is launched: at its end the ranks agree on the parameters, on
+which gradients are sparse, and on rank 0's order of arrival, and only then the buckets are
+laid out. A parameter of which no rank had a gradient is left out until one has.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ringreduce import _agreement, _context
+from ringreduce._backward import BackwardEnd
+from ringreduce._buckets import BUCKET_BYTES, Bucket, lay_out
+from ringreduce._plan import GradientPlan
+from ringreduce._slots import Kind, Slot
+from ringreduce._sparse import SparseReduction
+from ringreduce.compression import Compressor, effective
+from ringreduce.objects import allgather_object
+from ringreduce.process_set import ProcessSet
+from ringreduce.reduction import ReduceOp
+
+
+@dataclass(frozen=True)
+class Options:
+    """What DistributedOptimizer was asked for, checked."""
+
+    compression: type[Compressor]
+    backward_passes_per_step: int
+    op: ReduceOp
+    gradient_predivide_factor: float
+    num_groups: int
+    sparse_as_dense: bool
+    process_set: ProcessSet
+
+    def described(self) -> str:
+        """What all ranks must agree on."""
+        return (
+            f"op={self.op.name} gradient_predivide_factor={self.gradient_predivide_factor} "
+            f"compression={self.compression.__name__} sparse_as_dense={self.sparse_as_dense}"
+        )
+
+
+class Reducer:
+    """Reduces the gradients of named parameters over a process set of which we are a member."""
+
+    _serials = itertools.count()
+
+    def __init__(self, named: Sequence[tuple[str, Tensor]], options: Options) -> None:
+        self.serial = next(Reducer._serials)
+        self.options = options
+        self._slots: list[Slot] = []  # those with hooks, in registration order
+        self._frozen: list[tuple[str, Tensor]] = []  # parameters without requires_grad so far
+        self._hooks: list[Any] = []
+        weakref.finalize(self, _remove, self._hooks).atexit = False
+        self._end = BackwardEnd(weakref.ref(self))
+        self._plan: GradientPlan | None = None
+        self._sparse: list[tuple[Slot, SparseReduction]] = []
+        self._order: list[int] = []  # in which gradients arrived before there was a plan
+        self._repeats = False  # a gradient came twice in one pass (reentrant checkpointing)
+        self._moved: list[Slot] = []  # set aside in this pass
+        self._pass_number = 0
+        self._in_pass = False
+        self._holding = False  # under no_sync()
+        self._passes = 0  # of the current group of backward_passes_per_step
+        self._syncing = False  # this pass ends with a reduction
+        self._open = False  # a reduction is in flight
+        self._done = False  # there was a reduction since step() or zero_grad()
+        self._local = False  # a pass has accumulated since
+        self.add(named)
+
+    # Parameters and hooks
+
+    def add(self, named: Sequence[tuple[str, Tensor]]) -> None:
+        """More parameters; those that require no grad are watched until they do."""
+        self._frozen += named
+        self._hook_new()
+
+    def _hook_new(self) -> None:
+        new = [pair for pair in self._frozen if pair[1].requires_grad]
+        if not new:
+            return
+        self._frozen = [pair for pair in self._frozen if not pair[1].requires_grad]
+        for name, parameter in new:
+            slot = Slot(len(self._slots), name, parameter)
+            self._slots.append(slot)
+            before, after = _hook_pair(weakref.ref(self), slot)
+            self._hooks.append(parameter.register_hook(before))  # type: ignore[no-untyped-call]
+            register = parameter.register_post_accumulate_grad_hook
+            self._hooks.append(register(after))  # type: ignore[no-untyped-call]
+        self._drop_plan()
+
+    def before_gradient(self, slot: Slot) -> None:
+        """Hook: a gradient of this parameter is about to be accumulated."""
+        if slot.parameter.grad is None:
+            slot.clear()
+        elif slot.reduced:
+            # What was reduced must not be reduced again: only what is added now.
+            slot.set_aside()
+            self._moved.append(slot)
+            self._end.arm()
+
+    def after_gradient(self, slot: Slot) -> None:
+        """Hook: p.grad has this parameter's gradient."""
+        self._end.arm()
+        if not self._in_pass:
+            self._begin_pass(cleared=slot.aside is None)
+        again = slot.pass_number == self._pass_number
+        slot.pass_number = self._pass_number
+        slot.save_home()
+        plan = self._plan
+        if again:
+            self._came_twice(slot)
+        if plan is None:
+            self._order.append(slot.index)
+        elif self._syncing and slot.view is not None:
+            first = not slot.arrived
+            slot.fill()
+            if first:
+                plan.arrived(slot.bucket)
+
+    def _came_twice(self, slot: Slot) -> None:
+        self._repeats = True
+        if self._plan is None:
+            return
+        if self._syncing and slot.arrived and self._plan.next > slot.bucket:
+            raise AssertionError(
+                f"the gradient of {slot.name!r} came again in one backward pass, after its "
+                "reduction was launched (parameters shared between reentrant checkpoints); "
+                "use checkpoint(use_reentrant=False)"
+            )
+        self._plan.early = 0
+
+    def _begin_pass(self, cleared: bool) -> None:
+        limit = self.options.backward_passes_per_step
+        if not self._holding:
+            if self._passes == limit and limit > 1 and not cleared:
+                raise AssertionError(
+                    f"more than backward_passes_per_step={limit} backward passes before step(); "
+                    "call step() and zero_grad(), or raise backward_passes_per_step"
+                )
+            self._passes = self._passes % limit + 1
+        self._syncing = not self._holding and self._passes == limit
+        self._in_pass = self._local = True
+        self._pass_number += 1
+        self._hook_new()
+        if self._plan is not None and self._plan.context is not _context.current:
+            self._plan = None  # of an earlier life of the library
+
+    # The listener of BackwardEnd
+
+    def launch(self) -> None:
+        """The backward pass has ended: launch what is not under way yet."""
+        for slot in self._moved:
+            if slot.pass_number != self._pass_number or not self._in_pass:
+                slot.put_back()  # autograd.grad asked for the gradient, p.grad is not touched
+        self._moved.clear()
+        ends, self._in_pass = self._in_pass and self._syncing, False
+        if ends:
+            self._launch_rest()
+
+    def complete(self) -> None:
+        """Wait for the reduction, if one is in flight, and deliver the results."""
+        if not self._open:
+            return
+        plan = self._plan
+        assert plan is not None
+        present = plan.wait()
+        appeared = False
+        for bucket, of_bucket in zip(plan.buckets, present, strict=True):
+            for index, anywhere in zip(bucket.members, of_bucket, strict=True):
+                slot = self._slots[index]
+                if slot.kind is Kind.UNSEEN:
+                    appeared |= anywhere
+                else:
+                    slot.deliver(anywhere)
+        factor = 1.0 / self._size() if self.options.op is ReduceOp.Average else 1.0
+        for slot, reduction in self._sparse:
+            slot.deliver_sparse(reduction.result(factor))
+        self._open = self._local = False
+        self._done = True
+        if appeared:
+            self._drop_plan()
+            self.reduce()
+
+    # Reductions
+
+    def reduce(self) -> None:
+        """Reduce everything that is local now."""
+        self._launch_rest()
+        self.complete()
+
+    def finish(self) -> None:
+        """Before step(): make up for a reduction that no backward pass has made."""
+        if self._local or not self._done:
+            self.reduce()
+
+    def _launch_rest(self) -> None:
+        plan = self._plan
+        if plan is None or plan.context is not _context.current:
+            plan = self._plan = self._agree()
+        self._open = True
+        for bucket in plan.buckets:
+            for index in bucket.members:
+                self._settle(plan, self._slots[index])
+        plan.launch_rest()
+        self._sparse = []
+        for slot in self._slots:
+            if slot.kind is Kind.SPARSE:
+                local = slot.parameter.grad if slot.has_local_gradient() else None
+                if local is None:
+                    slot.aside = slot.parameter.grad
+                self._sparse.append((slot, SparseReduction(slot.name, slot.parameter, local, self._set())))
+
+    def _settle(self, plan: GradientPlan, slot: Slot) -> None:
+        """Fill the place of a parameter whose gradient did not come in this pass."""
+        if slot.arrived:
+            return
+        if not slot.has_local_gradient():
+            if slot.kind is Kind.DENSE:
+                slot.fill_absent()
+            plan.set_absent(slot.bucket, slot.place)
+        elif slot.kind is Kind.DENSE:
+            slot.save_home()
+            slot.fill()
+            plan.arrived(slot.bucket)
+
+    def _agree(self) -> GradientPlan:
+        """With all ranks of the set: compare the parameters, lay out the buckets."""
+        slots, wire = self._slots, self._wire_dtypes()
+        for slot in slots:
+            grad = slot.parameter.grad
+            if grad is not None:
+                sparse = grad.is_sparse and not self.options.sparse_as_dense
+                slot.kind = max(slot.kind, Kind.SPARSE if sparse else Kind.DENSE)
+        said = [("the options", self.options.described())]
+        said += [(s.name, f"{tuple(s.parameter.shape)} {s.parameter.dtype}") for s in slots]
+        channel = _context.require().engine.next_channel()
+        mine = (_agreement.digest(said), bytes(slot.kind for slot in slots), self._order, channel)
+        everyone = allgather_object(mine, "ringreduce.plan", self._set())
+        if not _agreement.same_everywhere([digest for digest, *_ in everyone]):
+            _agreement.raise_difference("the ranks optimize different parameters", said, self._set())
+        for slot in slots:
+            slot.kind = Kind(max(kinds[slot.index] for _, kinds, *_ in everyone))
+        # Rank 0's order; what it did not see comes last, in reverse registration order.
+        self._order = everyone[0][2]
+        order = list(dict.fromkeys([*self._order, *reversed(range(len(slots)))]))
+        return self._build(order, wire, max(channel for *_, channel in everyone))
+
+    def _build(self, order: list[int], wire: list[torch.dtype], channel: int) -> GradientPlan:
+        dense = [index for index in order if self._slots[index].kind is Kind.DENSE]
+        numels = [slot.parameter.numel() for slot in self._slots]
+        limit = BUCKET_BYTES
+        if self.options.num_groups:
+            nbytes = sum(numels[index] * wire[index].itemsize for index in dense)
+            limit = -(-nbytes // self.options.num_groups)
+        buckets = lay_out(dense, numels, wire, bucket_bytes=limit)
+        early = 0 if self._repeats else len(buckets)
+        unseen = [slot.index for slot in self._slots if slot.kind is Kind.UNSEEN]
+        if unseen:
+            buckets.append(Bucket(torch.float32, unseen, [0] * len(unseen)))
+        factor = self.options.gradient_predivide_factor
+        plan = GradientPlan(buckets, early, channel, int(self.options.op), 1.0 / factor, factor, self._set())
+        for at, bucket in enumerate(buckets):
+            for place, index in enumerate(bucket.members):
+                slot = self._slots[index]
+                view = plan.view(at, place, slot.parameter) if slot.kind is Kind.DENSE else None
+                slot.assign(at, place, view)
+        return plan
+
+    def _wire_dtypes(self) -> list[torch.dtype]:
+        """In which dtype each gradient is reduced."""
+        compression = effective(self.options.compression, self._set())
+        dtypes = {slot.parameter.dtype for slot in self._slots}
+        wire = {d: compression.compress(torch.zeros(1, dtype=d))[0].dtype for d in dtypes}
+        return [wire[slot.parameter.dtype] for slot in self._slots]
+
+    def _drop_plan(self) -> None:
+        if self._plan is not None and self._plan.context is _context.current:
+            self._plan.close()
+        self._plan = None
+
+    def _set(self) -> ProcessSet:
+        return self.options.process_set
+
+    def _size(self) -> int:
+        return self.options.process_set.size()
+
+    # What the optimizer tells
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Passes within only accumulate."""
+        before, self._holding = self._holding, True
+        try:
+            yield
+        finally:
+            self._holding = before
+
+    def stepped(self) -> None:
+        """step() was called."""
+        self._done = self._local = False
+        self._passes = 0
+
+    def cleared(self) -> None:
+        """zero_grad() is being called: nothing may be in flight."""
+        if self._open or (self._plan is not None and self._plan.next > 0):
+            raise AssertionError(
+                "zero_grad() while gradients are being reduced; call it before backward() or after step()"
+            )
+        for slot in self._slots:
+            slot.clear()
+        if self._plan is not None:
+            self._plan.begin_step()
+        self._in_pass = False
+        self.stepped()
+
+
+def _hook_pair(reducer: weakref.ref[Reducer], slot: Slot) -> tuple[Any, Any]:
+    """The hooks hold the reducer weakly: parameters may outlive their optimizer."""
+
+    def before(_grad: Tensor) -> None:
+        alive = reducer()
+        if alive is not None:
+            alive.before_gradient(slot)
+
+    def after(_parameter: Tensor) -> None:
+        alive = reducer()
+        if alive is not None:
+            alive.after_gradient(slot)
+
+    return before, after
+
+
+def _remove(hooks: list[Any]) -> None:
+    for hook in hooks:
+        hook.remove()

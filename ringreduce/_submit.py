@@ -1,0 +1,184 @@
+"""From tensors to the core's operations: each function checks, submits and returns a Handle.
+
+Results are made when the handle is waited for. `None` for a name lets the core match the
+operation by a counter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.dlpack import from_dlpack
+
+from ringreduce import _check, _dtypes
+from ringreduce._core import Op
+from ringreduce.handle import Handle, check_name
+from ringreduce.process_set import ProcessSet
+
+
+def packed(tensor: Tensor) -> Tensor:
+    """The tensor's elements in row-major order: itself where it is so, else a copy."""
+    return tensor.detach().resolve_conj().resolve_neg().contiguous()
+
+
+def received(op: Op, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    """The output of an allgather or alltoall as a tensor, without a copy."""
+    if math.prod(shape) == 0:
+        return torch.empty(shape, dtype=dtype)
+    flat: Tensor = from_dlpack(op.output())
+    return flat.view(dtype).view(shape)
+
+
+def _copy_back(source: Tensor, target: Tensor) -> Tensor:
+    """Bring the result of an in-place operation to where the caller's tensor is."""
+    if source.data_ptr() != target.data_ptr():
+        target.detach().copy_(source)
+    return target
+
+
+def allreduce(
+    tensors: Sequence[Any],
+    in_place: bool,
+    name: str | None,
+    op: Any,
+    prescale: float,
+    postscale: float,
+    process_set: ProcessSet,
+    argument: Callable[[int], str] = lambda index: f"tensors[{index}]",
+) -> Handle[list[Tensor]]:
+    """One allreduce of a group of tensors: one operation for each dtype among them."""
+    engine, set_id = process_set.usable_engine(), process_set.process_set_id or 0
+    _check.op_name(name)
+    pre = _check.scale("prescale_factor", prescale)
+    post = _check.scale("postscale_factor", postscale)
+    groups: dict[int, list[int]] = {}
+    for index, tensor in enumerate(tensors):
+        groups.setdefault(_check.tensor(argument(index), tensor), []).append(index)
+        _check.reduction(op, tensor.dtype)
+        if in_place:
+            _check.writable(argument(index), tensor)
+    key = check_name("allreduce", set_id, name)
+    sources = [packed(tensor) for tensor in tensors]
+    outputs = sources if in_place else [torch.empty_like(source) for source in sources]
+    ops = []
+    for code, members in groups.items():
+        label = name
+        if name is not None and len(groups) > 1:
+            label = f"{name}.{_dtypes.NAMES[code]}"
+        ops.append(
+            engine.allreduce(
+                set_id, label,
+                [sources[i].data_ptr() for i in members],
+                [outputs[i].data_ptr() for i in members],
+                [sources[i].numel() for i in members],
+                [tuple(sources[i].shape) for i in members],
+                code, _check.reduction(op, _dtypes.BY_CODE[code]), pre, post,
+            )
+        )  # fmt: skip
+
+    def finish() -> list[Tensor]:
+        # Names `sources`: they are read until the operation is done.
+        pairs = zip(sources, tensors if in_place else outputs, strict=True)
+        return [_copy_back(s, t) if in_place else t for s, t in pairs]
+
+    return Handle(ops, finish, key)
+
+
+def broadcast(tensor: Any, root_rank: int, in_place: bool, name: str | None, process_set: ProcessSet) -> Handle[Tensor]:
+    """Broadcast from the global rank `root_rank`."""
+    engine, set_id = process_set.usable_engine(), process_set.process_set_id or 0
+    _check.op_name(name)
+    code = _check.tensor("tensor", tensor)
+    if in_place:
+        _check.writable("tensor", tensor)
+    root = process_set.set_rank("root_rank", root_rank)
+    key = check_name("broadcast", set_id, name)
+    source = packed(tensor)
+    output = source if in_place else torch.empty_like(source)
+    op = engine.broadcast(
+        set_id, name, source.data_ptr(), output.data_ptr(), source.numel(),
+        tuple(source.shape), code, root,
+    )  # fmt: skip
+    if in_place:
+        return Handle([op], lambda: _copy_back(source, tensor), key)
+    return Handle([op], lambda: (source, output)[1], key)
+
+
+def allgather(tensor: Any, name: str | None, process_set: ProcessSet) -> Handle[tuple[Tensor, list[int]]]:
+    """Gather along dimension 0; the result is the output and the rows from each rank."""
+    engine, set_id = process_set.usable_engine(), process_set.process_set_id or 0
+    _check.op_name(name)
+    code = _check.with_rows("tensor", tensor)
+    key = check_name("allgather", set_id, name)
+    source = packed(tensor)
+    row = tuple(source.shape[1:])
+    width = math.prod(row)
+    if width:
+        op = engine.allgather(set_id, name, source.data_ptr(), source.numel(), row, code)
+    else:
+        # Rows without elements: nothing shows how many there are, so their number is sent.
+        source = torch.tensor([source.shape[0]])
+        op = engine.allgather(set_id, name, source.data_ptr(), 1, row, _dtypes.CODES[torch.int64])
+
+    def finish() -> tuple[Tensor, list[int]]:
+        if not width:
+            rows = received(op, source.dtype, (process_set.size(),)).tolist()
+        else:
+            rows = [count // width for count in op.counts()]
+        return received(op, tensor.dtype, (sum(rows), *row)), rows
+
+    return Handle([op], finish, key)
+
+
+def reducescatter(
+    tensor: Any, name: str | None, op: Any, prescale: float, postscale: float,
+    process_set: ProcessSet, rows: list[int] | None = None,
+) -> Handle[Tensor]:  # fmt: skip
+    """Reduce, and give rank i of the set its rows: `rows[i]`, or nearly equal parts."""
+    engine, set_id = process_set.usable_engine(), process_set.process_set_id or 0
+    _check.op_name(name)
+    code = _check.with_rows("tensor", tensor)
+    reduction = _check.reduction(op, tensor.dtype)
+    key = check_name("reducescatter", set_id, name)
+    source = packed(tensor)
+    row = tuple(source.shape[1:])
+    if rows is None:
+        share, more = divmod(source.shape[0], process_set.size())
+        rows = [share + (rank < more) for rank in range(process_set.size())]
+    output = torch.empty((rows[process_set.rank()], *row), dtype=source.dtype)
+    submitted = engine.reducescatter(
+        set_id, name, source.data_ptr(), output.data_ptr(),
+        [count * math.prod(row) for count in rows], tuple(source.shape), code, reduction,
+        _check.scale("prescale_factor", prescale), _check.scale("postscale_factor", postscale),
+    )  # fmt: skip
+    return Handle([submitted], lambda: (source, output)[1], key)
+
+
+def alltoall(tensor: Any, splits: Any, name: str | None, process_set: ProcessSet) -> Handle[tuple[Tensor, list[int]]]:
+    """Send `splits[i]` rows to rank i; the result is the output and the rows received."""
+    engine, set_id = process_set.usable_engine(), process_set.process_set_id or 0
+    _check.op_name(name)
+    code = _check.with_rows("tensor", tensor)
+    parts = _check.splits(splits, tensor.shape[0], process_set.size())
+    key = check_name("alltoall", set_id, name)
+    source = packed(tensor)
+    row = tuple(source.shape[1:])
+    width = math.prod(row)
+    counts = [part * width for part in parts]
+    if not width:  # as in allgather: send the numbers of rows
+        source, counts = torch.tensor(parts), [1] * len(parts)
+        code = _dtypes.CODES[torch.int64]
+    op = engine.alltoall(set_id, name, source.data_ptr(), counts, row, code)
+
+    def finish() -> tuple[Tensor, list[int]]:
+        if not width:
+            rows = received(op, source.dtype, (process_set.size(),)).tolist()
+        else:
+            rows = [count // width for count in op.counts()]
+        return received(op, tensor.dtype, (sum(rows), *row)), rows
+
+    return Handle([op], finish, key)

@@ -1,0 +1,349 @@
+"""The collectives: what users call.
+
+Common to all: `process_set` limits a call to its ranks, all of which must make it. `name`
+matches the call between ranks (unnamed calls are matched by their order). Tensors are dense
+CPU tensors; non-contiguous ones are copied. The forms with `_async` return a Handle for `poll`
+and `synchronize`, those that end in `_` write the result into their argument.
+
+Raises, in all of them: TypeError or ValueError on the calling rank for a bad argument, such
+as a name in flight or a rank outside the set; RingreduceError on every rank that takes part
+if the ranks disagree about dtype, shape, operation, root or scale, if a peer is lost, or before
+`init` and after `shutdown`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ringreduce import _autograd, _submit
+from ringreduce._dtypes import REAL_CODES
+from ringreduce.compression import Compression, Compressor, effective
+from ringreduce.handle import Handle, keep_until_done
+from ringreduce.process_set import ProcessSet, global_process_set
+from ringreduce.reduction import ReduceOp
+
+
+def _only(tensors: list[Tensor]) -> Tensor:
+    return tensors[0]
+
+
+def _named_tensor(_index: int) -> str:
+    return "tensor"
+
+
+def allreduce(
+    tensor: Tensor,
+    name: str | None = None,
+    compression: type[Compressor] = Compression.none,
+    op: ReduceOp | int | None = None,
+    prescale_factor: float = 1.0,
+    postscale_factor: float = 1.0,
+    process_set: ProcessSet = global_process_set,
+) -> Tensor:
+    """Combine a tensor of the same shape and dtype from every rank, element by element.
+
+    Args:
+        tensor: any shape, any supported dtype.
+        compression: how to send it between hosts; has no effect on a set within one host.
+        op: Average (default), Sum, Min, Max or Product. bool has no Average, complex numbers
+            no Min and Max.
+        prescale_factor, postscale_factor: multiply the inputs, and the result.
+
+    Returns a new tensor with the same bits on all ranks. Differentiable for Average and Sum.
+    """
+    if compression is not Compression.none:
+        compression = effective(compression, process_set)
+    tensor, context = compression.compress(tensor)
+    arguments = (name, op, prescale_factor, postscale_factor, process_set)
+    if _autograd.wanted(tensor):
+        (result,) = _autograd.apply(_autograd.Allreduce, *arguments, tensor)
+    else:
+        (result,) = _submit.allreduce([tensor], False, *arguments, _named_tensor).wait()
+    return compression.decompress(result, context)
+
+
+def allreduce_async(
+    tensor: Tensor,
+    name: str | None = None,
+    op: ReduceOp | int | None = None,
+    prescale_factor: float = 1.0,
+    postscale_factor: float = 1.0,
+    process_set: ProcessSet = global_process_set,
+) -> Handle[Tensor]:
+    """`allreduce` without waiting; its result is the new tensor (not differentiable)."""
+    return _submit.allreduce(
+        [tensor], False, name, op, prescale_factor, postscale_factor, process_set, _named_tensor
+    ).map(_only)
+
+
+def allreduce_(
+    tensor: Tensor,
+    name: str | None = None,
+    op: ReduceOp | int | None = None,
+    prescale_factor: float = 1.0,
+    postscale_factor: float = 1.0,
+    process_set: ProcessSet = global_process_set,
+) -> Tensor:
+    """`allreduce` in place; returns `tensor`. ValueError if the tensor requires grad."""
+    engine = process_set.engine
+    # The common case goes straight to the core; everything that needs a check, a copy or
+    # an explanation takes the way below.
+    if (
+        type(tensor) is Tensor
+        and tensor.dtype in REAL_CODES
+        and tensor.is_cpu
+        and tensor.layout is torch.strided
+        and tensor.is_contiguous()
+        and not tensor.is_neg()
+        and not tensor.requires_grad
+        and tensor.dtype is not torch.bool
+        and engine is not None
+        and name is None
+        and (op is None or type(op) is ReduceOp)
+        and type(prescale_factor) is type(postscale_factor) is float
+    ):
+        address = tensor.data_ptr()
+        try:
+            engine.allreduce_sync(
+                process_set.process_set_id or 0, None, address, address, tensor.numel(),
+                tensor.shape, REAL_CODES[tensor.dtype], op or 0, prescale_factor, postscale_factor,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            keep_until_done([], tensor)  # the core may still be at work on it
+            raise
+        return tensor
+    return allreduce_async_(tensor, name, op, prescale_factor, postscale_factor, process_set).wait()
+
+
+def allreduce_async_(
+    tensor: Tensor,
+    name: str | None = None,
+    op: ReduceOp | int | None = None,
+    prescale_factor: float = 1.0,
+    postscale_factor: float = 1.0,
+    process_set: ProcessSet = global_process_set,
+) -> Handle[Tensor]:
+    """`allreduce_` without waiting: leave `tensor` alone until it is synchronized."""
+    return _submit.allreduce(
+        [tensor], True, name, op, prescale_factor, postscale_factor, process_set, _named_tensor
+    ).map(_only)
+
+
+def grouped_allreduce(
+    tensors: Sequence[Tensor],
+    name: str | None = None,
+    compression: type[Compressor] = Compression.none,
+    op: ReduceOp | int | None = None,
+    prescale_factor: float = 1.0,
+    postscale_factor: float = 1.0,
+    process_set: ProcessSet = global_process_set,
+) -> list[Tensor]:
+    """`allreduce` of several tensors as one operation for each dtype among them.
+
+    The tensors may have different shapes; their number and order is the same on all ranks.
+    Returns new tensors in the same order. Differentiable for Average and Sum.
+    """
+    if compression is not Compression.none:
+        compression = effective(compression, process_set)
+    pairs = [compression.compress(tensor) for tensor in tensors]
+    inputs = [tensor for tensor, _ in pairs]
+    arguments = (name, op, prescale_factor, postscale_factor, process_set)
+    if _autograd.wanted(*inputs):
+        results = _autograd.apply(_autograd.Allreduce, *arguments, *inputs)
+    else:
+        results = _submit.allreduce(inputs, False, *arguments).wait()
+    return [compression.decompress(result, context) for result, (_, context) in zip(results, pairs, strict=True)]
+
+
+def grouped_allreduce_async(
+    tensors: Sequence[Tensor],
+    name: str | None = None,
+    op: ReduceOp | int | None = None,
+    prescale_factor: float = 1.0,
+    postscale_factor: float = 1.0,
+    process_set: ProcessSet = global_process_set,
+) -> Handle[list[Tensor]]:
+    """`grouped_allreduce` without waiting (not differentiable)."""
+    return _submit.allreduce(list(tensors), False, name, op, prescale_factor, postscale_factor, process_set)
+
+
+def grouped_allreduce_(
+    tensors: Sequence[Tensor],
+    name: str | None = None,
+    op: ReduceOp | int | None = None,
+    prescale_factor: float = 1.0,
+    postscale_factor: float = 1.0,
+    process_set: ProcessSet = global_process_set,
+) -> list[Tensor]:
+    """`grouped_allreduce` in place; returns the tensors. ValueError if one requires grad."""
+    return grouped_allreduce_async_(tensors, name, op, prescale_factor, postscale_factor, process_set).wait()
+
+
+def grouped_allreduce_async_(
+    tensors: Sequence[Tensor],
+    name: str | None = None,
+    op: ReduceOp | int | None = None,
+    prescale_factor: float = 1.0,
+    postscale_factor: float = 1.0,
+    process_set: ProcessSet = global_process_set,
+) -> Handle[list[Tensor]]:
+    """`grouped_allreduce_` without waiting."""
+    return _submit.allreduce(list(tensors), True, name, op, prescale_factor, postscale_factor, process_set)
+
+
+def broadcast(
+    tensor: Tensor,
+    root_rank: int,
+    name: str | None = None,
+    process_set: ProcessSet = global_process_set,
+) -> Tensor:
+    """The root's tensor on every rank, as a new tensor; `tensor` stays as it is.
+
+    Args:
+        tensor: any shape, any supported dtype, the same on all ranks.
+        root_rank: global rank of the root, a member of the set.
+
+    Differentiable: the averaged gradient on the root, zeros elsewhere.
+    """
+    if _autograd.wanted(tensor):
+        result: Tensor = _autograd.apply(_autograd.Broadcast, tensor, root_rank, name, process_set)
+        return result
+    return broadcast_async(tensor, root_rank, name, process_set).wait()
+
+
+def broadcast_async(
+    tensor: Tensor,
+    root_rank: int,
+    name: str | None = None,
+    process_set: ProcessSet = global_process_set,
+) -> Handle[Tensor]:
+    """`broadcast` without waiting (not differentiable)."""
+    return _submit.broadcast(tensor, root_rank, False, name, process_set)
+
+
+def broadcast_(
+    tensor: Tensor,
+    root_rank: int,
+    name: str | None = None,
+    process_set: ProcessSet = global_process_set,
+) -> Tensor:
+    """`broadcast` in place; returns `tensor`. ValueError if the tensor requires grad."""
+    return broadcast_async_(tensor, root_rank, name, process_set).wait()
+
+
+def broadcast_async_(
+    tensor: Tensor,
+    root_rank: int,
+    name: str | None = None,
+    process_set: ProcessSet = global_process_set,
+) -> Handle[Tensor]:
+    """`broadcast_` without waiting: leave `tensor` alone until it is synchronized."""
+    return _submit.broadcast(tensor, root_rank, True, name, process_set)
+
+
+def allgather(tensor: Tensor, name: str | None = None, process_set: ProcessSet = global_process_set) -> Tensor:
+    """The tensors of all ranks, joined along dimension 0 in rank order.
+
+    Args:
+        tensor: one dimension at least; dimension 0 may differ by rank, the others not.
+
+    Differentiable: each rank gets the average of its rows' gradients.
+    """
+    if _autograd.wanted(tensor):
+        result: Tensor = _autograd.apply(_autograd.Allgather, tensor, name, process_set)
+        return result
+    return _submit.allgather(tensor, name, process_set).wait()[0]
+
+
+def allgather_async(
+    tensor: Tensor, name: str | None = None, process_set: ProcessSet = global_process_set
+) -> Handle[Tensor]:
+    """`allgather` without waiting (not differentiable)."""
+    return _submit.allgather(tensor, name, process_set).map(lambda result: result[0])
+
+
+def reducescatter(
+    tensor: Tensor,
+    name: str | None = None,
+    compression: type[Compressor] = Compression.none,
+    op: ReduceOp | int | None = ReduceOp.Average,
+    process_set: ProcessSet = global_process_set,
+    prescale_factor: float = 1.0,
+    postscale_factor: float = 1.0,
+) -> Tensor:
+    """`allreduce`, of which each rank gets its part of dimension 0.
+
+    Args:
+        tensor: one dimension at least; the first `shape[0] % size` ranks get one row more.
+        compression, op, prescale_factor, postscale_factor: as in `allreduce`.
+
+    Returns a new tensor with this rank's rows. Differentiable for Average and Sum.
+    """
+    if compression is not Compression.none:
+        compression = effective(compression, process_set)
+    tensor, context = compression.compress(tensor)
+    arguments = (name, op, prescale_factor, postscale_factor, process_set)
+    if _autograd.wanted(tensor):
+        result: Tensor = _autograd.apply(_autograd.Reducescatter, tensor, *arguments)
+    else:
+        result = _submit.reducescatter(tensor, *arguments).wait()
+    return compression.decompress(result, context)
+
+
+def reducescatter_async(
+    tensor: Tensor,
+    name: str | None = None,
+    op: ReduceOp | int | None = ReduceOp.Average,
+    process_set: ProcessSet = global_process_set,
+    prescale_factor: float = 1.0,
+    postscale_factor: float = 1.0,
+) -> Handle[Tensor]:
+    """`reducescatter` without waiting (not differentiable)."""
+    return _submit.reducescatter(tensor, name, op, prescale_factor, postscale_factor, process_set)
+
+
+def alltoall(
+    tensor: Tensor,
+    splits: Tensor | Sequence[int] | None = None,
+    name: str | None = None,
+    process_set: ProcessSet = global_process_set,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Send a part of dimension 0 to each rank, and join what comes, in rank order.
+
+    Args:
+        tensor: one dimension at least; the dimensions after the first agree on all ranks.
+        splits: rows for each rank of the set, 1-D int32; by default equal parts.
+
+    Returns the rows received; with `splits` the pair (rows, received_splits), the latter
+    int32 on the CPU. Differentiable.
+    """
+    if _autograd.wanted(tensor):
+        output, received = _autograd.apply(_autograd.Alltoall, tensor, splits, name, process_set)
+    else:
+        output, received = alltoall_async(tensor, splits, name, process_set).wait()
+    return output if splits is None else (output, received)
+
+
+def alltoall_async(
+    tensor: Tensor,
+    splits: Tensor | Sequence[int] | None = None,
+    name: str | None = None,
+    process_set: ProcessSet = global_process_set,
+) -> Handle[tuple[Tensor, Tensor]]:
+    """`alltoall` without waiting; its result is always the pair (rows, received_splits)."""
+    handle = _submit.alltoall(tensor, splits, name, process_set)
+    return handle.map(lambda result: (result[0], torch.tensor(result[1], dtype=torch.int32)))
+
+
+def barrier(process_set: ProcessSet = global_process_set) -> None:
+    """Wait until every rank of the set has come here. Pending operations do not hold it up."""
+    process_set.usable_engine().barrier(process_set.process_set_id or 0).wait()
+
+
+def barrier_async(process_set: ProcessSet = global_process_set) -> Handle[None]:
+    """`barrier` without waiting."""
+    op = process_set.usable_engine().barrier(process_set.process_set_id or 0)
+    return Handle([op], lambda: None)

@@ -1,0 +1,16 @@
+"""The exceptions of ringreduce.
+
+Exception
+├── ValueError, TypeError        a caller's mistake, raised on the calling rank alone:
+│                                names the argument, what was given, what is allowed
+├── AssertionError               DistributedOptimizer used out of order (zero_grad() during
+│                                a reduction, more backward passes than announced)
+└── RuntimeError
+    └── RingreduceError          ranks that disagree, a peer that is lost, a deadline that
+                                 passed, use before init() or after shutdown(): raised on
+                                 every rank that takes part
+"""
+
+from ringreduce._core import RingreduceError
+
+__all__ = ["RingreduceError"]

@@ -1,0 +1,205 @@
+"""DistributedOptimizer: an optimizer whose gradients are reduced over all ranks.
+
+It is an instance of a subclass of the optimizer's own class and shares its state,
+param_groups and defaults objects, so everything that works on an optimizer works on it.
+The reductions are `_reducer`'s; here is only what the optimizer's methods add.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from ringreduce._named import check_groups, named_parameters_of
+from ringreduce._reducer import Options, Reducer
+from ringreduce.compression import Compression, Compressor
+from ringreduce.process_set import ProcessSet, global_process_set
+from ringreduce.reduction import ReduceOp
+
+
+class DistributedMixin(torch.optim.Optimizer):
+    """What a wrapped optimizer does besides what its own class does."""
+
+    _ringreduce_plain: type[torch.optim.Optimizer]  # the optimizer's own class
+    _ringreduce_source: torch.optim.Optimizer  # the optimizer that was wrapped
+    _ringreduce_options: Options
+    _ringreduce_names: list[str]
+    _ringreduce_reducer: Reducer | None  # None outside the process set: trains locally
+    _ringreduce_synchronized = False  # synchronize() was called since the last step
+    _ringreduce_skip = False  # under skip_synchronize()
+
+    def synchronize(self) -> None:
+        """Reduce what is still local, and wait.
+
+        Only needed after passes under `no_sync()`, as reductions are complete when
+        `backward()` returns. Follow it with `step()` under `skip_synchronize()`.
+        """
+        if self._ringreduce_reducer is not None:
+            self._ringreduce_reducer.finish()
+        self._ringreduce_synchronized = True
+
+    @contextmanager
+    def skip_synchronize(self) -> Iterator[None]:
+        """Within, `step()` reduces nothing: `synchronize()` was called before."""
+        before, self._ringreduce_skip = self._ringreduce_skip, True
+        try:
+            yield
+        finally:
+            self._ringreduce_skip = before
+
+    def no_sync(self) -> AbstractContextManager[None]:
+        """Backward passes within only accumulate; the next one outside reduces the sum."""
+        reducer = self._ringreduce_reducer
+        return nullcontext() if reducer is None else reducer.hold()
+
+    def step(self, closure: Callable[[], Any] | None = None, **kwargs: Any) -> Any:
+        """One step of the optimizer, after the reduction of what is still local.
+
+        With a closure, gradients are reduced in its backward pass. Warns if `synchronize()`
+        was called before and this is not within `skip_synchronize()`.
+        """
+        if self._ringreduce_synchronized and not self._ringreduce_skip:
+            warnings.warn(
+                "step() after synchronize() outside of optimizer.skip_synchronize(): gradients "
+                "are reduced already; write 'with optimizer.skip_synchronize(): optimizer.step()'",
+                stacklevel=2,
+            )
+        self._ringreduce_synchronized = False
+        reducer = self._ringreduce_reducer
+        if "step" in vars(self._ringreduce_source):  # a scheduler made before watches that one
+            self._ringreduce_source._opt_called = True  # type: ignore[attr-defined]
+        if closure is not None:
+            result = super().step(_reducing(closure, reducer), **kwargs)
+        else:
+            if reducer is not None and not self._ringreduce_skip:
+                reducer.finish()
+            result = super().step(**kwargs)
+        if reducer is not None:
+            reducer.stepped()
+        return result
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients. AssertionError while a reduction is in flight."""
+        if self._ringreduce_reducer is not None:
+            self._ringreduce_reducer.cleared()
+        super().zero_grad(set_to_none)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters, on all ranks the same."""
+        super().add_param_group(param_group)
+        at = len(self.param_groups) - 1
+        added = [(f"group{at}.{i}", parameter) for i, parameter in enumerate(self.param_groups[at]["params"])]
+        self._ringreduce_names += [name for name, _ in added]
+        if self._ringreduce_reducer is not None:
+            self._ringreduce_reducer.add(added)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickles as the plain optimizer, which loads without ringreduce."""
+        plain = self._ringreduce_plain
+        return object.__new__, (plain,), self.__getstate__()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> torch.optim.Optimizer:
+        """A DistributedOptimizer over copies of the parameters."""
+        plain = object.__new__(self._ringreduce_plain)
+        state = self.__getstate__()
+        plain.__setstate__(copy.deepcopy(state, memo))
+        parameters = [p for group in plain.param_groups for p in group["params"]]
+        named = list(zip(self._ringreduce_names, parameters, strict=True))
+        result = memo[id(self)] = _wrap(plain, named, self._ringreduce_options)
+        return result
+
+
+def _reducing(closure: Callable[[], Any], reducer: Reducer | None) -> Callable[[], Any]:
+    def call() -> Any:
+        result = closure()
+        if reducer is not None:
+            reducer.finish()
+            reducer.stepped()
+        return result
+
+    return call
+
+
+def _wrap(optimizer: torch.optim.Optimizer, named: list[tuple[str, Tensor]], options: Options) -> torch.optim.Optimizer:
+    plain = type(optimizer)
+    members = {"__module__": plain.__module__, "__doc__": plain.__doc__}
+    wrapper = cast(type[DistributedMixin], type(plain.__name__, (DistributedMixin, plain), members))
+    result = object.__new__(wrapper)
+    vars(result).update(vars(optimizer))
+    vars(result).pop("step", None)  # a scheduler's patch is bound to the other object
+    result._ringreduce_plain = plain
+    result._ringreduce_source = optimizer
+    result._ringreduce_options = options
+    result._ringreduce_names = [name for name, _ in named]
+    result._ringreduce_reducer = Reducer(named, options) if options.process_set.included() else None
+    return result
+
+
+def DistributedOptimizer(
+    optimizer: torch.optim.Optimizer,
+    named_parameters: Iterable[tuple[str, Tensor]] | None = None,
+    compression: type[Compressor] = Compression.none,
+    backward_passes_per_step: int = 1,
+    op: ReduceOp | int = ReduceOp.Average,
+    gradient_predivide_factor: float = 1.0,
+    num_groups: int = 0,
+    groups: int | Sequence[Sequence[Tensor]] | None = None,
+    sparse_as_dense: bool = False,
+    process_set: ProcessSet = global_process_set,
+) -> torch.optim.Optimizer:
+    """Wrap an optimizer so that its gradients are reduced over the ranks of a process set.
+
+    The result is an instance of the optimizer's class with the same state, param_groups
+    and defaults. Gradients are complete when `backward()` returns, so gradient clipping and
+    GradScaler need no special call.
+
+    Args:
+        optimizer: any torch optimizer; use the returned one in its place.
+        named_parameters: (name, parameter) pairs, for messages; all or none are named.
+        compression: how gradients travel between hosts; no effect on a set within one host.
+        backward_passes_per_step: gradients of so many passes are summed before they are
+            reduced; a shorter last group works. See also `no_sync()` of the result.
+        op: Average or Sum.
+        gradient_predivide_factor: f divides by f before the sum and multiplies by f/size
+            after it; Average only.
+        num_groups: number of buckets to aim at; 0 chooses by size.
+        groups: as num_groups, or lists of parameters, of which only the number is used:
+            buckets follow the order in which gradients arrive.
+        sparse_as_dense: reduce sparse gradients as dense ones instead of gathering them.
+        process_set: ranks that train together; others train on their own.
+
+    A parameter without a gradient on this rank counts as zero; one without a gradient on any
+    rank keeps `grad = None`. Sparse gradients are gathered and stay sparse. Parameters are
+    the same on all ranks, or the first `backward()` raises a RingreduceError that names them.
+
+    Raises ValueError for bad names, groups, op or factors, before `init` too; AssertionError
+    from `zero_grad()` during a reduction, and from `backward()` after more passes than
+    `backward_passes_per_step` (if above 1) since the gradients were cleared.
+    """
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"optimizer: expected a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    if isinstance(optimizer, DistributedMixin):
+        raise ValueError("optimizer: got one that is a DistributedOptimizer already")
+    named = named_parameters_of(optimizer, named_parameters)
+    bucket_count = check_groups(num_groups, groups, [parameter for _, parameter in named])
+    if isinstance(backward_passes_per_step, bool) or not isinstance(backward_passes_per_step, int):
+        raise TypeError(f"backward_passes_per_step: expected an int, got {backward_passes_per_step!r}")
+    if backward_passes_per_step < 1:
+        raise ValueError(f"backward_passes_per_step: expected 1 or more, got {backward_passes_per_step}")
+    if op not in (ReduceOp.Average, ReduceOp.Sum):
+        raise ValueError(f"op: got {op!r}; allowed: Average, Sum")
+    if gradient_predivide_factor != 1.0 and op != ReduceOp.Average:
+        raise ValueError("gradient_predivide_factor: works with op=Average only")
+    if not gradient_predivide_factor > 0:
+        raise ValueError(f"gradient_predivide_factor: expected > 0, got {gradient_predivide_factor}")
+    options = Options(
+        compression, backward_passes_per_step, ReduceOp(op), float(gradient_predivide_factor),
+        bucket_count, sparse_as_dense, process_set,
+    )  # fmt: skip
+    return _wrap(optimizer, named, options)
