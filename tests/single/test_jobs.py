@@ -1,0 +1,281 @@
+"""Whole jobs under mpirun: how they end, and what is left behind.
+
+Each test writes a small script, starts it on a few ranks and looks at the job from outside.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from runner.launch import clean_environment, find_launcher
+
+LAUNCHER = find_launcher()
+TIMEOUT = 90.0  # seconds after which a job counts as hanging
+
+pytestmark = pytest.mark.skipif(LAUNCHER is None, reason="no mpirun on this machine")
+
+
+class Job:
+    """A script on several ranks, in a process group of its own that ends with the test."""
+
+    def __init__(self, directory: Path, size: int, code: str, environment: dict[str, str] | None = None) -> None:
+        assert LAUNCHER is not None
+        script = directory / "script.py"
+        preamble = "import os, signal, sys, time\nimport torch\nimport ringreduce as rr\n"
+        script.write_text(preamble + textwrap.dedent(code))
+        self.process = subprocess.Popen(
+            LAUNCHER.command(size, str(script)),
+            cwd=directory,
+            env=LAUNCHER.env(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def finish(self) -> tuple[int, str]:
+        """The launcher's exit status and everything the job printed."""
+        try:
+            output, _ = self.process.communicate(timeout=TIMEOUT)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            output, _ = self.process.communicate()
+            pytest.fail(f"the job hangs; it printed:\n{output}")
+        return self.process.returncode, output
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator:
+    """start(size, code, environment=None) -> Job"""
+    jobs: list[Job] = []
+
+    def launch(size: int, code: str, environment: dict[str, str] | None = None) -> Job:
+        jobs.append(Job(tmp_path, size, code, environment))
+        return jobs[-1]
+
+    yield launch
+    for job in jobs:
+        job.kill()
+        job.process.wait()
+
+
+def test_exit_without_shutdown(start):
+    status, output = start(
+        3,
+        """
+        rr.init()
+        print("sum", rr.allreduce(torch.ones(1), op=rr.Sum).item())
+        """,
+    ).finish()
+    assert status == 0, output
+    assert output.count("sum 3.0") == 3
+
+
+def test_exit_with_operations_outstanding(start):
+    status, output = start(
+        2,
+        """
+        rr.init()
+        if rr.rank() == 0:
+            handle = rr.allreduce_async(torch.ones(1), name="nobody else has this")
+        rr.barrier()
+        print("end of program")
+        """,
+    ).finish()
+    assert status == 0, output
+    assert output.count("end of program") == 2
+
+
+def test_ranks_end_at_different_times(start):
+    status, output = start(
+        3,
+        """
+        rr.init()
+        rr.barrier()
+        if rr.rank() == 1:
+            rr.shutdown()
+        time.sleep(0.3 * rr.rank() if rr.is_initialized() else 0)
+        print("ended")
+        """,
+    ).finish()
+    assert status == 0, output
+    assert output.count("ended") == 3
+
+
+def test_sys_exit_gives_its_status(start):
+    status, output = start(
+        2,
+        """
+        rr.init()
+        rr.barrier()
+        sys.exit(3)
+        """,
+    ).finish()
+    assert status == 3, output
+
+
+def test_an_exception_on_one_rank_ends_the_job(start):
+    """Its peers wait for it in a collective; the job ends with its traceback all the same."""
+    status, output = start(
+        3,
+        """
+        rr.init()
+        rr.barrier()
+        if rr.rank() == 1:
+            raise KeyError("the reason of it all")
+        rr.allreduce(torch.ones(1))
+        """,
+    ).finish()
+    assert status != 0
+    assert "the reason of it all" in output
+
+
+def test_an_exception_on_every_rank(start):
+    status, output = start(
+        2,
+        """
+        rr.init()
+        rr.allreduce(torch.ones(1))
+        raise KeyError(f"reason of rank {rr.rank()}")
+        """,
+    ).finish()
+    assert status != 0
+    assert "reason of rank" in output
+
+
+def test_a_rank_that_shuts_down_while_peers_wait(start):
+    """Those that wait for it get an error instead of waiting for ever."""
+    status, output = start(
+        3,
+        """
+        rr.init()
+        rr.barrier()
+        if rr.rank() == 2:
+            rr.shutdown()
+        else:
+            try:
+                rr.allreduce(torch.ones(1), name="waiting")
+            except rr.RingreduceError as error:
+                print("told:", error)
+        """,
+    ).finish()
+    assert status == 0, output
+    told = [line for line in output.splitlines() if line.startswith("told:")]
+    assert len(told) == 2, output
+    assert all("waiting" in line and "2" in line for line in told)
+
+
+@pytest.mark.parametrize("hosts", [None, "a a a", "a b b"], ids=["by MPI", "one host", "two hosts"])
+def test_killed_jobs_leave_nothing_behind(start, tmp_path, hosts):
+    """SIGKILL on every rank, in the middle of a collective."""
+    before = leftovers()
+    code = """
+        rank = int(os.environ.get("OMPI_COMM_WORLD_RANK") or os.environ["PMI_RANK"])
+        hosts = os.environ.get("TEST_HOSTS")
+        if hosts:
+            os.environ["RINGREDUCE_HOST_ID"] = hosts.split()[rank]
+        rr.init()
+        tensor = torch.ones(1 << 20)
+        rr.allreduce_(tensor)
+        with open(f"{rr.rank()}.tmp", "w") as file:
+            file.write(str(os.getpid()))
+        os.rename(file.name, f"{rr.rank()}.pid")
+        while True:
+            rr.allreduce_(tensor)
+        """
+    job = start(3, code, {"TEST_HOSTS": hosts} if hosts else None)
+    for pid in ranks_of(job, tmp_path, 3):
+        os.kill(pid, signal.SIGKILL)
+    status, _ = job.finish()
+    assert status != 0
+    assert leftovers() <= before
+
+
+def ranks_of(job: Job, directory: Path, size: int) -> list[int]:
+    """The pids of a job's ranks, once all have written them."""
+    files = [directory / f"{rank}.pid" for rank in range(size)]
+    deadline = time.monotonic() + TIMEOUT
+    while not all(file.exists() for file in files):
+        if job.process.poll() is not None or time.monotonic() > deadline:
+            job.kill()
+            pytest.fail(f"the ranks did not start:\n{job.finish()[1]}")
+        time.sleep(0.05)
+    return [int(file.read_text()) for file in files]
+
+
+def leftovers() -> set[str]:
+    """What of ours lies in the places where shared memory and sockets go."""
+    places = [Path("/dev/shm"), Path("/tmp"), Path(os.environ.get("TMPDIR", "/tmp"))]
+    return {str(path) for place in places for path in place.glob("*ringreduce*")}
+
+
+def test_wrong_launcher():
+    """A launcher that this process's MPI does not understand says 4, MPI says 1: both are told."""
+    script = "import ringreduce as rr; rr.init(); print('size', rr.size())"
+    assert LAUNCHER is not None
+    foreign = {"OMPI_COMM_WORLD_SIZE": "4"} if "MPICH" in LAUNCHER.name else {"PMI_SIZE": "4"}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=clean_environment(foreign),
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
+    assert done.returncode != 0, done.stdout
+    last = done.stderr.strip().splitlines()[-1]
+    assert "RingreduceError" in last
+    assert "4" in last
+    assert "size 1" in last
+
+
+def test_without_a_launcher():
+    script = "import ringreduce as rr, torch; rr.init(); print(rr.size(), rr.allreduce(torch.ones(2)).tolist())"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n")[0] == "1 [1.0, 1.0]"
+
+
+def test_importing_starts_nothing():
+    script = """if True:
+        import sys
+        from pathlib import Path
+        import torch  # may start threads of its own
+
+        threads = len(list(Path("/proc/self/task").iterdir()))
+        import ringreduce as rr
+
+        assert len(list(Path("/proc/self/task").iterdir())) == threads
+        assert "mpi4py.MPI" not in sys.modules
+        for question in (rr.rank, rr.size, rr.local_rank, rr.cross_size):
+            try:
+                question()
+            except ValueError as error:
+                assert "init" in str(error)
+            else:
+                raise AssertionError("no error before init()")
+        print("quiet")
+    """
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    assert (done.returncode, done.stdout) == (0, "quiet\n"), done.stderr
