@@ -1,0 +1,102 @@
+"""`pip install .` and `pip install -e .` on their own: no torch, no MPI, no help from the Makefile."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import venv
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = ("csrc", "ringreduce", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE")
+
+
+def run(*command: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return subprocess.run(
+        [str(c) for c in command], cwd=cwd, env=env, capture_output=True, text=True, timeout=900, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """A copy of the sources, with the objects that are built already, so that they aren't built again."""
+    copy = tmp_path_factory.mktemp("source")
+    ignore = shutil.ignore_patterns("*.so", "__pycache__", "_core.so")
+    for name in SOURCES:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, copy / name, ignore=ignore)
+        else:
+            shutil.copy2(ROOT / name, copy / name)
+    if (ROOT / "build" / "objects").is_dir():
+        shutil.copytree(ROOT / "build" / "objects", copy / "build" / "objects", ignore=ignore)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory):
+    """A Python with nothing but pip; skips where pip finds no package registry."""
+    directory = tmp_path_factory.mktemp("venv")
+    venv.create(directory, with_pip=True)
+    python = directory / "bin" / "python"
+    probe = run(
+        python, "-m", "pip", "download", "-q", "--no-deps", "-d", directory / "probe", "nanobind", cwd=directory
+    )
+    if probe.returncode:
+        pytest.skip("pip reaches no package registry")
+    return python
+
+
+def site_packages(python: Path) -> Path:
+    return next((python.parent.parent / "lib").glob("python*/site-packages"))
+
+
+def assert_installed(python: Path, cwd: Path) -> None:
+    """The core loads without torch and MPI; ringreduce itself says what is missing."""
+    load = (
+        "import importlib.util as u; package = u.find_spec('ringreduce').submodule_search_locations[0];"
+        "import glob; spec = u.spec_from_file_location('_core', glob.glob(package + '/_core.*.so')[0]);"
+        "core = u.module_from_spec(spec); spec.loader.exec_module(core); print(core.kernels_name())"
+    )
+    done = run(python, "-c", load, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() in ("scalar", "avx2", "avx512")
+    done = run(python, "-c", "import ringreduce", cwd=cwd)
+    assert done.returncode != 0
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith(("ImportError:", "ModuleNotFoundError:"))
+    assert "torch" in last
+    assert "install" in last
+
+
+def test_pip_install(tree, python, tmp_path):
+    done = run(python, "-m", "pip", "install", "-q", tree, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    package = site_packages(python) / "ringreduce"
+    assert (package / "py.typed").is_file()
+    assert (package / "_core.pyi").is_file()
+    assert len(list(package.glob("_core.*.so"))) == 1
+    metadata = next(site_packages(python).glob("ringreduce-*.dist-info/METADATA")).read_text()
+    assert "Requires-Dist: mpi4py" in metadata
+    assert "Requires-Dist: torch" not in metadata
+    assert_installed(python, tmp_path)
+
+
+def test_pip_install_editable(tree, python, tmp_path):
+    done = run(python, "-m", "pip", "install", "-q", "-e", tree, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tree / "ringreduce").glob("_core.*.so"))) == 1
+    assert not (site_packages(python) / "ringreduce").exists()
+    assert_installed(python, tmp_path)
+
+
+def test_the_second_build_compiles_nothing(tree, python, tmp_path):
+    objects = sorted((tree / "build" / "objects").rglob("*.o"))
+    before = {path: path.stat().st_mtime_ns for path in objects}
+    done = run(python, "-m", "pip", "install", "-q", "-e", tree, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(before) > 10
+    assert {path: path.stat().st_mtime_ns for path in objects} == before
