@@ -132,7 +132,7 @@ Status Allgather::drain(bool* moved) {
       copy(output_->data.get() + offsets_[ranks[i]] + bytes.begin, from, bytes.bytes());
     }
   }
-  channel_->stream.drain(step);
+  channel_->stream.drain_unsettled(step);
   ++drained_;
   *moved = true;
   return drained_ == per_round_ && !header_done_ ? finish_header() : Status::ok();

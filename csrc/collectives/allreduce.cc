@@ -82,7 +82,7 @@ bool Allreduce::reduce_slice() {
     settle(reduced_);
   } else {
     HostBuffer buffer{mine, own.range.bytes(), dtype_, reduction_, scale_.post};
-    const int index = static_cast<int>(step % Stream::kSlots);
+    const int index = static_cast<int>(reduced_ % Stream::kSlots);
     exchanges_[index].start(*channel_, channel_->tag(index), buffer);
     on_net_ = true;
   }
@@ -94,7 +94,7 @@ Status Allreduce::exchange(bool* moved) {
   if (!on_net_) return Status::ok();
   on_net_ = false;
   for (uint64_t i = drained_; i < reduced_; ++i) {
-    HostReduce& slot = exchanges_[(first_ + i) % Stream::kSlots];
+    HostReduce& slot = exchanges_[i % Stream::kSlots];
     if (!slot.busy()) continue;
     RR_TRY(slot.advance(moved));
     if (slot.busy()) {

@@ -77,7 +77,7 @@ Status Alltoall::exchange_counts(bool* moved) {
       local_bytes_.insert(local_bytes_.end(), counts, counts + locals.size());
       output_->counts[locals[from]] = counts[topology_.local()];
     }
-    stream.drain(header_step_);
+    stream.drain_unsettled(header_step_);
     header_drained_ = *moved = true;
   }
   if (!net_done_) RR_TRY(test_all(&net_done_));
@@ -139,7 +139,7 @@ bool Alltoall::drain() {
     char* to = output_->data.get() + receive_offsets_[topology_.local_ranks()[from]] + bytes.begin;
     if (bytes.bytes()) copy(to, channel_->stream.slot(step, from) + topology_.local() * piece_, bytes.bytes());
   }
-  channel_->stream.drain(step);
+  channel_->stream.drain_unsettled(step);
   ++drained_;
   return true;
 }

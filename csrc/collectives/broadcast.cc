@@ -80,7 +80,7 @@ Status Broadcast::drain(bool* moved) {
   } else {
     copy(out_ + bytes.begin, slot(drained_), bytes.bytes());
   }
-  channel_->stream.drain(first_ + drained_);
+  channel_->stream.drain_unsettled(first_ + drained_);
   ++drained_;
   *moved = true;
   return Status::ok();

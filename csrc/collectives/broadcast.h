@@ -24,7 +24,7 @@ class Broadcast : public Machine {
 
  private:
   Range chunk(uint64_t step) const { return chunk_range(bytes_, channel_->stream.chunk(), step); }
-  int index(uint64_t step) const { return static_cast<int>((first_ + step) % Stream::kSlots); }
+  int index(uint64_t step) const { return static_cast<int>(step % Stream::kSlots); }
   char* slot(uint64_t step) const { return channel_->stream.slot(first_ + step, publisher_); }
   Status stage(bool* moved);
   Status receive(bool* moved);

@@ -19,8 +19,9 @@ struct Channel {
   Net* net = nullptr;  // null where the set spans one host
   int first_tag = 0;
 
-  static constexpr int kTags = 64;  // tags per channel
-  // Tags within a channel. Transfers of staging slot k use tag k.
+  static constexpr int kTags = 40;  // tags per channel
+  // Tags within a channel. Transfers of an operation's step t use tag t % kSlots: counted within
+  // the operation, as the steps of the in-host channel differ from host to host.
   static constexpr int kTreeUp = 32, kTreeDown = 33, kDirect = 34, kDirectHeader = 35;
 
   int tag(int index) const { return first_tag + index; }

@@ -76,7 +76,7 @@ Status Reducescatter::reduce_pieces(bool* moved) {
 Status Reducescatter::start_exchange(uint64_t step) {
   Slot& s = slot(step);
   const Scale partial{scale_.pre, 1.0};
-  const int hosts = topology_.host_count(), tag = channel_->tag(static_cast<int>((first_ + step) % Stream::kSlots));
+  const int hosts = topology_.host_count(), tag = channel_->tag(static_cast<int>(step % Stream::kSlots));
   s.outgoing.resize(served_.size() * piece_);
   s.incoming.resize(hosts * piece_);
   s.sends.assign(served_.size(), {});
@@ -121,14 +121,15 @@ Status Reducescatter::finish(bool* moved) {
   }
   if (!all) return Status::ok();
   if (topology_.host_count() > 1) combine(drained_);
-  channel_->stream.drain(first_ + drained_);
+  channel_->stream.drain_unsettled(first_ + drained_);
   ++drained_;
   *moved = true;
   return Status::ok();
 }
 
 std::string Reducescatter::where() const {
-  return "step " + std::to_string(drained_) + " of " + std::to_string(steps_) + " finished";
+  return "step " + std::to_string(drained_) + " of " + std::to_string(steps_) + " finished, " +
+         std::to_string(reduced_) + " reduced, " + std::to_string(filled_) + " staged";
 }
 
 }  // namespace ringreduce

@@ -34,7 +34,7 @@ class Reducescatter : public Machine {
   };
 
   Range piece(int rank, uint64_t step) const { return chunk_range(block_bytes_[rank], piece_, step); }
-  Slot& slot(uint64_t step) { return slots_[(first_ + step) % Stream::kSlots]; }
+  Slot& slot(uint64_t step) { return slots_[step % Stream::kSlots]; }
   bool fill();
   Status reduce_pieces(bool* moved);
   void reduce_staged(int rank, uint64_t step, char* to, Scale scale);

@@ -52,6 +52,12 @@ class Stream {
   void settle(uint64_t step, int weight = 1) { arrive(state_->settled[step % kSlots], step, weight); }
   void drain(uint64_t step) { arrive(state_->drained[step % kSlots], step, 1); }
 
+  // drain() of a step that nobody settles: its counter must not fall behind.
+  void drain_unsettled(uint64_t step) {
+    state_->settled[step % kSlots].value.fetch_add(1, std::memory_order_relaxed);
+    drain(step);
+  }
+
   bool filled(uint64_t step) const { return complete(state_->filled[step % kSlots], step / kSlots + 1); }
   bool settled(uint64_t step) const { return complete(state_->settled[step % kSlots], step / kSlots + 1); }
   bool vacant(uint64_t step) const { return complete(state_->drained[step % kSlots], step / kSlots); }

@@ -34,7 +34,6 @@ Engine::Engine(EngineConfig config) : config_(std::move(config)) {
   set.topology = make_topology(config_.rank, world, config_.host_of);
   set.segment = config_.segment;
   set.net = config_.net.get();
-  set.channel = next_channel_++;
   set.chunk_bytes = config_.settings.chunk_bytes;
   set.fusion_bytes = config_.settings.fusion_bytes;
   set.tree_arity = config_.settings.tree_arity;
@@ -62,6 +61,9 @@ Status Engine::find(int set_id, ProcessSet** set) {
 }
 
 Status Engine::add_set(int id, const std::vector<int>& ranks, std::shared_ptr<Segment> segment) {
+  if (id >= kSetChannels)
+    return {Code::kInvalid, "process set " + std::to_string(id) + ": at most " + std::to_string(kSetChannels - 1) +
+                                " may exist at a time"};
   Lock lock(mutex_);
   RR_TRY(usable());
   SetConfig set;
@@ -70,7 +72,7 @@ Status Engine::add_set(int id, const std::vector<int>& ranks, std::shared_ptr<Se
   set.segment = std::move(segment);
   set.net = config_.net.get();
   set.bell = bell_;
-  set.channel = next_channel_++;
+  set.channel = id;
   set.chunk_bytes = config_.settings.chunk_bytes;
   set.fusion_bytes = config_.settings.fusion_bytes;
   set.tree_arity = config_.settings.tree_arity;
@@ -199,15 +201,23 @@ Status Engine::add_plan(int set_id, const std::vector<BucketSpec>& buckets, int 
   Lock lock(mutex_);
   ProcessSet* set;
   RR_TRY(find(set_id, &set));
+  if ((channel + 1) * Channel::kTags > Net::kMaxTag)
+    return {Code::kInvalid, "too many gradient plans at a time; close optimizers that are no longer used"};
   Submission scales;
   scales.op = op;
   scales.prescale = prescale;
   scales.postscale = postscale;
   *plan = std::make_shared<Plan>(set->topology(), buckets, scales.reduction(), scales.scale(set->topology().size),
                                  std::move(segment), config_.net.get(), bell_, channel);
-  next_channel_ = std::max(next_channel_, channel + 1);
   plans_.push_back(*plan);
   return Status::ok();
+}
+
+int Engine::next_channel() {
+  Lock lock(mutex_);
+  int next = kSetChannels;
+  for (const auto& plan : plans_) next = std::max(next, plan->channel() + 1);
+  return next;
 }
 
 void Engine::remove_plan(const std::shared_ptr<Plan>& plan) {

@@ -56,7 +56,8 @@ class Engine {
   Status add_plan(int set_id, const std::vector<BucketSpec>& buckets, int op, double prescale, double postscale,
                   std::shared_ptr<Segment> segment, int channel, std::shared_ptr<Plan>* plan);
   void remove_plan(const std::shared_ptr<Plan>& plan);
-  int next_channel() const { return next_channel_; }
+  // The lowest channel above all of this rank's; a plan takes the maximum over its ranks.
+  int next_channel();
   Status launch(Plan& plan, int bucket);
   Status wait_bucket(Plan& plan, int bucket, double slice_s, bool* done);
 
@@ -64,6 +65,8 @@ class Engine {
 
  private:
   using Lock = std::unique_lock<std::mutex>;
+  // A set's channel is its id, plans take higher ones: so both sides of a message agree.
+  static constexpr int kSetChannels = 128;
 
   Status usable() const;
   Status advance(bool* moved);
@@ -83,7 +86,6 @@ class Engine {
   std::vector<std::shared_ptr<Plan>> plans_;
   Bell* bell_ = nullptr;
   int drivers_ = 0;                  // threads in wait
-  int next_channel_ = 0;
   bool closing_ = false, closed_ = false;
   Status broken_;                    // why nothing works any more
   std::vector<int> peer_fds_;        // pidfds by local index

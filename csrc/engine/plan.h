@@ -39,6 +39,7 @@ class Plan {
   Plan(const Topology& topology, const std::vector<BucketSpec>& buckets, Reduction reduction, Scale scale,
        std::shared_ptr<Segment> segment, Net* net, Bell* bell, int channel);
 
+  int channel() const { return channel_.first_tag / Channel::kTags; }
   size_t bucket_count() const { return buckets_.size(); }
   char* buffer(int bucket) const { return data(bucket, topology_.local()); }
   size_t bytes(int bucket) const { return buckets_[bucket].bytes; }

@@ -1,0 +1,108 @@
+// A whole job in one process: every rank is a thread with an engine of its own, hosts share
+// plain memory, and messages between hosts go through the loopback net.
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "check.h"
+#include "engine/engine.h"
+#include "transport/loopback_net.h"
+
+namespace ringreduce {
+
+struct WorldOptions {
+  std::vector<int> host_of;          // one entry a rank
+  size_t chunk_bytes = 4096;
+  size_t fusion_bytes = 16 << 10;
+  int tree_arity = 2;
+  bool oversubscribed = true;
+  LoopbackOptions net;
+};
+
+class World {
+ public:
+  explicit World(WorldOptions options) : options_(std::move(options)), net_(size(), options_.net) {}
+
+  int size() const { return static_cast<int>(options_.host_of.size()); }
+  int hosts() const {
+    int most = 0;
+    for (int host : options_.host_of) most = std::max(most, host);
+    return most + 1;
+  }
+
+  // The memory that the ranks of a host share under `name`; created by whoever asks first.
+  std::shared_ptr<Segment> segment(const std::string& name, int host, size_t bytes) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    auto& segment = segments_[name + "@" + std::to_string(host)];
+    if (!segment) segment = Segment::in_process(bytes);
+    return segment;
+  }
+  std::shared_ptr<Segment> set_segment(const std::string& name, int rank, const std::vector<int>& members) {
+    int locals = 0;
+    for (int member : members) locals += options_.host_of[member] == options_.host_of[rank];
+    return segment(name, options_.host_of[rank], ProcessSet::segment_bytes(locals, options_.chunk_bytes));
+  }
+
+  std::unique_ptr<Engine> engine(int rank) {
+    std::vector<int> all(size());
+    for (int i = 0; i < size(); ++i) all[i] = i;
+    EngineConfig config;
+    config.rank = rank;
+    config.size = size();
+    config.host_of = options_.host_of;
+    config.segment = set_segment("world", rank, all);
+    if (hosts() > 1) config.net = net_.net(rank);
+    config.oversubscribed = options_.oversubscribed;
+    config.settings.chunk_bytes = options_.chunk_bytes;
+    config.settings.fusion_bytes = options_.fusion_bytes;
+    config.settings.tree_arity = options_.tree_arity;
+    config.settings.timeout_s = 60;
+    return std::make_unique<Engine>(std::move(config));
+  }
+
+  // Runs body(rank, engine) on every rank at once.
+  template <typename Body>
+  void run(Body body) {
+    std::vector<std::thread> threads;
+    for (int rank = 0; rank < size(); ++rank)
+      threads.emplace_back([this, rank, &body] {
+        std::unique_ptr<Engine> mine = engine(rank);
+        body(rank, *mine);
+        mine->close(10);
+      });
+    for (std::thread& thread : threads) thread.join();
+  }
+
+ private:
+  WorldOptions options_;
+  LoopbackWorld net_;
+  std::mutex mutex_;
+  std::map<std::string, std::shared_ptr<Segment>> segments_;
+};
+
+inline Status wait_for(Engine& engine, const OpRef& op) {
+  for (bool done = false; !done;) {
+    const Status status = engine.wait(*op, 60, 1, &done);
+    if (status.code() == Code::kTimeout) std::fprintf(stderr, "%s\n", engine.state().c_str());
+    RR_TRY(status);
+  }
+  return op->status;
+}
+
+template <typename T>
+Submission allreduce_of(const std::string& name, const std::vector<T>& in, std::vector<T>* out, DType dtype, int op = kOpSum) {
+  Submission s;
+  s.kind = Kind::kAllreduce;
+  s.dtype = dtype;
+  s.op = op;
+  s.name = name;
+  s.pieces = {{reinterpret_cast<const char*>(in.data()), reinterpret_cast<char*>(out->data()), in.size() * sizeof(T)}};
+  s.shape = {static_cast<int64_t>(in.size())};
+  return s;
+}
+
+}  // namespace ringreduce
