@@ -1,0 +1,114 @@
+#include "common/settings.h"
+
+#include <cerrno>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <mutex>
+
+namespace ringreduce {
+
+namespace {
+
+struct Parsed {
+  Settings settings;
+  std::string error;  // the first one
+};
+
+// Reads the variables one after the other. An unset or empty variable leaves the default.
+class Reader {
+ public:
+  explicit Reader(Parsed* parsed) : parsed_(parsed) {}
+
+  void choice(const char* name, std::string* value, std::initializer_list<const char*> allowed) {
+    const char* text = get(name);
+    if (!text) return;
+    std::string list;
+    for (const char* one : allowed) {
+      if (!std::strcmp(one, text)) return void(*value = text);
+      list += (list.empty() ? "" : ", ") + std::string(one);
+    }
+    reject(name, text, "one of " + list);
+  }
+
+  void number(const char* name, double* value, double least, double most, const std::string& unit) {
+    const char* text = get(name);
+    if (!text) return;
+    char* end = nullptr;
+    const double read = std::strtod(text, &end);
+    if (end != text && !*end && read >= least && read <= most) return void(*value = read);
+    reject(name, text, "a number of " + unit + " from " + brief(least) + " to " + brief(most));
+  }
+
+  void integer(const char* name, int* value, int least, int most) {
+    const char* text = get(name);
+    if (!text) return;
+    char* end = nullptr;
+    errno = 0;
+    const long read = std::strtol(text, &end, 10);
+    if (end != text && !*end && !errno && read >= least && read <= most) return void(*value = static_cast<int>(read));
+    reject(name, text, "a whole number from " + std::to_string(least) + " to " + std::to_string(most));
+  }
+
+  // Bytes, with an optional suffix K, M or G (powers of 1024).
+  void size(const char* name, size_t* value, size_t least, size_t most) {
+    const char* text = get(name);
+    if (!text) return;
+    char* end = nullptr;
+    errno = 0;
+    const unsigned long long read = std::strtoull(text, &end, 10);
+    int shift = 0;
+    if (*end == 'K' || *end == 'k') shift = 10;
+    if (*end == 'M' || *end == 'm') shift = 20;
+    if (*end == 'G' || *end == 'g') shift = 30;
+    const bool is_number = text[0] >= '0' && text[0] <= '9' && !errno && !end[shift ? 1 : 0];
+    if (is_number && read <= most >> shift && read << shift >= least) return void(*value = read << shift);
+    reject(name, text, "a number of bytes from " + brief(least) + " to " + brief(most) +
+                           ", with an optional suffix K, M or G");
+  }
+
+ private:
+  static const char* get(const char* name) {
+    const char* text = std::getenv(name);
+    return text && *text ? text : nullptr;
+  }
+  template <typename Number>
+  static std::string brief(Number number) {
+    return std::to_string(static_cast<long long>(number));
+  }
+  void reject(const char* name, const char* text, const std::string& allowed) {
+    if (parsed_->error.empty()) parsed_->error = std::string(name) + " is '" + text + "'; allowed: " + allowed;
+  }
+
+  Parsed* parsed_;
+};
+
+Parsed parse() {
+  constexpr double kYear = 365 * 24 * 3600;
+  Parsed parsed;
+  Settings& s = parsed.settings;
+  Reader read(&parsed);
+  read.choice("RINGREDUCE_KERNELS", &s.kernels, {"scalar", "avx2", "avx512"});
+  read.size("RINGREDUCE_CHUNK_BYTES", &s.chunk_bytes, 4096, size_t{1} << 30);
+  read.size("RINGREDUCE_FUSION_BYTES", &s.fusion_bytes, 0, size_t{1} << 40);
+  read.number("RINGREDUCE_TIMEOUT", &s.timeout_s, 0, kYear, "seconds");
+  read.number("RINGREDUCE_STALL_WARNING", &s.stall_warning_s, 0, kYear, "seconds");
+  read.number("RINGREDUCE_SPIN_US", &s.spin_us, 0, 1e6, "microseconds");
+  read.integer("RINGREDUCE_TREE_ARITY", &s.tree_arity, 1, 1024);
+  read.integer("RINGREDUCE_LOG", &s.log_level, 0, 3);
+  return parsed;
+}
+
+// Guarded by `once` on first use; reload_settings() runs while nothing else of the core does.
+Parsed& current() {
+  static Parsed parsed = parse();
+  return parsed;
+}
+
+}  // namespace
+
+const Settings& settings() { return current().settings; }
+const std::string& settings_error() { return current().error; }
+void reload_settings() { current() = parse(); }
+
+}  // namespace ringreduce

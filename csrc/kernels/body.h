@@ -1,0 +1,138 @@
+// The kernels themselves, over the vectors of lanes.h, compiled once for each instruction
+// set (no #includes, for the reason given there).
+//
+//     src[0] ----[block]----------            a block of 4 vectors stays in registers while
+//     src[1] ----[block]----------            the sources are combined into it, one after the
+//     src[2] ----[block]----------            other; then it is written to all destinations.
+//                   |                         Each source is read once, each destination
+//     dst[0] ----[block]----------            written once.
+//     dst[1] ----[block]----------
+#pragma once
+
+namespace ringreduce {
+namespace {
+
+constexpr size_t kLine = 64;  // bytes of a cache line; streaming stores want whole ones
+
+template <class L, class Op, bool kScaled>
+struct Kernel {
+  using Element = typename L::Element;
+  using Packed = typename L::Packed;
+  using Value = typename L::Value;
+  static constexpr size_t kLanes = L::kLanes;
+  static constexpr size_t kVectors = kVectorBytes ? 4 : 16 / sizeof(Packed) + 4;
+
+  // How one vector is reached: whole, or (at the ends) only its first `count` lanes.
+  struct Whole {
+    bool past_caches;
+    RR_INLINE Packed load(const Element* from) const {
+      Packed packed;
+      __builtin_memcpy(&packed, from, sizeof(packed));
+      return packed;
+    }
+    RR_INLINE void store(Element* to, Packed packed) const {
+      if (past_caches) return stream(to, packed);
+      __builtin_memcpy(to, &packed, sizeof(packed));
+    }
+  };
+  struct First {
+    size_t count;
+    RR_INLINE Packed load(const Element* from) const {
+      Packed packed = {};
+      __builtin_memcpy(&packed, from, count * sizeof(Element));
+      return packed;
+    }
+    RR_INLINE void store(Element* to, Packed packed) const {
+      __builtin_memcpy(to, &packed, count * sizeof(Element));
+    }
+  };
+
+  template <class Access>
+  RR_INLINE static Value load(const ReduceArgs& args, int source, size_t at, Access access) {
+    const Value value = L::unpack(access.load(static_cast<const Element*>(args.src[source]) + at));
+    return kScaled ? L::scale(value, args.scale.pre) : value;
+  }
+
+  // Vectors [0, kCount) from element `at` on, of all sources to all destinations.
+  template <size_t kCount, class Access>
+  RR_INLINE static void block(const ReduceArgs& args, size_t at, Access access) {
+    Value value[kCount];
+    for (size_t i = 0; i < kCount; ++i) value[i] = load(args, 0, at + i * kLanes, access);
+    for (int source = 1; source < args.src_count; ++source)
+      for (size_t i = 0; i < kCount; ++i)
+        value[i] = Op::template apply<L>(value[i], load(args, source, at + i * kLanes, access));
+    Packed packed[kCount];
+    for (size_t i = 0; i < kCount; ++i) packed[i] = L::pack(kScaled ? L::scale(value[i], args.scale.post) : value[i]);
+    for (int d = 0; d < args.dst_count; ++d)
+      for (size_t i = 0; i < kCount; ++i) access.store(static_cast<Element*>(args.dst[d]) + at + i * kLanes, packed[i]);
+  }
+
+  static void edge(const ReduceArgs& args, size_t begin, size_t end) {
+    for (size_t at = begin; at < end; at += kLanes) block<1>(args, at, First{end - at < kLanes ? end - at : kLanes});
+  }
+
+  static void run(const ReduceArgs& args) {
+    const size_t count = args.count * L::kParts;
+    const Alignment alignment = align(args, sizeof(Element) * L::kParts);
+    const size_t head = alignment.head_bytes / sizeof(Element);
+    size_t at = head < count ? head : count;
+    edge(args, 0, at);
+    const Whole whole{args.stream && alignment.common};
+    for (; count - at >= kVectors * kLanes; at += kVectors * kLanes) block<kVectors>(args, at, whole);
+    edge(args, at, count);
+    if (whole.past_caches) stream_end();
+  }
+};
+
+void copy_past_caches(void* dst, const void* src, size_t bytes) {
+  using Line = Vector<uint8_t, kVectorBytes ? kVectorBytes : 1>;
+  constexpr size_t kBlock = 4 * sizeof(Line);
+  char* to = static_cast<char*>(dst);
+  const char* from = static_cast<const char*>(src);
+  const size_t head = -reinterpret_cast<uintptr_t>(to) % kLine;
+  if (kVectorBytes == 0 || bytes < head + kBlock) return void(__builtin_memcpy(to, from, bytes));
+  __builtin_memcpy(to, from, head);
+  size_t at = head;
+  for (; bytes - at >= kBlock; at += kBlock) {
+    Line lines[4];
+    __builtin_memcpy(lines, from + at, kBlock);
+    for (int i = 0; i < 4; ++i) stream(to + at + i * sizeof(Line), lines[i]);
+  }
+  __builtin_memcpy(to + at, from + at, bytes - at);
+  stream_end();
+}
+
+template <class L>
+constexpr void fill(Table* table, DType dtype) {
+  for (int scaled = 0; scaled < 2; ++scaled) {
+    auto& row = table->reduce[scaled][static_cast<int>(dtype)];
+    row[static_cast<int>(Reduction::kSum)] = scaled ? Kernel<L, Sum, true>::run : Kernel<L, Sum, false>::run;
+    row[static_cast<int>(Reduction::kProduct)] = scaled ? Kernel<L, Product, true>::run : Kernel<L, Product, false>::run;
+    if constexpr (L::kParts == 1) {
+      row[static_cast<int>(Reduction::kMin)] = scaled ? Kernel<L, Min, true>::run : Kernel<L, Min, false>::run;
+      row[static_cast<int>(Reduction::kMax)] = scaled ? Kernel<L, Max, true>::run : Kernel<L, Max, false>::run;
+    }
+  }
+}
+
+constexpr Table make_table(const char* name) {
+  Table table;
+  table.name = name;
+  fill<Integer<uint8_t, uint8_t, 0, UINT8_MAX>>(&table, DType::kUint8);
+  fill<Integer<int8_t, uint8_t, INT8_MIN, INT8_MAX>>(&table, DType::kInt8);
+  fill<Integer<int16_t, uint16_t, INT16_MIN, INT16_MAX>>(&table, DType::kInt16);
+  fill<Integer<int32_t, uint32_t, INT32_MIN, INT32_MAX>>(&table, DType::kInt32);
+  fill<Integer<int64_t, uint64_t, INT64_MIN, INT64_MAX>>(&table, DType::kInt64);
+  fill<Float16>(&table, DType::kFloat16);
+  fill<BFloat16>(&table, DType::kBFloat16);
+  fill<Number<float>>(&table, DType::kFloat32);
+  fill<Number<double>>(&table, DType::kFloat64);
+  fill<Complex<float>>(&table, DType::kComplex64);
+  fill<Complex<double>>(&table, DType::kComplex128);
+  fill<Bool>(&table, DType::kBool);
+  table.stream_copy = copy_past_caches;
+  return table;
+}
+
+}  // namespace
+}  // namespace ringreduce

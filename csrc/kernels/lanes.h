@@ -1,0 +1,121 @@
+// The vectors that the kernels compute with: how elements of each type are loaded, combined
+// and stored. Compiled once for each instruction set, by scalar.cc, avx2.cc and avx512.cc, in
+// an unnamed namespace so that nothing compiled for one of them can be linked into another.
+// For the same reason there are no #includes here: the including file has already set its
+// target, and a header's inline functions must not be compiled for it.
+//
+// The including file provides
+//   kVectorBytes                          size of a register; 0: one element at a time
+//   widen(Vector<uint16_t, kFloats>)      float16 to float32
+//   narrow(Vector<float, kFloats>)        float32 to float16
+//   stream(void*, Vector), stream_end()   a store past the caches, and the fence after the last
+#pragma once
+
+namespace ringreduce {
+namespace {
+
+constexpr int lanes(size_t element) { return kVectorBytes ? kVectorBytes / element : 1; }
+
+// Whole numbers, float32 and float64: computed with as they lie in memory. Arithmetic is done
+// on `Wrapping`, the unsigned twin of a whole number, where overflow is defined.
+template <typename T, typename Wrapping = T>
+struct Number {
+  using Element = T;
+  static constexpr int kLanes = lanes(sizeof(T));
+  static constexpr int kParts = 1;  // Ts in one element
+  using Packed = Vector<T, kLanes>;
+  using Value = Packed;
+  using Wrapped = Vector<Wrapping, kLanes>;
+
+  RR_INLINE static Value unpack(Packed packed) { return packed; }
+  RR_INLINE static Packed pack(Value value) { return value; }
+  RR_INLINE static Value add(Value a, Value b) { return (Value)((Wrapped)a + (Wrapped)b); }
+  RR_INLINE static Value multiply(Value a, Value b) { return (Value)((Wrapped)a * (Wrapped)b); }
+  RR_INLINE static Value scale(Value value, double factor) { return value * (T)factor; }
+};
+
+// Scaled in float64 and truncated; what does not fit becomes the nearest that does, NaN zero.
+template <typename T, typename Wrapping, T kLeast, T kMost>
+struct Integer : Number<T, Wrapping> {
+  using Value = typename Number<T, Wrapping>::Value;
+
+  RR_INLINE static Value scale(Value value, double factor) {
+    if (factor == 1.0) return value;  // int64 does not survive float64
+    for (int i = 0; i < Number<T, Wrapping>::kLanes; ++i) {
+      const double scaled = (double)value[i] * factor;
+      value[i] = scaled >= (double)kMost ? kMost : scaled <= (double)kLeast ? kLeast : scaled == scaled ? (T)scaled : T(0);
+    }
+    return value;
+  }
+};
+
+// Sum is "or"; the other operations need nothing of their own on 0 and 1.
+struct Bool : Number<uint8_t> {
+  RR_INLINE static Value unpack(Packed packed) { return (Value)(packed != 0) & 1; }
+  RR_INLINE static Value add(Value a, Value b) { return a | b; }
+  RR_INLINE static Value scale(Value value, double) { return value; }
+};
+
+// The textbook product, without C's recovery of infinities from NaN.
+template <typename T>
+struct Complex : Number<T> {
+  static constexpr int kLanes = lanes(2 * sizeof(T)) * 2;
+  static constexpr int kParts = 2;
+  using Packed = Vector<T, kLanes>;
+  using Value = Packed;
+
+  RR_INLINE static Value unpack(Packed packed) { return packed; }
+  RR_INLINE static Packed pack(Value value) { return value; }
+  RR_INLINE static Value add(Value a, Value b) { return a + b; }
+  RR_INLINE static Value multiply(Value a, Value b) {
+    Value product;
+    for (int i = 0; i < kLanes; i += 2) {
+      product[i] = a[i] * b[i] - a[i + 1] * b[i + 1];
+      product[i + 1] = a[i] * b[i + 1] + a[i + 1] * b[i];
+    }
+    return product;
+  }
+  RR_INLINE static Value scale(Value value, double factor) { return value * (T)factor; }
+};
+
+// 16-bit floats are computed with as float32.
+struct Float16 : Number<float> {
+  using Element = uint16_t;
+  using Packed = Vector<uint16_t, kLanes>;
+  RR_INLINE static Value unpack(Packed packed) { return widen(packed); }
+  RR_INLINE static Packed pack(Value value) { return narrow(value); }
+};
+
+struct BFloat16 : Number<float> {
+  using Element = uint16_t;
+  using Packed = Vector<uint16_t, kLanes>;
+  using Bits = Vector<uint32_t, kLanes>;
+
+  RR_INLINE static Value unpack(Packed packed) { return (Value)(__builtin_convertvector(packed, Bits) << 16); }
+  RR_INLINE static Packed pack(Value value) {
+    const Bits bits = (Bits)value, high = bits >> 16;
+    const Bits rounded = (bits + 0x7fff + (high & 1)) >> 16;  // to nearest, ties to even
+    return __builtin_convertvector(value != value ? high | 0x40 : rounded, Packed);
+  }
+};
+
+struct Sum {
+  template <class L>
+  RR_INLINE static typename L::Value apply(typename L::Value a, typename L::Value b) { return L::add(a, b); }
+};
+struct Product {
+  template <class L>
+  RR_INLINE static typename L::Value apply(typename L::Value a, typename L::Value b) { return L::multiply(a, b); }
+};
+// A NaN on either side is the result.
+struct Min {
+  template <class L>
+  RR_INLINE static typename L::Value apply(typename L::Value a, typename L::Value b) { return (a < b) | (a != a) ? a : b; }
+};
+struct Max {
+  template <class L>
+  RR_INLINE static typename L::Value apply(typename L::Value a, typename L::Value b) { return (a > b) | (a != a) ? a : b; }
+};
+
+}  // namespace
+}  // namespace ringreduce
