@@ -42,13 +42,13 @@ setup: $(STAMP)/ringreduce $(STAMP)/mpi
 
 $(STAMP)/venv:
 	@echo "== making $(VENV)"
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV)
 	@mkdir -p $(STAMP) && touch $@
 
 # torch is the largest download; its stamp carries the version, so another version installs anew.
 $(STAMP)/torch-$(TORCH_VERSION): $(STAMP)/venv
 	@echo "== installing torch $(TORCH_VERSION)"
-	$(PIP) install torch==$(TORCH_VERSION)
+	@$(PIP) install torch==$(TORCH_VERSION)
 	@rm -f $(STAMP)/torch-* && touch $@
 
 # Debian's python3 comes without Python.h. Where it is missing, take the headers out of Debian's
@@ -59,7 +59,7 @@ $(STAMP)/headers: $(STAMP)/venv tests/runner/python_headers.sh
 
 $(STAMP)/ringreduce: $(STAMP)/torch-$(TORCH_VERSION) $(STAMP)/headers setup.py pyproject.toml $(CORE_SOURCES)
 	@echo "== building and installing ringreduce"
-	CPATH="$(CURDIR)/$(HEADERS)/$$($(PYTHON) -c 'import sys; print("python%d.%d" % sys.version_info[:2])'):$(CURDIR)/$(HEADERS)" \
+	@CPATH="$(CURDIR)/$(HEADERS)/$$($(PYTHON) -c 'import sys; print("python%d.%d" % sys.version_info[:2])'):$(CURDIR)/$(HEADERS)" \
 	  $(PIP) install --editable '.[test]' torch==$(TORCH_VERSION)
 	@touch $@
 

@@ -44,7 +44,8 @@ def run_native(name: str, sanitize: str = "", select: str = "") -> StageReport:
     programs = [directory / source.stem for source in sorted((ROOT / "tests" / "native").glob("test_*.cc"))]
     status, output = run(["make", "-s", "-j2", "native-build", f"SANITIZE={sanitize}"], timeout=1800)
     if status != 0:
-        report.add("build", "failed", "\n".join(output.splitlines()[:80]))
+        messages = [line for line in output.splitlines() if not line.startswith("CXX ")]
+        report.add("build", "failed", "\n".join(messages[:80]))
     else:
         for program in programs:
             run_program(report, program, select)
