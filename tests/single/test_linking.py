@@ -47,9 +47,10 @@ def test_looks_for_libraries_in_no_place_of_its_own(core):
 
 
 def test_exports_only_its_init_function(core):
-    own = [name for name in symbols(core, defined=True) if "ringreduce" in name or "nanobind" in name]
-    assert "PyInit__core" in symbols(core, defined=True)
-    assert not own
+    """(nanobind's exception types are visible on purpose: they pass between libraries.)"""
+    exported = symbols(core, defined=True)
+    assert "PyInit__core" in exported
+    assert not [name for name in exported if "ringreduce" in name]
 
 
 def test_takes_no_symbol_of_mpi_cuda_or_torch(core):
