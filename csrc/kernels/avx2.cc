@@ -23,6 +23,13 @@ RR_INLINE Vector<float, 8> widen(Vector<uint16_t, 8> half) { return (Vector<floa
 RR_INLINE Vector<uint16_t, 8> narrow(Vector<float, 8> value) {
   return (Vector<uint16_t, 8>)_mm256_cvtps_ph((__m256)value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
+RR_INLINE Vector<uint32_t, 8> lengthen(Vector<uint16_t, 8> value) {
+  return (Vector<uint32_t, 8>)_mm256_cvtepu16_epi32((__m128i)value);
+}
+RR_INLINE Vector<uint16_t, 8> shorten(Vector<uint32_t, 8> value) {
+  const __m256i wide = (__m256i)value;
+  return (Vector<uint16_t, 8>)_mm_packus_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
+}
 template <class V>
 RR_INLINE void stream(void* to, V vector) {
   if constexpr (sizeof(V) == 16) _mm_stream_si128(static_cast<__m128i*>(to), (__m128i)vector);

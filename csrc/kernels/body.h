@@ -48,30 +48,37 @@ struct Kernel {
   };
 
   template <class Access>
-  RR_INLINE static Value load(const ReduceArgs& args, int source, size_t at, Access access) {
-    const Value value = L::unpack(access.load(static_cast<const Element*>(args.src[source]) + at));
-    return kScaled ? L::scale(value, args.scale.pre) : value;
+  RR_INLINE static Value load(const Element* from, double pre, Access access) {
+    const Value value = L::unpack(access.load(from));
+    return kScaled ? L::scale(value, pre) : value;
   }
 
   // Vectors [0, kCount) from element `at` on, of all sources to all destinations.
   template <size_t kCount, class Access>
   RR_INLINE static void block(const ReduceArgs& args, size_t at, Access access) {
+    const double pre = args.scale.pre, post = args.scale.post;
     Value value[kCount];
-    for (size_t i = 0; i < kCount; ++i) value[i] = load(args, 0, at + i * kLanes, access);
-    for (int source = 1; source < args.src_count; ++source)
+    const Element* from = static_cast<const Element*>(args.src[0]) + at;
+    for (size_t i = 0; i < kCount; ++i) value[i] = load(from + i * kLanes, pre, access);
+    for (int source = 1; source < args.src_count; ++source) {
+      from = static_cast<const Element*>(args.src[source]) + at;
       for (size_t i = 0; i < kCount; ++i)
-        value[i] = Op::template apply<L>(value[i], load(args, source, at + i * kLanes, access));
+        value[i] = Op::template apply<L>(value[i], load(from + i * kLanes, pre, access));
+    }
     Packed packed[kCount];
-    for (size_t i = 0; i < kCount; ++i) packed[i] = L::pack(kScaled ? L::scale(value[i], args.scale.post) : value[i]);
-    for (int d = 0; d < args.dst_count; ++d)
-      for (size_t i = 0; i < kCount; ++i) access.store(static_cast<Element*>(args.dst[d]) + at + i * kLanes, packed[i]);
+    for (size_t i = 0; i < kCount; ++i) packed[i] = L::pack(kScaled ? L::scale(value[i], post) : value[i]);
+    for (int destination = 0; destination < args.dst_count; ++destination) {
+      Element* to = static_cast<Element*>(args.dst[destination]) + at;
+      for (size_t i = 0; i < kCount; ++i) access.store(to + i * kLanes, packed[i]);
+    }
   }
 
-  static void edge(const ReduceArgs& args, size_t begin, size_t end) {
+  [[gnu::noinline]] static void edge(const ReduceArgs& args, size_t begin, size_t end) {
     for (size_t at = begin; at < end; at += kLanes) block<1>(args, at, First{end - at < kLanes ? end - at : kLanes});
   }
 
-  static void run(const ReduceArgs& args) {
+  static void run(const ReduceArgs& call) {
+    const ReduceArgs args = call;  // a local one, which no store can be thought to change
     const size_t count = args.count * L::kParts;
     const Alignment alignment = align(args, sizeof(Element) * L::kParts);
     const size_t head = alignment.head_bytes / sizeof(Element);

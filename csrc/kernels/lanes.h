@@ -8,6 +8,8 @@
 //   kVectorBytes                          size of a register; 0: one element at a time
 //   widen(Vector<uint16_t, kFloats>)      float16 to float32
 //   narrow(Vector<float, kFloats>)        float32 to float16
+//   lengthen(Vector<uint16_t, kFloats>)   16 bits to 32
+//   shorten(Vector<uint32_t, kFloats>)    32 bits to 16, for values that fit
 //   stream(void*, Vector), stream_end()   a store past the caches, and the fence after the last
 #pragma once
 
@@ -40,12 +42,16 @@ struct Integer : Number<T, Wrapping> {
   using Value = typename Number<T, Wrapping>::Value;
 
   RR_INLINE static Value scale(Value value, double factor) {
-    if (factor == 1.0) return value;  // int64 does not survive float64
-    for (int i = 0; i < Number<T, Wrapping>::kLanes; ++i) {
-      const double scaled = (double)value[i] * factor;
-      value[i] = scaled >= (double)kMost ? kMost : scaled <= (double)kLeast ? kLeast : scaled == scaled ? (T)scaled : T(0);
-    }
+    if (factor != 1.0) scale_in_memory(&value, factor);  // int64 does not survive float64
     return value;
+  }
+
+ private:
+  [[gnu::noinline]] static void scale_in_memory(Value* value, double factor) {  // spares 200 KB of code
+    for (int i = 0; i < Number<T, Wrapping>::kLanes; ++i) {
+      const double scaled = (double)(*value)[i] * factor;
+      (*value)[i] = scaled >= (double)kMost ? kMost : scaled <= (double)kLeast ? kLeast : scaled == scaled ? (T)scaled : T(0);
+    }
   }
 };
 
@@ -91,11 +97,11 @@ struct BFloat16 : Number<float> {
   using Packed = Vector<uint16_t, kLanes>;
   using Bits = Vector<uint32_t, kLanes>;
 
-  RR_INLINE static Value unpack(Packed packed) { return (Value)(__builtin_convertvector(packed, Bits) << 16); }
+  RR_INLINE static Value unpack(Packed packed) { return (Value)(lengthen(packed) << 16); }
   RR_INLINE static Packed pack(Value value) {
     const Bits bits = (Bits)value, high = bits >> 16;
     const Bits rounded = (bits + 0x7fff + (high & 1)) >> 16;  // to nearest, ties to even
-    return __builtin_convertvector(value != value ? high | 0x40 : rounded, Packed);
+    return shorten(value != value ? high | 0x40 : rounded);
   }
 };
 
