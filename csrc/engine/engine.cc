@@ -16,6 +16,7 @@ namespace {
 
 constexpr int64_t kMillisecond = 1'000'000;
 constexpr int64_t kPeerCheckNs = 100 * kMillisecond;
+constexpr double kFarewellS = 0.2;
 
 int64_t to_ns(double seconds) { return static_cast<int64_t>(seconds * 1e9); }
 
@@ -168,6 +169,7 @@ Status Engine::wait_until(Lock& lock, const std::function<bool()>& done, double 
     if (!status.is_ok()) fail(status);
     if (moved) {
       idle_since = 0;
+      if (drivers_ > 1) bell_->ring();  // it may be another thread's operation that has moved
       continue;
     }
     if (done()) break;
@@ -262,6 +264,7 @@ void Engine::run() {
     if (!status.is_ok()) fail(status);
     if (moved) {
       idle_since = 0;
+      if (drivers_) bell_->ring();
       // Whoever wants to submit or wait comes first.
       lock.unlock();
       std::this_thread::yield();
@@ -300,12 +303,17 @@ void Engine::close(double timeout_s) {
   if (closed_) return;
   closing_ = true;
   for (auto& [id, set] : sets_) set->say_gone();
-  // The peers count on what has been agreed: finish it, and let the farewells leave.
+  // The peers count on what has been agreed: finish it. Farewells may wait for a peer that no
+  // longer receives, so they get little time.
   const auto committed = [this] {
     return std::any_of(sets_.begin(), sets_.end(), [](const auto& set) { return set.second->committed(); }) ||
            std::any_of(plans_.begin(), plans_.end(), [](const auto& plan) { return plan->on_net(); });
   };
+  const auto sending = [this] {
+    return std::any_of(sets_.begin(), sets_.end(), [](const auto& set) { return set.second->sending(); });
+  };
   (void)wait_until(lock, [&] { return !committed(); }, timeout_s);
+  (void)wait_until(lock, [&] { return !sending(); }, std::min(timeout_s, kFarewellS));
   fail({Code::kShutdown, "ringreduce was shut down on this rank while the operation was in flight"});
   closed_ = true;
   wake_.notify_all();

@@ -133,7 +133,7 @@ Status ProcessSet::agree(bool* moved) {
   for (int i = 0; i < topology().local_size(); ++i)
     if (header_->gone[i].load(std::memory_order_acquire)) tree_->gone(channel_.world(topology().local_ranks()[i]));
   RR_TRY(tree_->advance(moved));
-  for (int rank : tree_->gone_ranks()) header_->gone_elsewhere.store(rank + 1, std::memory_order_release);
+  if (!tree_->gone_ranks().empty()) header_->gone_elsewhere.store(tree_->gone_ranks()[0] + 1, std::memory_order_release);
   HostTree::Decided decided;
   while (tree_->next(&decided)) {
     if (decided.verdict == Verdict::kInline)

@@ -21,7 +21,7 @@ namespace ringreduce {
 struct alignas(64) SetHeader {
   Bell bell;                                // the world's is the bell of the host
   std::atomic<uint32_t> gone[kMaxLocal];    // by local index: this rank has shut down
-  std::atomic<uint32_t> gone_elsewhere;     // world rank + 1 of one on another host
+  std::atomic<uint32_t> gone_elsewhere;     // world rank + 1 of the first on another host
   StreamState stream;
 };
 
@@ -50,7 +50,8 @@ class ProcessSet {
   Net* net() const { return config_.net; }
   bool idle() const { return in_flight_.empty() && !machine_; }
   // Decided operations that this rank has not finished: its peers rely on it.
-  bool committed() const { return machine_ || table_.decision(position_) || (tree_ && tree_->sending()); }
+  bool committed() const { return machine_ || table_.decision(position_); }
+  bool sending() const { return tree_ && tree_->sending(); }
   // A message may arrive that only polling shows.
   bool on_net() const { return (machine_ && machine_->on_net()) || (tree_ && (!in_flight_.empty() || tree_->sending())); }
 
