@@ -34,7 +34,7 @@ def mean(size: int) -> float:
 
 @pytest.mark.parametrize("op", [rr.Average, rr.Sum])
 def test_complete_when_backward_returns(rank, size, op):
-    model, _ = linear(op=op)
+    model, _optimizer = linear(op=op)
     for _ in range(3):
         model.zero_grad()
         weight_with_grad(model, rank).backward()
@@ -160,7 +160,7 @@ def test_no_sync_after_a_reduction(rank, size):
 
 
 def test_predivide_factor(rank, size):
-    model, _ = linear(gradient_predivide_factor=4.0)
+    model, _optimizer = linear(gradient_predivide_factor=4.0)
     weight_with_grad(model, rank * 3).backward()
     assert values(model.weight.grad) == [pytest.approx(3 * mean(size))]
 
@@ -250,7 +250,7 @@ def test_add_param_group(rank, size):
 
 
 def test_autograd_grad_leaves_gradients_alone(rank, size):
-    model, _ = linear()
+    model, _optimizer = linear()
     weight_with_grad(model, rank).backward()
     (grad,) = torch.autograd.grad(weight_with_grad(model, 5.0), [model.weight])
     assert values(grad) == [5.0]

@@ -30,7 +30,7 @@ def assert_trains(rank: int) -> None:
 def test_shapes_that_differ(rank, size):
     if size < 2:
         pytest.skip("needs 2 ranks")
-    model, _ = linear(4 if rank == size - 1 else 3)
+    model, _optimizer = linear(4 if rank == size - 1 else 3)
     with pytest.raises(rr.RingreduceError) as info:
         model.weight.sum().backward()
     text = str(info.value)
@@ -55,7 +55,7 @@ def test_parameters_that_one_rank_lacks(rank, size):
 def test_options_that_differ(rank, size):
     if size < 2:
         pytest.skip("needs 2 ranks")
-    model, _ = linear(op=rr.Sum if rank else rr.Average)
+    model, _optimizer = linear(op=rr.Sum if rank else rr.Average)
     with pytest.raises(rr.RingreduceError, match=r"op=Average .* on rank\(s\) 0"):
         model.weight.sum().backward()
     assert_trains(rank)
