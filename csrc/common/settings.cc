@@ -1,10 +1,10 @@
 #include "common/settings.h"
 
 #include <cerrno>
-#include <cmath>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <mutex>
+#include <initializer_list>
 
 namespace ringreduce {
 
@@ -51,20 +51,22 @@ class Reader {
   }
 
   // Bytes, with an optional suffix K, M or G (powers of 1024).
-  void size(const char* name, size_t* value, size_t least, size_t most) {
+  void size(const char* name, size_t* value, size_t least, size_t most, size_t multiple = 1) {
     const char* text = get(name);
     if (!text) return;
     char* end = nullptr;
     errno = 0;
     const unsigned long long read = std::strtoull(text, &end, 10);
-    int shift = 0;
-    if (*end == 'K' || *end == 'k') shift = 10;
-    if (*end == 'M' || *end == 'm') shift = 20;
-    if (*end == 'G' || *end == 'g') shift = 30;
-    const bool is_number = text[0] >= '0' && text[0] <= '9' && !errno && !end[shift ? 1 : 0];
-    if (is_number && read <= most >> shift && read << shift >= least) return void(*value = read << shift);
-    reject(name, text, "a number of bytes from " + brief(least) + " to " + brief(most) +
-                           ", with an optional suffix K, M or G");
+    const bool is_number = text[0] >= '0' && text[0] <= '9' && !errno;
+    const char* suffixes = "KkMmGg";
+    const char* suffix = *end ? std::strchr(suffixes, *end) : nullptr;
+    const int shift = suffix ? static_cast<int>(10 * ((suffix - suffixes) / 2 + 1)) : 0;
+    const bool ends = !*(suffix ? end + 1 : end);
+    if (is_number && ends && read <= most >> shift && read << shift >= least && (read << shift) % multiple == 0)
+      return void(*value = read << shift);
+    reject(name, text, "a number of bytes from " + std::to_string(least) + " to " + std::to_string(most) +
+                           ", with an optional suffix K, M or G" +
+                           (multiple > 1 ? ", and a multiple of " + std::to_string(multiple) : ""));
   }
 
  private:
@@ -72,9 +74,10 @@ class Reader {
     const char* text = std::getenv(name);
     return text && *text ? text : nullptr;
   }
-  template <typename Number>
-  static std::string brief(Number number) {
-    return std::to_string(static_cast<long long>(number));
+  static std::string brief(double number) {
+    char text[32];
+    std::snprintf(text, sizeof(text), "%.10g", number);
+    return text;
   }
   void reject(const char* name, const char* text, const std::string& allowed) {
     if (parsed_->error.empty()) parsed_->error = std::string(name) + " is '" + text + "'; allowed: " + allowed;
@@ -85,21 +88,22 @@ class Reader {
 
 Parsed parse() {
   constexpr double kYear = 365 * 24 * 3600;
+  constexpr size_t kLine = 64;  // slots begin on cache lines, and no element lies in two of them
   Parsed parsed;
   Settings& s = parsed.settings;
   Reader read(&parsed);
   read.choice("RINGREDUCE_KERNELS", &s.kernels, {"scalar", "avx2", "avx512"});
-  read.size("RINGREDUCE_CHUNK_BYTES", &s.chunk_bytes, 4096, size_t{1} << 30);
+  read.size("RINGREDUCE_CHUNK_BYTES", &s.chunk_bytes, 4096, size_t{1} << 30, kLine);
   read.size("RINGREDUCE_FUSION_BYTES", &s.fusion_bytes, 0, size_t{1} << 40);
-  read.number("RINGREDUCE_TIMEOUT", &s.timeout_s, 0, kYear, "seconds");
-  read.number("RINGREDUCE_STALL_WARNING", &s.stall_warning_s, 0, kYear, "seconds");
+  read.number("RINGREDUCE_TIMEOUT", &s.timeout_s, 0.1, kYear, "seconds");
+  read.number("RINGREDUCE_STALL_WARNING", &s.stall_warning_s, 0.1, kYear, "seconds");
   read.number("RINGREDUCE_SPIN_US", &s.spin_us, 0, 1e6, "microseconds");
   read.integer("RINGREDUCE_TREE_ARITY", &s.tree_arity, 1, 1024);
   read.integer("RINGREDUCE_LOG", &s.log_level, 0, 3);
   return parsed;
 }
 
-// Guarded by `once` on first use; reload_settings() runs while nothing else of the core does.
+// reload_settings() runs while no other thread is in the core.
 Parsed& current() {
   static Parsed parsed = parse();
   return parsed;

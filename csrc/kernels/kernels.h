@@ -1,5 +1,6 @@
 // How numbers are combined on the CPU. One table of functions for each instruction set
-// (scalar, avx2, avx512), chosen once at run time; all of them give the same bits.
+// (scalar, avx2, avx512), chosen once at run time; all of them give the same bits (of NaN
+// only that it is NaN: a sum of two NaN is either of them).
 #pragma once
 
 #include <cstddef>
@@ -11,7 +12,8 @@ namespace ringreduce {
 
 // dst[0..dst_count) all receive  post * (pre*src[0] op pre*src[1] op ...), combined in the
 // order of src. A dst may be the very same pointer as a src; any other overlap is not allowed.
-// Pointers are aligned to the element size at least.
+// Pointers are aligned to the element size at least. Whole numbers wrap around; scaled ones that
+// do not fit become the nearest that does. Min and Max are NaN where a source is.
 struct ReduceArgs {
   void* const* dst;
   int dst_count;
