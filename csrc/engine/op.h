@@ -27,11 +27,15 @@ struct Op {
   }
   bool is_done() const { return done.load(std::memory_order_acquire); }
 
-  // "allreduce 'loss'" or "allreduce (unnamed, number 12 of its process set)".
+  // "allreduce 'loss'" or "allreduce (unnamed operation 12 of process set 0)".
   std::string title() const {
     const std::string kind = kind_name(submission.kind);
-    if (!submission.name.empty()) return kind + " '" + submission.name + "'";
-    return kind + " (unnamed, number " + std::to_string(key.b) + " of process set " + std::to_string(set_id) + ")";
+    return submission.name.empty() ? kind + " (" + number() + ")" : kind + " '" + submission.name + "'";
+  }
+  // The same on all ranks, also where unnamed ones of different kinds have met.
+  std::string subject() const { return submission.name.empty() ? number() : title(); }
+  std::string number() const {
+    return "unnamed operation " + std::to_string(key.b) + " of process set " + std::to_string(set_id);
   }
 };
 

@@ -255,7 +255,7 @@ Status ProcessSet::mismatch() const {
     who[std::string(at, bytes)].push_back(channel_.world(rank));
     at += bytes;
   }
-  std::string text = "the ranks disagree about " + running_[0]->title() + ":";
+  std::string text = "the ranks disagree about " + running_[0]->subject() + ":";
   for (const auto& [what, ranks] : who) text += "\n  " + list(ranks) + " submitted " + what;
   return {Code::kMismatch, text};
 }
@@ -282,7 +282,7 @@ void ProcessSet::fail(const Status& status) {
   deferred_.clear();
   auto all = std::move(in_flight_);
   in_flight_.clear();
-  for (auto& [key, op] : all) op->finish(status);
+  for (auto& [key, op] : all) op->finish(status.because(op->title()));
 }
 
 void ProcessSet::say_gone() {

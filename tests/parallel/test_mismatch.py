@@ -69,7 +69,7 @@ CASES: dict[str, tuple[Call, Call, tuple[str, ...]]] = {
     "broadcast root": (
         lambda name: rr.broadcast(ones(3), 0, name),
         lambda name: rr.broadcast(ones(3), 1, name),
-        ("root", "0", "1"),
+        ("(root|from) (rank )?0", "(root|from) (rank )?1"),
     ),
     "broadcast shape": (
         lambda name: rr.broadcast(ones(9), 0, name),
