@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import math
 from collections.abc import Sequence
 
 import torch
@@ -25,6 +26,10 @@ FLOATS = (*HALVES, torch.float32, torch.float64)
 COMPLEX = (torch.complex64, torch.complex128)
 NUMBERS = (*INTEGERS, *FLOATS, *COMPLEX)
 DTYPES = (*NUMBERS, torch.bool)
+
+# After so many elements the inputs repeat (the least common multiple of all that the rule below
+# divides by), which spares most of the work for large tensors. No chunk is a multiple of it.
+PERIOD = 3 * 5 * 7 * 8 * 11 * 13
 
 OP_NAMES = {rr.Sum: "Sum", rr.Average: "Average", rr.Min: "Min", rr.Max: "Max", rr.Product: "Product"}
 
@@ -53,7 +58,7 @@ def sizes(dtype: torch.dtype, size: int) -> list[int]:
 
 
 def integers(rank: int, numel: int, dtype: torch.dtype, op: int = rr.Sum) -> torch.Tensor:
-    """What rank `rank` contributes, as int64 (or complex128) [numel]."""
+    """What rank `rank` contributes, as int64 (or complex128) [numel]; it repeats every PERIOD."""
     index = torch.arange(numel, dtype=torch.int64)
     if dtype == torch.bool:
         return (index * 5 + rank * 3 + index // 7 * rank) % 3 % 2
@@ -72,11 +77,17 @@ def integers(rank: int, numel: int, dtype: torch.dtype, op: int = rr.Sum) -> tor
     return values if dtype == torch.uint8 else signed
 
 
+def shaped(period: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """A new tensor that holds `period` over and over."""
+    numel = math.prod(shape)
+    short = period.to(dtype, copy=True)
+    return (short if numel <= PERIOD else short.repeat(numel // PERIOD + 1)[:numel].clone()).reshape(shape)
+
+
 def make(rank: int, shape: int | Sequence[int], dtype: torch.dtype, op: int = rr.Sum) -> torch.Tensor:
     """What rank `rank` contributes, a new tensor of this shape and dtype."""
     shape = (shape,) if isinstance(shape, int) else tuple(shape)
-    numel = int(torch.tensor(shape, dtype=torch.int64).prod())
-    return integers(rank, numel, dtype, op).to(dtype).reshape(shape)
+    return shaped(integers(rank, min(math.prod(shape), PERIOD), dtype, op), shape, dtype)
 
 
 def reduced(
@@ -92,8 +103,7 @@ def reduced(
     Integers are scaled in float64 and truncated; the factors must be powers of two otherwise.
     """
     shape = (shape,) if isinstance(shape, int) else tuple(shape)
-    numel = int(torch.tensor(shape, dtype=torch.int64).prod())
-    parts = [integers(rank, numel, dtype, op) for rank in ranks]
+    parts = [integers(rank, min(math.prod(shape), PERIOD), dtype, op) for rank in ranks]
     whole = dtype in INTEGERS
     if prescale != 1.0:
         parts = [scaled(part, prescale, whole) for part in parts]
@@ -111,7 +121,7 @@ def reduced(
         postscale /= len(ranks)
     if postscale != 1.0:
         total = scaled(total, postscale, whole)
-    return total.to(dtype).reshape(shape)
+    return shaped(total, shape, dtype)
 
 
 def scaled(values: torch.Tensor, factor: float, whole: bool) -> torch.Tensor:

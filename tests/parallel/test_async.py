@@ -117,8 +117,8 @@ def test_handles_keep_their_buffers_alive(rank, size):
     handles = []
     for k in range(6):
         handles.append(rr.allreduce_async(make(rank + k, numel, torch.float32), name=f"kept {k}", op=rr.Sum))
-        gc.collect()
         torch.full((numel,), float("nan"))  # would reuse the memory if it were free
+    gc.collect()
     for k, handle in enumerate(handles):
         expected = reduced([other + k for other in range(size)], numel, torch.float32, rr.Sum)
         assert_same(rr.synchronize(handle), expected, f"kept {k}")

@@ -171,6 +171,8 @@ def test_a_forked_child_is_told(rank, size, call):
 
 
 def test_fork_with_an_operation_in_flight(rank, size):
+    if size == 1:
+        pytest.skip("needs a peer")
     handle = rr.allreduce_async(make(rank, 10_007, torch.float32), op=rr.Sum) if rank == 0 else None
     text = in_forked_child(lambda: rr.synchronize(handle) if handle is not None else rr.barrier())
     assert "RingreduceError" in text
