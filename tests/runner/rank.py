@@ -16,6 +16,7 @@ the job goes on; if they don't, they wait for what this rank will not send, and 
 from __future__ import annotations
 
 import faulthandler
+import importlib
 import json
 import os
 import signal
@@ -144,12 +145,12 @@ def describe_on_signal(path: Path) -> None:
 
     def serve() -> None:
         while os.read(receiver, 1):
-            state = sys.modules.get("ringreduce._state")
-            describe = getattr(state, "describe", None)
-            try:
-                text = describe() if describe else "ringreduce is not loaded"
-            except Exception as error:
-                text = f"no description: {error!r}"
+            text = "ringreduce is not loaded"
+            if "ringreduce" in sys.modules:
+                try:
+                    text = importlib.import_module("ringreduce._state").describe()
+                except Exception as error:  # a report without it is better than none
+                    text = f"no description: {error!r}"
             path.write_text(f"{text}\n")
 
     threading.Thread(target=serve, name="describe", daemon=True).start()
