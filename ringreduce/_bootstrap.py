@@ -12,11 +12,10 @@ from __future__ import annotations
 import atexit
 import os
 import socket
-import sys
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from ringreduce import _context, _launcher, _segments
+from ringreduce import _context, _mpi, _segments
 from ringreduce._core import Engine
 from ringreduce._membership import add_process_set
 from ringreduce.errors import RingreduceError
@@ -24,7 +23,6 @@ from ringreduce.process_set import ProcessSet, global_process_set
 
 _CLOSE_TIMEOUT_S = 10.0  # how long shutdown lets the engine's thread finish what it does
 _initialised_by: int | None = None  # pid that registered the exit handler
-_finalizes_mpi = False
 
 
 class _Rank(NamedTuple):
@@ -52,11 +50,12 @@ def init(comm: Any = None, process_sets: Iterable[ProcessSet | Iterable[int]] | 
         return
     if _context.forked_from is not None:
         _context.raise_not_running()
-    comm = _communicator(comm)
+    comm = _mpi.communicator(comm)
+    _mpi.free_retired(comm)
     try:
         _context.current = _meet(comm)
     except BaseException:
-        _release(comm)
+        _mpi.retire(comm)
         raise
     for process_set in process_sets or ():
         add_process_set(process_set)
@@ -68,7 +67,7 @@ def shutdown() -> None:
     if context is None:
         return
     _stop(context)
-    _release(context.comm)
+    _mpi.retire(context.comm)
 
 
 def _stop(context: _context.Context) -> None:
@@ -76,70 +75,6 @@ def _stop(context: _context.Context) -> None:
     for process_set in context.sets.values():
         process_set.unbind()
     context.engine.close(_CLOSE_TIMEOUT_S)
-
-
-def _release(comm: Any) -> None:
-    if comm is not None:
-        comm.Free()
-
-
-def _communicator(comm: Any) -> Any:
-    """A communicator of our own over the ranks that take part; None for one process alone."""
-    mpi, reason = _load_mpi()
-    if mpi is None:
-        if comm is not None:
-            raise ValueError(f"comm: MPI cannot be used here ({reason})")
-        _launcher.check_size(1, os.environ, f"MPI cannot be used here ({reason})")
-        return None
-    world = mpi.COMM_WORLD
-    if comm is None:
-        library = mpi.Get_library_version().split("\n")[0].split(",")[0]
-        _launcher.check_size(
-            world.size,
-            os.environ,
-            f"mpi4py uses {library}; start the program with the mpirun of the same MPI",
-        )
-        ours = world.Dup()
-    elif isinstance(comm, mpi.Intracomm):
-        ours = comm.Dup()
-    else:
-        ours = _subset(world, comm)
-    ours.Set_errhandler(mpi.ERRORS_RETURN)
-    return ours
-
-
-def _subset(world: Any, ranks: Any) -> Any:
-    try:
-        chosen = sorted(ranks)
-    except TypeError:
-        chosen = []
-    if world.rank not in chosen or not all(isinstance(r, int) for r in chosen):
-        raise ValueError(
-            "comm: expected an mpi4py intracommunicator or a list of MPI world ranks with "
-            f"this one ({world.rank}), got {ranks!r}"
-        )
-    return world.Create_group(world.group.Incl(chosen))
-
-
-def _load_mpi() -> tuple[Any, str]:
-    """mpi4py.MPI, initialised, or None and the reason why there is none."""
-    global _finalizes_mpi
-    try:
-        import mpi4py
-
-        # mpi4py would finalise MPI at the end of any process with its memory, forked
-        # children included. We do it in an exit handler that knows the process, unless
-        # the program has imported MPI itself and left that to mpi4py.
-        ours = "mpi4py.MPI" not in sys.modules and mpi4py.rc.finalize is not False
-        if ours:
-            mpi4py.rc.finalize = False
-        from mpi4py import MPI
-    except (ImportError, RuntimeError, OSError) as error:
-        return None, str(error).split("\n")[0] + "; install mpi4py and an MPI library"
-    if not MPI.Is_initialized():
-        MPI.Init_thread(MPI.THREAD_MULTIPLE)
-    _finalizes_mpi |= ours
-    return MPI, ""
 
 
 def _meet(comm: Any) -> _context.Context:
@@ -157,7 +92,7 @@ def _meet(comm: Any) -> _context.Context:
     try:
         engine = Engine(
             rank, size, host_of, shared.segment,
-            mpi_comm=_handle_address(comm) if max(host_of) > 0 else 0,
+            mpi_comm=_mpi.handle_address(comm) if max(host_of) > 0 else 0,
             oversubscribed=max(crowding.values()) > 1,
             peer_pids=pids,
             spare_cores=crowding[everyone[rank].hostname] <= 0.5,
@@ -209,17 +144,6 @@ def _crowding(everyone: list[_Rank]) -> dict[str, float]:
     return result
 
 
-def _handle_address(comm: Any) -> int:
-    from mpi4py import MPI
-
-    if MPI.Query_thread() < MPI.THREAD_SERIALIZED:
-        raise RingreduceError(
-            "several hosts need MPI_THREAD_SERIALIZED at least: let mpi4py initialise MPI, "
-            "or ask for MPI_THREAD_MULTIPLE"
-        )
-    return int(MPI._addressof(comm))
-
-
 def _register_exit() -> None:
     global _initialised_by
     if _initialised_by is None:
@@ -233,8 +157,4 @@ def _at_exit() -> None:
         return
     if _context.current is not None:
         _stop(_context.current)
-    if _finalizes_mpi:
-        from mpi4py import MPI
-
-        if not MPI.Is_finalized():
-            MPI.Finalize()
+    _mpi.finalize()
