@@ -20,7 +20,9 @@ struct Kernel {
   using Packed = typename L::Packed;
   using Value = typename L::Value;
   static constexpr size_t kLanes = L::kLanes;
-  static constexpr size_t kVectors = kVectorBytes ? 4 : 16 / sizeof(Packed) + 4;
+  static constexpr size_t kVectors = kVectorBytes ? 4 : 8;          // of a block
+  static constexpr size_t kTileVectors = 4096 / sizeof(Value);      // of a tile, in the L1 cache
+  static constexpr int kMostStreams = 12, kGroup = 4;
 
   // How one vector is reached: whole, or (at the ends) only its first `count` lanes.
   struct Whole {
@@ -53,24 +55,54 @@ struct Kernel {
     return kScaled ? L::scale(value, pre) : value;
   }
 
-  // Vectors [0, kCount) from element `at` on, of all sources to all destinations.
+  // Combines kCount vectors, from element `at` on, of the sources [first, last): onto what is
+  // in `value`, or (first is 0) from nothing.
   template <size_t kCount, class Access>
-  RR_INLINE static void block(const ReduceArgs& args, size_t at, Access access) {
-    const double pre = args.scale.pre, post = args.scale.post;
-    Value value[kCount];
-    const Element* from = static_cast<const Element*>(args.src[0]) + at;
-    for (size_t i = 0; i < kCount; ++i) value[i] = load(from + i * kLanes, pre, access);
-    for (int source = 1; source < args.src_count; ++source) {
-      from = static_cast<const Element*>(args.src[source]) + at;
+  RR_INLINE static void combine(const ReduceArgs& args, int first, int last, size_t at, Access access, Value* value) {
+    const double pre = args.scale.pre;
+    if (first == 0) {
+      const Element* from = static_cast<const Element*>(args.src[first++]) + at;
+      for (size_t i = 0; i < kCount; ++i) value[i] = load(from + i * kLanes, pre, access);
+    }
+    for (int source = first; source < last; ++source) {
+      const Element* from = static_cast<const Element*>(args.src[source]) + at;
       for (size_t i = 0; i < kCount; ++i)
         value[i] = Op::template apply<L>(value[i], load(from + i * kLanes, pre, access));
     }
+  }
+
+  template <size_t kCount, class Access>
+  RR_INLINE static void write(const ReduceArgs& args, size_t at, Access access, const Value* value) {
+    const double post = args.scale.post;
     Packed packed[kCount];
     for (size_t i = 0; i < kCount; ++i) packed[i] = L::pack(kScaled ? L::scale(value[i], post) : value[i]);
     for (int destination = 0; destination < args.dst_count; ++destination) {
       Element* to = static_cast<Element*>(args.dst[destination]) + at;
       for (size_t i = 0; i < kCount; ++i) access.store(to + i * kLanes, packed[i]);
     }
+  }
+
+  template <size_t kCount, class Access>
+  RR_INLINE static void block(const ReduceArgs& args, size_t at, Access access) {
+    Value value[kCount];
+    combine<kCount>(args, 0, args.src_count, at, access, value);
+    write<kCount>(args, at, access, value);
+  }
+
+  // Many sources: a CPU's prefetchers follow only so many streams at once, so a few sources at a
+  // time are combined over some length, into a tile that stays in the L1 cache.
+  [[gnu::noinline]] static void tile(const ReduceArgs& args, size_t at, Whole whole) {
+    Value tile[kTileVectors];
+    for (int first = 0; first < args.src_count; first += kGroup) {
+      const int last = first + kGroup < args.src_count ? first + kGroup : args.src_count;
+      for (size_t done = 0; done < kTileVectors; done += kVectors) {
+        Value value[kVectors];
+        if (first) __builtin_memcpy(value, tile + done, sizeof(value));
+        combine<kVectors>(args, first, last, at + done * kLanes, whole, value);
+        __builtin_memcpy(tile + done, value, sizeof(value));
+      }
+    }
+    write<kTileVectors>(args, at, whole, tile);
   }
 
   [[gnu::noinline]] static void edge(const ReduceArgs& args, size_t begin, size_t end) {
@@ -85,6 +117,8 @@ struct Kernel {
     size_t at = head < count ? head : count;
     edge(args, 0, at);
     const Whole whole{args.stream && alignment.common};
+    if (args.src_count > kMostStreams)
+      for (; count - at >= kTileVectors * kLanes; at += kTileVectors * kLanes) tile(args, at, whole);
     for (; count - at >= kVectors * kLanes; at += kVectors * kLanes) block<kVectors>(args, at, whole);
     edge(args, at, count);
     if (whole.past_caches) stream_end();

@@ -12,7 +12,7 @@ using oracle::Bytes;
 
 namespace {
 
-const std::vector<size_t> kSizes = {0, 1, 2, 7, 8, 9, 31, 64, 1000, 4097};
+const std::vector<size_t> kSizes = {0, 1, 2, 7, 8, 9, 31, 64, 1000, 4097, 9001};
 const Reduction kReductions[] = {Reduction::kSum, Reduction::kMin, Reduction::kMax, Reduction::kProduct};
 
 std::vector<std::string> tables() {
@@ -139,7 +139,7 @@ void check_dtype(DType dtype) {
   std::mt19937_64 random(static_cast<uint64_t>(dtype) + 1);
   for (Reduction reduction : kReductions) {
     if (!reduce_supported(dtype, reduction)) continue;
-    for (int sources : {1, 2, 3, 4, 7})
+    for (int sources : {1, 2, 3, 4, 7, 13, 18})
       for (size_t count : kSizes)
         for (Scale scale : {Scale{}, Scale{0.3, 1.7}, Scale{1.0, 1.0 / 3}, Scale{-0.5, 1.0}})
           check_case({dtype, reduction, sources, count, scale}, &random);
