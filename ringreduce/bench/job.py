@@ -1,0 +1,111 @@
+"""The ranks of a benchmark: how they meet, start together and find the slowest.
+
+Everything here goes through mpi4py, not through ringreduce, which is being measured.
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # torch does not list it
+
+import ringreduce as rr
+from ringreduce import _context
+from ringreduce.bench import link
+
+GLOO_TIMEOUT = timedelta(minutes=10)
+
+
+class Refused(Exception):
+    """What was asked for cannot be done here. Every rank finds so, and exits by itself."""
+
+
+@dataclass
+class Job:
+    """All ranks of this run. `comm` is an mpi4py communicator of the benchmark's own."""
+
+    comm: Any
+    rank: int
+    size: int
+    host_of: list[int]  # rank -> host, pretended ones included
+    machines: list[str]  # rank -> hostname
+
+    @property
+    def hosts(self) -> int:
+        return max(self.host_of) + 1
+
+    @property
+    def on_this_machine(self) -> int:
+        return self.machines.count(self.machines[self.rank])
+
+    def barrier(self) -> None:
+        self.comm.Barrier()
+
+    def slowest(self, seconds: list[float]) -> list[float]:
+        """The largest over ranks of each element."""
+        from mpi4py import MPI
+
+        values = array.array("d", seconds)
+        self.comm.Allreduce(MPI.IN_PLACE, [values, MPI.DOUBLE], op=MPI.MAX)
+        return list(values)
+
+    def start_gloo(self, interface: str | None = None) -> None:
+        """torch.distributed over Gloo, on loopback where all ranks share a machine.
+
+        Args:
+            interface: network interface between machines; by default the one with a route.
+        """
+        if dist.is_initialized():
+            return
+        several = len(set(self.machines)) > 1
+        interface = (interface or link.default_interface()) if several else "lo"
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+        host = link.address_of(interface) if several else "127.0.0.1"
+        store = TCPStore(host, 0, self.size, is_master=True, wait_for_workers=False) if self.rank == 0 else None
+        host, port = self.comm.bcast((host, store.port) if store else None)
+        if store is None:
+            store = TCPStore(host, port, self.size, is_master=False)
+        dist.init_process_group("gloo", store=store, rank=self.rank, world_size=self.size, timeout=GLOO_TIMEOUT)
+
+
+@contextmanager
+def joined(threads: int | None = None) -> Iterator[Job]:
+    """Start ringreduce on every rank; one rank's failure ends the job.
+
+    Args:
+        threads: of torch on each rank; by default the cores are shared out among the ranks.
+    """
+    rr.init()
+    from mpi4py import MPI  # after init(), which settles who finalises MPI
+
+    world = MPI.COMM_WORLD
+    try:
+        context = _context.require()
+        job = Job(world.Dup(), world.rank, world.size, context.host_of, world.allgather(MPI.Get_processor_name()))
+        cores = len(os.sched_getaffinity(0))
+        torch.set_num_threads(threads or max(1, cores // job.on_this_machine))
+        yield job
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        rr.shutdown()
+    except Refused:
+        raise
+    except BaseException as error:
+        if isinstance(error, rr.RingreduceError):
+            print(f"ringreduce: rank {world.rank}: {error}", file=sys.stderr)
+        elif not isinstance(error, KeyboardInterrupt):
+            traceback.print_exc()
+        sys.stderr.flush()
+        if world.size > 1:
+            world.Abort(1)  # the peers wait for this rank
+        raise SystemExit(1) from error

@@ -1,0 +1,44 @@
+"""What a result was measured on: for JSON, and for the line above a table."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ringreduce import _core, _version
+
+
+def describe() -> dict[str, Any]:
+    """Hardware and versions of this host. MPI is initialised already."""
+    from mpi4py import MPI
+    from mpi4py import __version__ as mpi4py_version
+
+    return {
+        "cpu": cpu_model(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_bytes": memory("MemTotal"),
+        "kernel": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "mpi": MPI.Get_library_version().split("\n")[0].split(",")[0].strip(" \0"),
+        "mpi4py": mpi4py_version,
+        "ringreduce": _version.__version__,
+        "kernels": _core.kernels_name(),
+    }
+
+
+def cpu_model() -> str:
+    """As /proc/cpuinfo names it; the architecture where it does not."""
+    found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return found[1] if found else platform.machine()
+
+
+def memory(field: str) -> int:
+    """Bytes, of a field of /proc/meminfo."""
+    found = re.search(rf"^{field}:\s*(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    return int(found[1]) << 10 if found else 0

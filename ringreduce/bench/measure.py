@@ -1,0 +1,115 @@
+"""Timing contenders fairly: turn by turn, all ranks at once, the slowest rank counts.
+
+    round 1                          round 2
+    A     B     C                    A     B     C   ...
+    │
+    └─ one sample: rewrite the buffers, barrier, begin ─ call × batch ─ end
+
+Contenders take turns call by call, so that whatever disturbs the machine hits all alike.
+A sample's time is the maximum over ranks; what is reported is the median of samples.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ringreduce.bench.job import Job
+
+BATCH_SECONDS = 1e-3  # aim of a batch: long beside what a barrier and a clock add
+LARGEST_BATCH = 100
+FEWEST_ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Something to time. `rewrite` fills the inputs with a value; `call` is what is timed."""
+
+    name: str
+    rewrite: Callable[[int], Any]
+    call: Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds a call: median and quartiles of `samples` samples of `batch` calls each."""
+
+    median: float
+    low: float
+    high: float
+    samples: int
+    batch: int
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to measure one size (or model).
+
+    Args:
+        repeats: most rounds.
+        seconds: budget, which cuts the rounds down to FEWEST_ROUNDS, no further.
+        batched: whether a sample may hold many calls, without rewriting between them.
+        block: samples in a row before the next contender's turn.
+    """
+
+    repeats: int
+    seconds: float
+    batched: bool = False
+    block: int = 1
+
+
+def alternate(
+    job: Job,
+    contenders: Sequence[Contender],
+    effort: Effort,
+    progress: Callable[[int, int], Any] = lambda done, of: None,
+) -> dict[str, Timing]:
+    """Time all contenders, on all ranks together. `progress` is told rounds done and planned."""
+    batches = {one.name: _batch(job, one) if effort.batched else 1 for one in contenders}
+    samples: dict[str, list[float]] = {one.name: [] for one in contenders}
+    gc.collect()
+    gc.disable()
+    try:
+        begin, rounds, done = time.perf_counter(), 1, 0
+        while done < rounds:
+            for one in contenders:
+                samples[one.name] += [_sample(job, one, batches[one.name]) for _ in range(effort.block)]
+            done += 1
+            if done == 1:  # the first round warms up, and tells how many there is time for
+                samples = {name: [] for name in samples}
+                (cost,) = job.slowest([time.perf_counter() - begin])
+                rounds = 1 + _rounds(effort, cost)
+            progress(done, rounds)
+    finally:
+        gc.enable()
+    return {name: _summary(job.slowest(values), batches[name]) for name, values in samples.items()}
+
+
+def _sample(job: Job, one: Contender, batch: int) -> float:
+    one.rewrite(0 if batch > 1 else 1)  # sums of zeros do not overflow, however often
+    call = one.call
+    job.barrier()
+    begin = time.perf_counter()
+    for _ in range(batch):
+        call()
+    return (time.perf_counter() - begin) / batch
+
+
+def _batch(job: Job, one: Contender) -> int:
+    """Calls in a sample, the same on all ranks."""
+    fastest = min(job.slowest([_sample(job, one, 1) for _ in range(5)]))
+    return max(1, min(LARGEST_BATCH, int(BATCH_SECONDS / fastest)))
+
+
+def _rounds(effort: Effort, cost: float) -> int:
+    affordable = max(FEWEST_ROUNDS, int(effort.seconds / cost))
+    return min(effort.repeats, affordable)
+
+
+def _summary(seconds: list[float], batch: int) -> Timing:
+    low, median, high = statistics.quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else seconds * 3
+    return Timing(median, low, high, len(seconds), batch)

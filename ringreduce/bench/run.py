@@ -1,0 +1,109 @@
+"""A rank's run of each benchmark: join, measure, show, save."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from ringreduce.bench import link, machine, plot, report
+from ringreduce.bench.collectives import COLLECTIVES
+from ringreduce.bench.hosts import measure_hosts
+from ringreduce.bench.job import Job, Refused, joined
+from ringreduce.bench.measure import Effort
+from ringreduce.bench.report import Report
+from ringreduce.bench.step import idle_cpu, time_steps
+from ringreduce.bench.sweep import sweep
+
+
+class Common(Protocol):
+    """The options that every benchmark has."""
+
+    @property
+    def repeats(self) -> int: ...
+    @property
+    def seconds(self) -> float: ...
+    @property
+    def json(self) -> Path | None: ...
+    @property
+    def plot(self) -> Path | None: ...
+
+
+def collective(name: str, sizes: Sequence[int], dtype: str, peers: Sequence[str], common: Common) -> None:
+    """`ringreduce bench allreduce` and the like."""
+    with joined() as job, Report(job.rank) as shown:
+        info = _introduce(job, shown)
+        rows, notes = sweep(job, COLLECTIVES[name], sizes, dtype, peers, _effort(common), shown)
+        title = f"{name}, {dtype}, {job.size} rank{'s' * (job.size > 1)}"
+        shown.show(report.collective_table(f"{title}; GB/s; ratio: peer's time / ours", rows), *notes)
+        if job.rank != 0:
+            return
+        if common.json:
+            report.save(common.json, name, info, job.size, rows, dtype=dtype, notes=notes)
+        if common.plot:
+            libraries = dict.fromkeys(row.library for row in rows)
+            curves = {one: [(r.nbytes, r.busbw) for r in rows if r.library == one] for one in libraries}
+            plot.lines(common.plot, f"{title}\n{info['cpu']}, {info['cores']} cores", curves)
+
+
+def step(models: Sequence[str], modes: Sequence[str], common: Common) -> None:
+    """`ringreduce bench step`."""
+    with joined() as job, Report(job.rank) as shown:
+        info = _introduce(job, shown)
+        (idle,) = job.slowest([idle_cpu()])
+        rows = time_steps(job, models, modes, _effort(common), shown)
+        title = f"training step, {job.size} rank{'s' * (job.size > 1)}"
+        shown.show(report.step_table(title, rows), f"idle after init(): {idle * 1e3:.2f} ms of CPU time a second")
+        if job.rank != 0:
+            return
+        if common.json:
+            report.save(common.json, "step", info, job.size, rows, idle_cpu_seconds_a_second=idle)
+        if common.plot:
+            groups: dict[str, dict[str, float]] = {}
+            for row in rows:
+                groups.setdefault(row.model, {})[row.mode] = row.timing.median
+            plot.bars(common.plot, f"{title}\n{info['cpu']}, {info['cores']} cores", groups)
+
+
+def hosts(
+    sizes: Sequence[int], dtype: str, peers: Sequence[str], rate: float | None, measured: bool, interface: str | None,
+    common: Common,
+) -> None:  # fmt: skip
+    """`ringreduce bench hosts`. `rate` is the link's in bytes/s; `measured` asks for measuring it."""
+    with joined() as job, Report(job.rank) as shown:
+        if job.hosts < 2:
+            raise Refused(
+                "all ranks are on one host: start them on several with mpirun --host, or try --pretend-hosts 2"
+            )
+        interface = interface or link.default_interface()
+        info = _introduce(job, shown)
+        source = "--link-rate"
+        if measured:
+            rate, source = link.stream_rate(job, interface)
+        if rate:
+            shown.show(f"link: {rate / 1e6:.1f} MB/s by {source}")
+        rows, notes = measure_hosts(job, sizes, dtype, peers, _effort(common), interface, shown)
+        title = f"allreduce, {dtype}, {job.size} ranks on {job.hosts} hosts"
+        shown.show(report.hosts_table(title, rows, rate), *notes)
+        if job.rank != 0:
+            return
+        if common.json:
+            more: dict[str, Any] = {"hosts": job.hosts, "link_bytes_per_s": rate, "link_by": source if rate else None}
+            report.save(common.json, "hosts", info, job.size, rows, dtype=dtype, notes=notes, **more)
+        if common.plot:
+            libraries = dict.fromkeys(row.library for row in rows)
+            curves = {one: [(r.nbytes, r.busbw) for r in rows if r.library == one] for one in libraries}
+            plot.lines(common.plot, title, curves, rate)
+
+
+def _effort(common: Common) -> Effort:
+    return Effort(common.repeats, common.seconds)
+
+
+def _introduce(job: Job, shown: Report) -> dict[str, Any]:
+    info = machine.describe()
+    shown.show(
+        f"{info['cpu']}, {info['cores']} cores; ringreduce {info['ringreduce']} ({info['kernels']}), "
+        f"torch {info['torch']}, {info['mpi']}"
+    )
+    return info
