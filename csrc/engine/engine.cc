@@ -231,9 +231,12 @@ Status Engine::launch(Plan& plan, int bucket) {
   Lock lock(mutex_);
   RR_TRY(usable());
   plan.launch(bucket);
-  bool moved = false;
-  const Status status = advance(&moved);
-  if (!status.is_ok()) fail(status);
+  // What is ready now is done now, while it is in the caches; nothing here waits.
+  for (bool moved = true; moved && broken_.is_ok();) {
+    moved = false;
+    const Status status = advance(&moved);
+    if (!status.is_ok()) fail(status);
+  }
   if (!drivers_ && background_work()) wake_.notify_one();
   return broken_;
 }
