@@ -69,7 +69,9 @@ class PytestStage:
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
         (directory / "finished").write_text("\n".join(finished))
-        extra = {"RINGREDUCE_TEST_HOSTS": self.hosts} if self.hosts else {}
+        extra = {"PYTHONDONTWRITEBYTECODE": ""}  # or each rank would compile each test module anew
+        if self.hosts:
+            extra["RINGREDUCE_TEST_HOSTS"] = self.hosts
         program = [RANK, str(directory), *self.arguments]
         if self.launcher:
             return Job(self.launcher.command(self.size, *program), self.launcher.env(extra), self.size, directory)

@@ -169,6 +169,7 @@ def main() -> int:
     faulthandler.register(signal.SIGUSR1, stacks, all_threads=True)
     describe_on_signal(directory / f"{rank}.state")
 
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # what else is installed costs every rank seconds
     reporter = Reporter(directory, rank, size)
     reporter.event("hello", pid=os.getpid(), size=size)
     status = pytest.main(["-q", "-p", "no:faulthandler", *arguments], plugins=[reporter])
