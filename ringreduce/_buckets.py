@@ -72,7 +72,7 @@ def view_like(flat: Tensor, offset: int, parameter: Tensor) -> Tensor:
     These are the strides that autograd gives the gradient, so optimizers and foreach
     kernels take the same paths as without buckets.
     """
-    if parameter.is_contiguous() or not _is_dense(parameter):
+    if not _is_dense(parameter):
         return flat[offset : offset + parameter.numel()].view(parameter.shape)
     return flat.as_strided(parameter.shape, parameter.stride(), flat.storage_offset() + offset)
 

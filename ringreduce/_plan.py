@@ -33,10 +33,10 @@ class GradientPlan:
         self, buckets: list[Bucket], early: int, channel: int, op: int, prescale: float, postscale: float,
         process_set: ProcessSet,
     ) -> None:  # fmt: skip
+        self._plan: Plan | None = None
         self.context = _context.require()
         self.buckets = buckets
         self.early = early
-        self._plan: Plan | None = None
         self.flat: list[Tensor] = []
         if buckets:
             spec = [(bucket.elements, _dtypes.CODES[bucket.dtype]) for bucket in buckets]
@@ -99,8 +99,12 @@ class GradientPlan:
 
     def close(self) -> None:
         """Give the buckets up. Gradients that are views of them stay valid."""
-        if self._plan is not None:
+        if self._plan is not None and self.context is _context.current:
             self._plan.close()
+        self._plan = None
+
+    def __del__(self) -> None:
+        self.close()
 
 
 def _share_arena(context: _context.Context, spec: Sequence[tuple[int, int]], process_set: ProcessSet) -> Segment:

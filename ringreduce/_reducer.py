@@ -292,7 +292,7 @@ class Reducer:
         return [wire[slot.parameter.dtype] for slot in self._slots]
 
     def _drop_plan(self) -> None:
-        if self._plan is not None and self._plan.context is _context.current:
+        if self._plan is not None:
             self._plan.close()
         self._plan = None
 

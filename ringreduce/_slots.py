@@ -73,7 +73,8 @@ class Slot:
         assert view is not None
         assert grad is not None
         if grad is not view:
-            grad = grad.detach()
+            if grad.requires_grad:  # backward(create_graph=True)
+                grad = grad.detach()
             view.copy_(grad.to_dense() if grad.is_sparse else grad)
             if self.home is view:
                 self.parameter.grad = view
@@ -90,6 +91,9 @@ class Slot:
     def deliver(self, present: bool) -> None:
         """After the reduction: p.grad becomes the result, if any rank had a gradient."""
         home = self.home
+        if self.arrived and self.aside is None and home is self.view:  # p.grad is the view already
+            self.reduced, self.arrived = True, False
+            return
         if home is not None and self.view is not None:
             if present:
                 if home is not self.view:

@@ -33,6 +33,7 @@ def broadcast_object(
         obj: anything that can be pickled; ignored on the other ranks.
         root_rank: global rank of the root.
     """
+    process_set.usable_engine()  # a rank that cannot take part says why
     label = name or "ringreduce.broadcast_object"
     is_root = process_set.set_rank("root_rank", root_rank) == process_set.rank()
     data = _to_bytes(obj) if is_root else torch.empty(0, dtype=torch.uint8)

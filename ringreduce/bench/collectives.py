@@ -6,6 +6,7 @@ factor turns algbw (bytes of the result / time) into busbw, as nccl-tests define
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -140,7 +141,14 @@ def _gloo_allreduce(b: Buffers) -> Parts:
 
 def _gloo_allgather(b: Buffers) -> Parts:
     whole, part = b.data.view(torch.uint8), b.part.view(torch.uint8)
-    return b.part, partial(dist.all_gather_into_tensor, whole, part), b.data
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its new name, its old one
+    return b.part, partial(gather, whole, part), b.data
+
+
+def _from_all(b: Buffers, broadcast: Callable[[Any, int], Any], data: Any) -> Callable[[], Any]:
+    """A broadcast whose root moves on with each call: from one root calls would overlap, untimed."""
+    roots = itertools.cycle(range(b.job.size))
+    return lambda: broadcast(data, next(roots))
 
 
 def _all_equal(value: Callable[[int], int]) -> Callable[[Tensor, int], bool]:
@@ -193,9 +201,9 @@ COLLECTIVES = {
             fill=_mark,
             is_right=_all_equal(lambda size: _mark(0)),
             ways={
-                "ringreduce": lambda b: (b.data, partial(rr.broadcast_, b.data, 0), b.data),
-                "mpi": lambda b: (b.data, partial(b.job.comm.Bcast, b.mpi(b.data, "BYTE"), 0), b.data),
-                "gloo": lambda b: (b.data, partial(dist.broadcast, b.data.view(torch.uint8), 0), b.data),
+                "ringreduce": lambda b: (b.data, _from_all(b, rr.broadcast_, b.data), b.data),
+                "mpi": lambda b: (b.data, _from_all(b, b.job.comm.Bcast, b.mpi(b.data, "BYTE")), b.data),
+                "gloo": lambda b: (b.data, _from_all(b, dist.broadcast, b.data.view(torch.uint8)), b.data),
             },
         ),
     )

@@ -17,6 +17,7 @@ from ringreduce.bench.collectives import COLLECTIVES, Buffers
 from ringreduce.bench.job import Job
 from ringreduce.bench.measure import Contender, Effort, Timing, alternate
 from ringreduce.bench.sweep import BATCHED_BYTES, Progress, contend
+from ringreduce.bench.units import show_size
 
 COUNTED_BYTES = 1 << 20  # below, packets are mostly headers and say nothing about an algorithm
 COUNTED_CALLS = 3
@@ -48,7 +49,7 @@ def measure_hosts(
     rows: list[HostRow] = []
     notes: dict[str, None] = {}
     for nbytes in sizes:
-        progress.begin(f"allreduce {nbytes} over {job.hosts} hosts")
+        progress.begin(f"allreduce {show_size(nbytes)}")
         buffers = Buffers(job, dtype, collective.elements(nbytes, getattr(torch, dtype).itemsize, job.size))
         with buffers.closing:
             contenders, missing = contend(collective, buffers, peers)

@@ -40,6 +40,15 @@ class Job:
     host_of: list[int]  # rank -> host, pretended ones included
     machines: list[str]  # rank -> hostname
 
+    @classmethod
+    def meet(cls) -> Job:
+        """Over all MPI ranks, ringreduce running. Collective."""
+        from mpi4py import MPI  # after init(), which settles who finalises MPI
+
+        world = MPI.COMM_WORLD
+        machines = world.allgather(MPI.Get_processor_name())
+        return cls(world.Dup(), world.rank, world.size, _context.require().host_of, machines)
+
     @property
     def hosts(self) -> int:
         return max(self.host_of) + 1
@@ -86,12 +95,8 @@ def joined(threads: int | None = None) -> Iterator[Job]:
         threads: of torch on each rank; by default the cores are shared out among the ranks.
     """
     rr.init()
-    from mpi4py import MPI  # after init(), which settles who finalises MPI
-
-    world = MPI.COMM_WORLD
+    job = Job.meet()
     try:
-        context = _context.require()
-        job = Job(world.Dup(), world.rank, world.size, context.host_of, world.allgather(MPI.Get_processor_name()))
         cores = len(os.sched_getaffinity(0))
         torch.set_num_threads(threads or max(1, cores // job.on_this_machine))
         yield job
@@ -102,10 +107,10 @@ def joined(threads: int | None = None) -> Iterator[Job]:
         raise
     except BaseException as error:
         if isinstance(error, rr.RingreduceError):
-            print(f"ringreduce: rank {world.rank}: {error}", file=sys.stderr)
+            print(f"ringreduce: rank {job.rank}: {error}", file=sys.stderr)
         elif not isinstance(error, KeyboardInterrupt):
             traceback.print_exc()
         sys.stderr.flush()
-        if world.size > 1:
-            world.Abort(1)  # the peers wait for this rank
+        if job.size > 1:
+            job.comm.Abort(1)  # the peers wait for this rank
         raise SystemExit(1) from error

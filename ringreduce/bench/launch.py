@@ -72,7 +72,7 @@ def environment() -> dict[str, str]:
     The names are those that rich reads. (Open MPI gives its ranks a terminal of their own.)
     """
     result = {**_OPEN_MPI, **os.environ}
-    if is_terminal := sys.stdout.isatty() and sys.stderr.isatty():
+    if is_terminal := sys.stdout.isatty():
         columns, lines = shutil.get_terminal_size()
         result |= {"COLUMNS": str(columns), "LINES": str(lines)}
     return result | {"TTY_COMPATIBLE": str(int(is_terminal))}

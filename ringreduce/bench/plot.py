@@ -62,5 +62,5 @@ def bars(path: Path, title: str, groups: Mapping[str, Mapping[str, float]]) -> N
         axes.bar_label(drawn, fmt="%.0f")
     axes.set_xticks(range(len(groups)), list(groups))
     axes.set(title=title, ylabel="ms a step")
-    axes.legend()
+    figure.legend(loc="outside lower center", ncols=len(modes))
     figure.savefig(path, dpi=_DPI)

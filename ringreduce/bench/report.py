@@ -1,4 +1,4 @@
-"""What rank 0 shows: a progress bar on stderr, tables on stdout, and the JSON file."""
+"""What rank 0 shows: a progress bar on terminals, tables, and the JSON file."""
 
 from __future__ import annotations
 
@@ -37,16 +37,15 @@ class Report:
         self.is_shown = rank == 0
         terminal = launch.has_terminal()
         self.console = Console(force_terminal=terminal, width=None if terminal else WIDE)
-        errors = Console(force_terminal=terminal, stderr=True)
         columns = (
             TextColumn("{task.description:<24}"),
-            BarColumn(),
+            BarColumn(20),
             TextColumn("round {task.completed}/{task.total}"),
             TimeElapsedColumn(),
         )
         self.bar = Progress(
             *columns,
-            console=errors,
+            console=self.console,
             auto_refresh=False,
             transient=True,
             disable=not (self.is_shown and terminal),
@@ -54,7 +53,6 @@ class Report:
         self.task = self.bar.add_task("", total=None, visible=False)
 
     def __enter__(self) -> Report:
-        self.bar.start()
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -62,6 +60,7 @@ class Report:
 
     def begin(self, what: str) -> None:
         """A new line of the bar."""
+        self.bar.start()
         self.bar.update(self.task, description=what, completed=0, total=None, visible=True)
         self.bar.refresh()
 
@@ -71,7 +70,8 @@ class Report:
         self.bar.refresh()
 
     def show(self, *what: Any) -> None:
-        """Print lines or tables."""
+        """Print lines or tables, in the bar's place."""
+        self.bar.stop()
         if self.is_shown:
             for one in what:
                 self.console.print(one, highlight=False, soft_wrap=isinstance(one, str))

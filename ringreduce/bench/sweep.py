@@ -11,6 +11,7 @@ import torch
 from ringreduce.bench.collectives import OURS, Buffers, Collective, Unsupported
 from ringreduce.bench.job import Job
 from ringreduce.bench.measure import Contender, Effort, Timing, alternate
+from ringreduce.bench.units import show_size
 
 BATCHED_BYTES = 16 << 10  # up to here a sample holds many calls
 
@@ -59,7 +60,7 @@ def sweep(
     notes: dict[str, None] = {}
     factor = collective.bus_factor(job.size)
     for nbytes in sizes:
-        progress.begin(f"{collective.name} {nbytes}")
+        progress.begin(f"{collective.name} {show_size(nbytes)}")
         buffers = Buffers(job, dtype, collective.elements(nbytes, getattr(torch, dtype).itemsize, job.size))
         with buffers.closing:
             contenders, missing = contend(collective, buffers, peers)
