@@ -1,6 +1,6 @@
 """Says who is there, and runs one allreduce, one allgather and one broadcast.
 
-    mpirun -np 4 python examples/hello_allreduce.py
+Run it with `mpirun -np 4 python examples/hello_allreduce.py`.
 """
 
 import torch

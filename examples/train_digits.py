@@ -75,7 +75,7 @@ def main() -> None:
     correct = rr.allreduce(correct, op=rr.Sum)  # ringreduce
     accuracy = correct.item() / TEST_IMAGES
     if rr.rank() == 0:  # ringreduce
-        print(f"loss {loss.item():.4f}, test accuracy {accuracy:.1%} on {rr.size()} ranks")
+        print(f"loss {loss.item():.4f}, test accuracy {accuracy:.1%}")
 
 
 if __name__ == "__main__":

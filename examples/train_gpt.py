@@ -18,7 +18,7 @@ import sysconfig
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -91,18 +91,20 @@ def on_rank_0(function: Callable[[], T]) -> T:
 
     So a mistake is told once, and nobody waits for a rank that has left.
     """
-    outcome: tuple[Any, Any] | None = None
+    result: Any = None
+    status: int | None = None  # of the exit, None where there is none
     if rr.rank() == 0:
         try:
-            outcome = (function(), None)
+            result = function()
         except SystemExit as stop:
-            if isinstance(stop.code, str):
+            told = isinstance(stop.code, str)
+            if told:
                 print(stop.code, file=sys.stderr, flush=True)
-            outcome = (None, 2 if isinstance(stop.code, str) else stop)
-    value, stop = rr.broadcast_object(outcome, root_rank=0)
-    if stop is not None:
-        raise stop if isinstance(stop, SystemExit) else SystemExit(stop)
-    return value
+            status = 2 if told else int(stop.code or 0)
+    result, status = rr.broadcast_object((result, status), root_rank=0)
+    if status is not None:
+        sys.exit(status)
+    return cast(T, result)
 
 
 def parse_options() -> argparse.Namespace:

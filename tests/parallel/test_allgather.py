@@ -49,6 +49,7 @@ def test_rows_differ_by_rank(rank, size):
     )
 
 
+@pytest.mark.hosts
 @pytest.mark.parametrize("heavy", ["every rank", "first rank", "last rank"])
 def test_several_chunks(rank, size, heavy):
     def rows(rank: int, size: int) -> int:

@@ -25,6 +25,7 @@ from oracle import (
 import ringreduce as rr
 
 
+@pytest.mark.hosts
 @pytest.mark.parametrize("dtype", DTYPES, ids=short)
 def test_exact(rank, size, dtype):
     digest = Digest()

@@ -28,6 +28,7 @@ def received(rank: int, size: int, splits, row_shape: tuple[int, ...], dtype: to
     return torch.cat([sent(source, size, splits, row_shape, dtype)[rank] for source in range(size)])
 
 
+@pytest.mark.hosts
 @pytest.mark.parametrize("dtype", DTYPES, ids=short)
 def test_splits(rank, size, dtype):
     for what, splits in SPLITS.items():
@@ -62,6 +63,7 @@ def test_splits_may_be_a_list(rank, size):
     assert received_splits.tolist() == [splits(source, rank) for source in range(size)]
 
 
+@pytest.mark.hosts
 def test_several_chunks(rank, size):
     def splits(source: int, target: int) -> int:
         return several_chunks(torch.float32) // 2 + source if (source + target) % 2 == 0 else target

@@ -58,6 +58,7 @@ def test_another_order_on_each_rank(rank, size):
         assert_same(rr.synchronize(handles[k]), total(size, numels[k]), f"op {k}")
 
 
+@pytest.mark.hosts
 def test_a_pending_operation_holds_up_nobody(rank, size):
     """Every kind runs while operations of every kind wait for the last rank."""
     late = rank == size - 1
@@ -99,6 +100,7 @@ def test_a_name_in_flight(rank, size):
     assert rr.synchronize(gather).numel() == 9 * size
 
 
+@pytest.mark.hosts
 def test_many_in_flight(rank, size):
     handles = [rr.allreduce_async(torch.tensor([rank + k]), name=f"many {k}", op=rr.Sum) for k in range(500)]
     ranks = size * (size - 1) // 2

@@ -32,6 +32,7 @@ def test_every_root(rank, size):
             )
 
 
+@pytest.mark.hosts
 def test_every_root_in_place(rank, size):
     for root in range(size):
         tensor = make(rank, several_chunks(torch.float32), torch.float32)

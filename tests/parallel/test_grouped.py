@@ -33,6 +33,7 @@ def test_average_is_the_default(rank, size):
         assert_same(result, expected, str(shape), ulps=average_ulps(size))
 
 
+@pytest.mark.hosts
 def test_in_place(rank, size):
     base = make(rank, (40, 30), torch.float32)
     tensors = [make(rank, 5, torch.float32), base[:, 1], make(rank, several_chunks(torch.float32), torch.float32)]

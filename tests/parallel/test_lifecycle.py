@@ -28,6 +28,7 @@ def assert_works(rank: int, size: int) -> None:
     assert rr.allgather_object(rank) == list(range(size))
 
 
+@pytest.mark.hosts
 @pytest.mark.usefixtures("restarted")
 def test_fifty_times(rank, size):
     for round_ in range(50):

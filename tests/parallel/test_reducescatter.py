@@ -26,6 +26,7 @@ def part(tensor: torch.Tensor, rank: int, size: int) -> torch.Tensor:
     return tensor[begin : begin + rows + (rank < extra)]
 
 
+@pytest.mark.hosts
 @pytest.mark.parametrize("dtype", NUMBERS, ids=short)
 def test_exact(rank, size, dtype):
     for op in (rr.Sum, rr.Average):

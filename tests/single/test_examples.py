@@ -24,11 +24,11 @@ def run(size: int, example: str, *arguments: str) -> subprocess.CompletedProcess
             env=clean_environment(),
             capture_output=True,
             text=True,
-            timeout=180,
+            timeout=300,
             check=False,
         )
     assert LAUNCHER is not None
-    return LAUNCHER.run(size, f"examples/{example}", *arguments, timeout=180)
+    return LAUNCHER.run(size, f"examples/{example}", *arguments, timeout=300)
 
 
 def losses(output: str) -> dict[int, str]:
@@ -49,7 +49,7 @@ def test_hello():
 def test_digits_reaches_its_accuracy():
     done = run(4, "train_digits.py")
     assert done.returncode == 0, done.stderr
-    found = re.search(r"test accuracy ([\d.]+)% on 4 ranks", done.stdout)
+    found = re.search(r"test accuracy ([\d.]+)%", done.stdout)
     assert found, done.stdout
     assert float(found[1]) >= 95.0
 

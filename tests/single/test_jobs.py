@@ -19,7 +19,7 @@ import pytest
 from runner.launch import clean_environment, find_launcher
 
 LAUNCHER = find_launcher()
-TIMEOUT = 90.0  # seconds after which a job counts as hanging
+TIMEOUT = 150.0  # seconds after which a job counts as hanging
 
 pytestmark = pytest.mark.skipif(LAUNCHER is None, reason="no mpirun on this machine")
 
@@ -177,6 +177,28 @@ def test_a_rank_that_shuts_down_while_peers_wait(start):
     told = [line for line in output.splitlines() if line.startswith("told:")]
     assert len(told) == 2, output
     assert all("waiting" in line and "2" in line for line in told)
+
+
+@pytest.mark.parametrize("hosts", ["a a a", "a b b"], ids=["one host", "two hosts"])
+def test_every_run_gives_the_same_bits(start, hosts):
+    """Random floats, so that any other order of summation would show."""
+    code = """
+        import hashlib
+        rank = int(os.environ.get("OMPI_COMM_WORLD_RANK") or os.environ["PMI_RANK"])
+        os.environ["RINGREDUCE_HOST_ID"] = os.environ["TEST_HOSTS"].split()[rank]
+        rr.init()
+        generator = torch.Generator().manual_seed(rank)
+        digest = hashlib.sha256()
+        for dtype in (torch.float32, torch.bfloat16):
+            for numel in (1, 1_001, 300_007):
+                mine = torch.randn(numel, generator=generator).to(dtype)
+                digest.update(rr.allreduce(mine).view(torch.uint8).numpy().tobytes())
+        print("digest", digest.hexdigest())
+        """
+    outputs = [start(3, code, {"TEST_HOSTS": hosts}).finish()[1] for _ in range(2)]
+    digests = [line for output in outputs for line in output.splitlines() if line.startswith("digest")]
+    assert len(digests) == 6, outputs
+    assert len(set(digests)) == 1
 
 
 @pytest.mark.parametrize("hosts", [None, "a a a", "a b b"], ids=["by MPI", "one host", "two hosts"])
