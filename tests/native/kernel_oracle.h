@@ -56,7 +56,9 @@ struct Number {
       return value * static_cast<T>(factor);
     } else {
       if (factor == 1) return value;
-      const long double exact = std::trunc(static_cast<double>(value) * factor);
+      const double number = static_cast<double>(value), inverse = std::round(1 / factor);
+      const bool divides = std::fabs(inverse) < 1e9 && 1 / inverse == factor;
+      const long double exact = std::trunc(divides ? number / inverse : number * factor);
       const long double least = std::numeric_limits<T>::min(), most = std::numeric_limits<T>::max();
       return static_cast<T>(std::min(std::max(exact, least), most));
     }
@@ -92,7 +94,9 @@ struct Complex {
   using Work = Memory;
   static Work read(Memory value) { return value; }
   static Memory write(Work value) { return value; }
-  static Work scale(Work v, double factor) { return {v.real() * static_cast<T>(factor), v.imag() * static_cast<T>(factor)}; }
+  static Work scale(Work v, double factor) {
+    return {v.real() * static_cast<T>(factor), v.imag() * static_cast<T>(factor)};
+  }
   static Work combine(Reduction reduction, Work a, Work b) {
     if (reduction == Reduction::kSum) return {a.real() + b.real(), a.imag() + b.imag()};
     return {a.real() * b.real() - a.imag() * b.imag(), a.real() * b.imag() + a.imag() * b.real()};
@@ -143,7 +147,8 @@ inline Bytes reduce(DType dtype, Reduction reduction, const std::vector<Bytes>& 
     };
     for (size_t i = 0; i < result.size() / sizeof(Memory); ++i) {
       auto value = element(0, i);
-      for (size_t source = 1; source < sources.size(); ++source) value = E::combine(reduction, value, element(source, i));
+      for (size_t source = 1; source < sources.size(); ++source)
+        value = E::combine(reduction, value, element(source, i));
       const Memory memory = E::write(E::scale(value, scale.post));
       std::memcpy(result.data() + i * sizeof(Memory), &memory, sizeof(Memory));
     }

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "check.h"
+#include "counting_net.h"
 #include "engine/host_tree.h"
 #include "transport/loopback_net.h"
 
@@ -12,30 +13,9 @@ using namespace ringreduce;
 
 namespace {
 
-// Counts what one rank sends.
-class CountingNet : public Net {
- public:
-  explicit CountingNet(std::unique_ptr<Net> inner) : inner_(std::move(inner)) {}
-  Status isend(int to, int tag, const void* data, size_t bytes, Request* request) override {
-    ++messages;
-    sent_bytes += bytes;
-    return inner_->isend(to, tag, data, bytes, request);
-  }
-  Status irecv(int from, int tag, void* data, size_t bytes, Request* request) override {
-    return inner_->irecv(from, tag, data, bytes, request);
-  }
-  Status test(Request* request, bool* done) override { return inner_->test(request, done); }
-  void cancel(Request* request) override { inner_->cancel(request); }
-
-  int messages = 0;
-  size_t sent_bytes = 0;
-
- private:
-  std::unique_ptr<Net> inner_;
-};
-
 struct Leader {
   Topology topology;
+  Traffic traffic;
   std::unique_ptr<CountingNet> net;
   std::unique_ptr<HostTree> tree;
   std::vector<Key> decided;
@@ -57,7 +37,7 @@ Cost run_step(int hosts) {
   for (int host = 0; host < hosts; ++host) {
     Leader& leader = leaders[host];
     leader.topology = make_topology(host, all, all);
-    leader.net = std::make_unique<CountingNet>(world.net(host));
+    leader.net = std::make_unique<CountingNet>(world.net(host), &leader.traffic);
     Channel channel;
     channel.topology = &leader.topology;
     channel.net = leader.net.get();
@@ -84,8 +64,8 @@ Cost run_step(int hosts) {
   }
   for (const Leader& leader : leaders) {
     CHECK(leader.decided == leaders[0].decided);  // one order for all
-    cost.average += static_cast<double>(leader.net->messages) / hosts;
-    cost.most = std::max(cost.most, leader.net->messages);
+    cost.average += static_cast<double>(leader.traffic.sends.load()) / hosts;
+    cost.most = std::max(cost.most, leader.traffic.sends.load());
   }
   return cost;
 }

@@ -95,7 +95,8 @@ void check_result(const Case& c, const Bytes& expected, const Fenced& got, const
     check::fail(__FILE__, __LINE__, describe(c) + ": wrong values in " + where);
 }
 
-// Two destinations apart from the sources, `step` elements more off the line each. Sources stay as they are.
+// Two destinations apart from the sources, each `step` elements more off the line than the one
+// before. Sources stay as they are.
 void reduce_apart(const Case& c, const std::vector<Bytes>& inputs, const Bytes& expected, size_t step, bool stream) {
   const size_t size = info(c.dtype).size;
   size_t offset = 0;
@@ -159,7 +160,7 @@ TEST(the_setting_chooses_the_table) {
 TEST(what_is_supported) {
   for (int dtype = 0; dtype < kDTypeCount; ++dtype)
     for (Reduction reduction : kReductions) {
-      const bool complex = dtype == static_cast<int>(DType::kComplex64) || dtype == static_cast<int>(DType::kComplex128);
+      const bool complex = std::string(info(static_cast<DType>(dtype)).name).find("complex") == 0;
       const bool ordered = reduction == Reduction::kMin || reduction == Reduction::kMax;
       CHECK_EQ(reduce_supported(static_cast<DType>(dtype), reduction), !(complex && ordered));
     }
@@ -177,6 +178,20 @@ TEST(float64) { check_dtype(DType::kFloat64); }
 TEST(complex64) { check_dtype(DType::kComplex64); }
 TEST(complex128) { check_dtype(DType::kComplex128); }
 TEST(boolean) { check_dtype(DType::kBool); }
+
+// 49 * (1.0 / 49) is less than 1.
+TEST(averages_of_equal_whole_numbers_are_that_number) {
+  for (const std::string& table : tables())
+    for (int ranks = 1; ranks < 1000; ++ranks) {
+      CHECK(force_kernels(table));
+      const std::vector<int64_t> ours(9, -7);
+      std::vector<int64_t> average(9);
+      const std::vector<const void*> src(ranks, ours.data());
+      void* dst[] = {average.data()};
+      reduce(DType::kInt64, Reduction::kSum, {dst, 1, src.data(), ranks, ours.size(), {1.0, 1.0 / ranks}});
+      CHECK(average == ours);
+    }
+}
 
 TEST(every_half_widens_exactly) {
   for (uint32_t code = 0; code < 0x10000; ++code) {
@@ -207,13 +222,14 @@ TEST(floats_round_to_the_nearest_half) {
 TEST(every_16_bit_float_in_every_table) {
   for (DType dtype : {DType::kFloat16, DType::kBFloat16}) {
     const uint16_t one = dtype == DType::kFloat16 ? 0x3c00 : 0x3f80;
-    for (uint16_t partner : {uint16_t{0}, uint16_t{0x8001}, uint16_t(one + 1), uint16_t(one / 2 + 3), uint16_t(one * 3 / 2)})
+    for (int partner : {0, 0x8001, one + 1, one / 2 + 3, one * 3 / 2})
       for (Reduction reduction : kReductions) {
         const Case c{dtype, reduction, 2, 0x10000, {}};
-        std::vector<uint16_t> codes(c.count), partners(c.count, partner);
+        std::vector<uint16_t> codes(c.count), partners(c.count, static_cast<uint16_t>(partner));
         for (size_t i = 0; i < c.count; ++i) codes[i] = static_cast<uint16_t>(i);
         const auto bytes = [](const std::vector<uint16_t>& all) {
-          return Bytes(reinterpret_cast<const char*>(all.data()), reinterpret_cast<const char*>(all.data() + all.size()));
+          const char* first = reinterpret_cast<const char*>(all.data());
+          return Bytes(first, first + all.size() * sizeof(all[0]));
         };
         const std::vector<Bytes> inputs = {bytes(codes), bytes(partners)};
         const Bytes expected = oracle::reduce(dtype, reduction, inputs, c.scale);

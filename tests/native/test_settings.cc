@@ -74,9 +74,14 @@ TEST(defaults) {
 }
 
 TEST(every_variable_is_read) {
-  const Settings& s = with({{"RINGREDUCE_KERNELS", "scalar"}, {"RINGREDUCE_CHUNK_BYTES", "64K"}, {"RINGREDUCE_FUSION_BYTES", "0"},
-                            {"RINGREDUCE_TIMEOUT", "2.5"}, {"RINGREDUCE_STALL_WARNING", "1e1"}, {"RINGREDUCE_SPIN_US", "0"},
-                            {"RINGREDUCE_TREE_ARITY", "2"}, {"RINGREDUCE_LOG", "3"}});
+  const Settings& s = with({{"RINGREDUCE_KERNELS", "scalar"},
+                            {"RINGREDUCE_CHUNK_BYTES", "64K"},
+                            {"RINGREDUCE_FUSION_BYTES", "0"},
+                            {"RINGREDUCE_TIMEOUT", "2.5"},
+                            {"RINGREDUCE_STALL_WARNING", "1e1"},
+                            {"RINGREDUCE_SPIN_US", "0"},
+                            {"RINGREDUCE_TREE_ARITY", "2"},
+                            {"RINGREDUCE_LOG", "3"}});
   CHECK_EQ(settings_error(), "");
   CHECK_EQ(s.kernels, "scalar");
   CHECK_EQ(s.chunk_bytes, size_t{64} << 10);
@@ -98,16 +103,18 @@ TEST(sizes_have_suffixes) {
 }
 
 TEST(malformed_values_are_named) {
-  const char* chunk = "a number of bytes from 4096 to 1073741824, with an optional suffix K, M or G, and a multiple of 64";
-  for (const char* text : {"x", "K", "4KB", "4 K", "-4096", " 4096", "1.5M", "4095", "5000", "2G", "1T", "99999999999999999999",
-                           "18446744073709551615G"})
+  const char* chunk =
+      "a number of bytes from 4096 to 1073741824, with an optional suffix K, M or G, and a multiple of 64";
+  for (const char* text : {"x", "K", "4KB", "4 K", "-4096", " 4096", "1.5M", "4095", "5000", "2G", "1T",
+                           "99999999999999999999", "18446744073709551615G"})
     check_refused("RINGREDUCE_CHUNK_BYTES", text, chunk);
   CHECK_EQ(settings().chunk_bytes, Settings().chunk_bytes);
   for (const char* text : {"never", "0", "-1", "nan", "inf", "5s", "1e9"})
     check_refused("RINGREDUCE_TIMEOUT", text, "a number of seconds from 0.1 to 31536000");
   for (const char* text : {"0", "2.5", "many", "99999999999999999999", "8x"})
     check_refused("RINGREDUCE_TREE_ARITY", text, "a whole number from 1 to 1024");
-  for (const char* text : {"sse", "AVX2", "avx"}) check_refused("RINGREDUCE_KERNELS", text, "one of scalar, avx2, avx512");
+  for (const char* text : {"sse", "AVX2", "avx"})
+    check_refused("RINGREDUCE_KERNELS", text, "one of scalar, avx2, avx512");
 }
 
 TEST(the_first_error_stays_and_reload_forgets_it) {

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "check.h"
+#include "counting_net.h"
 #include "engine/engine.h"
 #include "transport/loopback_net.h"
 
@@ -21,6 +22,7 @@ struct WorldOptions {
   int tree_arity = 2;
   bool oversubscribed = true;
   LoopbackOptions net;
+  std::vector<Traffic>* traffic = nullptr;  // one entry a rank: counts its messages
 };
 
 class World {
@@ -56,6 +58,8 @@ class World {
     config.host_of = options_.host_of;
     config.segment = set_segment("world", rank, all);
     if (hosts() > 1) config.net = net_.net(rank);
+    if (config.net && options_.traffic)
+      config.net = std::make_unique<CountingNet>(std::move(config.net), &(*options_.traffic)[rank]);
     config.oversubscribed = options_.oversubscribed;
     config.settings.chunk_bytes = options_.chunk_bytes;
     config.settings.fusion_bytes = options_.fusion_bytes;
