@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
 
 from ringreduce.errors import RingreduceError
 from ringreduce.objects import allgather_object
@@ -49,8 +48,3 @@ def difference(by_rank: dict[int, Sequence[Description]]) -> str:
 def _short(ranks: list[int]) -> str:
     shown = ", ".join(str(rank) for rank in ranks[:8])
     return shown if len(ranks) <= 8 else f"{shown}, ... ({len(ranks)} ranks)"
-
-
-def same_everywhere(values: Sequence[Any]) -> bool:
-    """Whether all ranks said the same."""
-    return all(value == values[0] for value in values)

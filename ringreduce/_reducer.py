@@ -19,42 +19,19 @@ import itertools
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ringreduce import _agreement, _context
+from ringreduce import _context, _planning
 from ringreduce._backward import BackwardEnd
-from ringreduce._buckets import BUCKET_BYTES, Bucket, lay_out
+from ringreduce._options import Options
 from ringreduce._plan import GradientPlan
 from ringreduce._slots import Kind, Slot
 from ringreduce._sparse import SparseReduction
-from ringreduce.compression import Compressor, effective
-from ringreduce.objects import allgather_object
+from ringreduce.errors import RingreduceError
 from ringreduce.process_set import ProcessSet
 from ringreduce.reduction import ReduceOp
-
-
-@dataclass(frozen=True)
-class Options:
-    """What DistributedOptimizer was asked for, checked."""
-
-    compression: type[Compressor]
-    backward_passes_per_step: int
-    op: ReduceOp
-    gradient_predivide_factor: float
-    num_groups: int
-    sparse_as_dense: bool
-    process_set: ProcessSet
-
-    def described(self) -> str:
-        """What all ranks must agree on."""
-        return (
-            f"op={self.op.name} gradient_predivide_factor={self.gradient_predivide_factor} "
-            f"compression={self.compression.__name__} sparse_as_dense={self.sparse_as_dense}"
-        )
 
 
 class Reducer:
@@ -181,7 +158,11 @@ class Reducer:
             return
         plan = self._plan
         assert plan is not None
-        present = plan.wait()
+        try:
+            present = plan.wait()
+        except RingreduceError:
+            self._open, self._plan = False, None
+            raise
         appeared = False
         for bucket, of_bucket in zip(plan.buckets, present, strict=True):
             for index, anywhere in zip(bucket.members, of_bucket, strict=True):
@@ -214,7 +195,9 @@ class Reducer:
     def _launch_rest(self) -> None:
         plan = self._plan
         if plan is None or plan.context is not _context.current:
-            plan = self._plan = self._agree()
+            agreed = _planning.agree(self._slots, self._order, self.options)
+            self._order = agreed.order
+            plan = self._plan = _planning.build(self._slots, agreed, not self._repeats, self.options)
         self._open = True
         for bucket in plan.buckets:
             for index in bucket.members:
@@ -240,56 +223,6 @@ class Reducer:
             slot.save_home()
             slot.fill()
             plan.arrived(slot.bucket)
-
-    def _agree(self) -> GradientPlan:
-        """With all ranks of the set: compare the parameters, lay out the buckets."""
-        slots, wire = self._slots, self._wire_dtypes()
-        for slot in slots:
-            grad = slot.parameter.grad
-            if grad is not None:
-                sparse = grad.is_sparse and not self.options.sparse_as_dense
-                slot.kind = max(slot.kind, Kind.SPARSE if sparse else Kind.DENSE)
-        said = [("the options", self.options.described())]
-        said += [(s.name, f"{tuple(s.parameter.shape)} {s.parameter.dtype}") for s in slots]
-        channel = _context.require().engine.next_channel()
-        mine = (_agreement.digest(said), bytes(slot.kind for slot in slots), self._order, channel)
-        everyone = allgather_object(mine, "ringreduce.plan", self._set())
-        if not _agreement.same_everywhere([digest for digest, *_ in everyone]):
-            _agreement.raise_difference("the ranks optimize different parameters", said, self._set())
-        for slot in slots:
-            slot.kind = Kind(max(kinds[slot.index] for _, kinds, *_ in everyone))
-        # Rank 0's order; what it did not see comes last, in reverse registration order.
-        self._order = everyone[0][2]
-        order = list(dict.fromkeys([*self._order, *reversed(range(len(slots)))]))
-        return self._build(order, wire, max(channel for *_, channel in everyone))
-
-    def _build(self, order: list[int], wire: list[torch.dtype], channel: int) -> GradientPlan:
-        dense = [index for index in order if self._slots[index].kind is Kind.DENSE]
-        numels = [slot.parameter.numel() for slot in self._slots]
-        limit = BUCKET_BYTES
-        if self.options.num_groups:
-            nbytes = sum(numels[index] * wire[index].itemsize for index in dense)
-            limit = -(-nbytes // self.options.num_groups)
-        buckets = lay_out(dense, numels, wire, bucket_bytes=limit)
-        early = 0 if self._repeats else len(buckets)
-        unseen = [slot.index for slot in self._slots if slot.kind is Kind.UNSEEN]
-        if unseen:
-            buckets.append(Bucket(torch.float32, unseen, [0] * len(unseen)))
-        factor = self.options.gradient_predivide_factor
-        plan = GradientPlan(buckets, early, channel, int(self.options.op), 1.0 / factor, factor, self._set())
-        for at, bucket in enumerate(buckets):
-            for place, index in enumerate(bucket.members):
-                slot = self._slots[index]
-                view = plan.view(at, place, slot.parameter) if slot.kind is Kind.DENSE else None
-                slot.assign(at, place, view)
-        return plan
-
-    def _wire_dtypes(self) -> list[torch.dtype]:
-        """In which dtype each gradient is reduced."""
-        compression = effective(self.options.compression, self._set())
-        dtypes = {slot.parameter.dtype for slot in self._slots}
-        wire = {d: compression.compress(torch.zeros(1, dtype=d))[0].dtype for d in dtypes}
-        return [wire[slot.parameter.dtype] for slot in self._slots]
 
     def _drop_plan(self) -> None:
         if self._plan is not None:

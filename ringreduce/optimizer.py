@@ -16,8 +16,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ringreduce._named import check_groups, named_parameters_of
-from ringreduce._reducer import Options, Reducer
+from ringreduce._options import Options, check_groups, check_passes, check_reduction, named_parameters_of
+from ringreduce._reducer import Reducer
 from ringreduce.compression import Compression, Compressor
 from ringreduce.process_set import ProcessSet, global_process_set
 from ringreduce.reduction import ReduceOp
@@ -187,19 +187,13 @@ def DistributedOptimizer(
     if isinstance(optimizer, DistributedMixin):
         raise ValueError("optimizer: got one that is a DistributedOptimizer already")
     named = named_parameters_of(optimizer, named_parameters)
-    bucket_count = check_groups(num_groups, groups, [parameter for _, parameter in named])
-    if isinstance(backward_passes_per_step, bool) or not isinstance(backward_passes_per_step, int):
-        raise TypeError(f"backward_passes_per_step: expected an int, got {backward_passes_per_step!r}")
-    if backward_passes_per_step < 1:
-        raise ValueError(f"backward_passes_per_step: expected 1 or more, got {backward_passes_per_step}")
-    if op not in (ReduceOp.Average, ReduceOp.Sum):
-        raise ValueError(f"op: got {op!r}; allowed: Average, Sum")
-    if gradient_predivide_factor != 1.0 and op != ReduceOp.Average:
-        raise ValueError("gradient_predivide_factor: works with op=Average only")
-    if not gradient_predivide_factor > 0:
-        raise ValueError(f"gradient_predivide_factor: expected > 0, got {gradient_predivide_factor}")
     options = Options(
-        compression, backward_passes_per_step, ReduceOp(op), float(gradient_predivide_factor),
-        bucket_count, sparse_as_dense, process_set,
-    )  # fmt: skip
+        compression=compression,
+        backward_passes_per_step=check_passes(backward_passes_per_step),
+        op=check_reduction(op, gradient_predivide_factor),
+        gradient_predivide_factor=float(gradient_predivide_factor),
+        num_groups=check_groups(num_groups, groups, [parameter for _, parameter in named]),
+        sparse_as_dense=sparse_as_dense,
+        process_set=process_set,
+    )
     return _wrap(optimizer, named, options)

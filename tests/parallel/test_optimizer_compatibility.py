@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import pickle
 import warnings
@@ -25,6 +26,7 @@ from training import (
 )
 
 import ringreduce as rr
+from ringreduce import _context
 
 
 def trained(steps: int = 2) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -240,6 +242,17 @@ def test_an_optimizer_that_goes_leaves_its_parameters_usable(size):
     again.zero_grad()
     train(model, again, 2)
     assert_same_on_all_ranks(model)
+
+
+def test_an_optimizer_that_goes_gives_its_buckets_back():
+    gc.collect()
+    engine = _context.require().engine
+    before = engine.next_channel()
+    model, optimizer = trained()
+    assert engine.next_channel() == before + 1
+    del model, optimizer
+    gc.collect()
+    assert engine.next_channel() == before
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adam", "lr tensor"])

@@ -1,12 +1,38 @@
-"""Checks of DistributedOptimizer's arguments that need no running library."""
+"""The options of DistributedOptimizer, and the checks of its arguments that need no running library."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from ringreduce.compression import Compressor
+from ringreduce.process_set import ProcessSet
+from ringreduce.reduction import ReduceOp
+
+
+@dataclass(frozen=True)
+class Options:
+    """What DistributedOptimizer was asked for, checked."""
+
+    compression: type[Compressor]
+    backward_passes_per_step: int
+    op: ReduceOp
+    gradient_predivide_factor: float
+    num_groups: int
+    sparse_as_dense: bool
+    process_set: ProcessSet
+
+    def described(self) -> str:
+        """What all ranks must agree on."""
+        return (
+            f"op={self.op.name} backward_passes_per_step={self.backward_passes_per_step} "
+            f"gradient_predivide_factor={self.gradient_predivide_factor} "
+            f"compression={self.compression.__name__} sparse_as_dense={self.sparse_as_dense}"
+        )
 
 
 def named_parameters_of(
@@ -62,3 +88,23 @@ def check_groups(num_groups: Any, groups: Any, parameters: Sequence[Tensor]) -> 
             raise ValueError("groups: a parameter may be in one group only")
         seen.add(id(parameter))
     return len(groups)
+
+
+def check_passes(passes: Any) -> int:
+    """backward_passes_per_step."""
+    if isinstance(passes, bool) or not isinstance(passes, int):
+        raise TypeError(f"backward_passes_per_step: expected an int, got {passes!r}")
+    if passes < 1:
+        raise ValueError(f"backward_passes_per_step: expected 1 or more, got {passes}")
+    return passes
+
+
+def check_reduction(op: Any, predivide_factor: float) -> ReduceOp:
+    """The operation, and the factor that goes with Average only."""
+    if op not in (ReduceOp.Average, ReduceOp.Sum):
+        raise ValueError(f"op: got {op!r}; allowed: Average, Sum")
+    if not predivide_factor > 0:
+        raise ValueError(f"gradient_predivide_factor: expected > 0, got {predivide_factor}")
+    if predivide_factor != 1.0 and op != ReduceOp.Average:
+        raise ValueError("gradient_predivide_factor: works with op=Average only")
+    return ReduceOp(op)
