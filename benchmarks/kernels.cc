@@ -66,9 +66,9 @@ struct Bench {
     for (int i = 0; i < sources; ++i) src.push_back(buffers[i].get());
     for (int i = 0; i < destinations; ++i) dst.push_back(buffers[in_place ? i : sources + i].get());
     const ReduceArgs args{dst.data(), destinations, src.data(), sources, bytes / info(dtype).size, scale, stream};
-    const std::string what = std::string(kernels_name()) + " " + info(dtype).name + " " + std::to_string(sources) + ":" +
-                             std::to_string(destinations) + (in_place ? " in place" : "") +
-                             (scale.is_identity() ? "" : " scaled") + (stream ? " stream" : "");
+    std::string what = std::string(kernels_name()) + " " + info(dtype).name;
+    what += " " + std::to_string(sources) + ":" + std::to_string(destinations);
+    what += std::string(in_place ? " in place" : "") + (scale.is_identity() ? "" : " scaled") + (stream ? " stream" : "");
     line(what, sources + destinations, [&] { reduce(dtype, Reduction::kSum, args); });
   }
 };

@@ -41,7 +41,6 @@ RR_INLINE void stream_end() { _mm_sfence(); }
 }  // namespace ringreduce
 
 #include "kernels/lanes.h"
-// after the lanes
 #include "kernels/body.h"
 
 namespace ringreduce {

@@ -24,7 +24,8 @@ RR_INLINE Vector<float, 16> widen(Vector<uint16_t, 16> half) {
   return (Vector<float, 16>)_mm512_maskz_cvtph_ps(0xffff, (__m256i)half);
 }
 RR_INLINE Vector<uint16_t, 16> narrow(Vector<float, 16> value) {
-  return (Vector<uint16_t, 16>)_mm512_maskz_cvtps_ph(0xffff, (__m512)value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  constexpr int kRounding = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+  return (Vector<uint16_t, 16>)_mm512_maskz_cvtps_ph(0xffff, (__m512)value, kRounding);
 }
 RR_INLINE Vector<uint32_t, 16> lengthen(Vector<uint16_t, 16> value) {
   return (Vector<uint32_t, 16>)_mm512_maskz_cvtepu16_epi32(0xffff, (__m256i)value);
@@ -43,7 +44,6 @@ RR_INLINE void stream_end() { _mm_sfence(); }
 }  // namespace ringreduce
 
 #include "kernels/lanes.h"
-// after the lanes
 #include "kernels/body.h"
 
 namespace ringreduce {

@@ -19,10 +19,17 @@ struct Kernel {
   using Element = typename L::Element;
   using Packed = typename L::Packed;
   using Value = typename L::Value;
+  using Factor = typename L::Factor;
   static constexpr size_t kLanes = L::kLanes;
-  static constexpr size_t kVectors = kVectorBytes ? 4 : 8;          // of a block
-  static constexpr size_t kTileVectors = 4096 / sizeof(Value);      // of a tile, in the L1 cache
+  static constexpr size_t kVectors = 4;                         // of a block
+  static constexpr size_t kTileVectors = 4096 / sizeof(Value);  // of a tile, in the L1 cache
   static constexpr int kMostStreams = 12, kGroup = 4;
+
+  // The caller's arguments, copied so that the compiler need not think that stores change them.
+  struct Call : ReduceArgs {
+    Factor pre, post;
+    explicit Call(const ReduceArgs& args) : ReduceArgs(args), pre(Factor(scale.pre)), post(Factor(scale.post)) {}
+  };
 
   // How one vector is reached: whole, or (at the ends) only its first `count` lanes.
   struct Whole {
@@ -50,7 +57,7 @@ struct Kernel {
   };
 
   template <class Access>
-  RR_INLINE static Value load(const Element* from, double pre, Access access) {
+  RR_INLINE static Value load(const Element* from, const Factor& pre, Access access) {
     const Value value = L::unpack(access.load(from));
     return kScaled ? L::scale(value, pre) : value;
   }
@@ -58,69 +65,67 @@ struct Kernel {
   // Combines kCount vectors, from element `at` on, of the sources [first, last): onto what is
   // in `value`, or (first is 0) from nothing.
   template <size_t kCount, class Access>
-  RR_INLINE static void combine(const ReduceArgs& args, int first, int last, size_t at, Access access, Value* value) {
-    const double pre = args.scale.pre;
+  RR_INLINE static void combine(const Call& call, int first, int last, size_t at, Access access, Value* value) {
     if (first == 0) {
-      const Element* from = static_cast<const Element*>(args.src[first++]) + at;
-      for (size_t i = 0; i < kCount; ++i) value[i] = load(from + i * kLanes, pre, access);
+      const Element* from = static_cast<const Element*>(call.src[first++]) + at;
+      for (size_t i = 0; i < kCount; ++i) value[i] = load(from + i * kLanes, call.pre, access);
     }
     for (int source = first; source < last; ++source) {
-      const Element* from = static_cast<const Element*>(args.src[source]) + at;
+      const Element* from = static_cast<const Element*>(call.src[source]) + at;
       for (size_t i = 0; i < kCount; ++i)
-        value[i] = Op::template apply<L>(value[i], load(from + i * kLanes, pre, access));
+        value[i] = Op::template apply<L>(value[i], load(from + i * kLanes, call.pre, access));
     }
   }
 
   template <size_t kCount, class Access>
-  RR_INLINE static void write(const ReduceArgs& args, size_t at, Access access, const Value* value) {
-    const double post = args.scale.post;
+  RR_INLINE static void write(const Call& call, size_t at, Access access, const Value* value) {
     Packed packed[kCount];
-    for (size_t i = 0; i < kCount; ++i) packed[i] = L::pack(kScaled ? L::scale(value[i], post) : value[i]);
-    for (int destination = 0; destination < args.dst_count; ++destination) {
-      Element* to = static_cast<Element*>(args.dst[destination]) + at;
+    for (size_t i = 0; i < kCount; ++i) packed[i] = L::pack(kScaled ? L::scale(value[i], call.post) : value[i]);
+    for (int destination = 0; destination < call.dst_count; ++destination) {
+      Element* to = static_cast<Element*>(call.dst[destination]) + at;
       for (size_t i = 0; i < kCount; ++i) access.store(to + i * kLanes, packed[i]);
     }
   }
 
   template <size_t kCount, class Access>
-  RR_INLINE static void block(const ReduceArgs& args, size_t at, Access access) {
+  RR_INLINE static void block(const Call& call, size_t at, Access access) {
     Value value[kCount];
-    combine<kCount>(args, 0, args.src_count, at, access, value);
-    write<kCount>(args, at, access, value);
+    combine<kCount>(call, 0, call.src_count, at, access, value);
+    write<kCount>(call, at, access, value);
   }
 
   // Many sources: a CPU's prefetchers follow only so many streams at once, so a few sources at a
   // time are combined over some length, into a tile that stays in the L1 cache.
-  [[gnu::noinline]] static void tile(const ReduceArgs& args, size_t at, Whole whole) {
+  [[gnu::noinline]] static void tile(const Call& call, size_t at, Whole whole) {
     Value tile[kTileVectors];
-    for (int first = 0; first < args.src_count; first += kGroup) {
-      const int last = first + kGroup < args.src_count ? first + kGroup : args.src_count;
+    for (int first = 0; first < call.src_count; first += kGroup) {
+      const int last = first + kGroup < call.src_count ? first + kGroup : call.src_count;
       for (size_t done = 0; done < kTileVectors; done += kVectors) {
         Value value[kVectors];
         if (first) __builtin_memcpy(value, tile + done, sizeof(value));
-        combine<kVectors>(args, first, last, at + done * kLanes, whole, value);
+        combine<kVectors>(call, first, last, at + done * kLanes, whole, value);
         __builtin_memcpy(tile + done, value, sizeof(value));
       }
     }
-    write<kTileVectors>(args, at, whole, tile);
+    write<kTileVectors>(call, at, whole, tile);
   }
 
-  [[gnu::noinline]] static void edge(const ReduceArgs& args, size_t begin, size_t end) {
-    for (size_t at = begin; at < end; at += kLanes) block<1>(args, at, First{end - at < kLanes ? end - at : kLanes});
+  [[gnu::noinline]] static void edge(const Call& call, size_t begin, size_t end) {
+    for (size_t at = begin; at < end; at += kLanes) block<1>(call, at, First{end - at < kLanes ? end - at : kLanes});
   }
 
-  static void run(const ReduceArgs& call) {
-    const ReduceArgs args = call;  // a local one, which no store can be thought to change
-    const size_t count = args.count * L::kParts;
-    const Alignment alignment = align(args, sizeof(Element) * L::kParts);
+  static void run(const ReduceArgs& args) {
+    const Call call(args);
+    const size_t count = call.count * L::kParts;
+    const Alignment alignment = align(call, sizeof(Element) * L::kParts);
     const size_t head = alignment.head_bytes / sizeof(Element);
     size_t at = head < count ? head : count;
-    edge(args, 0, at);
-    const Whole whole{args.stream && alignment.common};
-    if (args.src_count > kMostStreams)
-      for (; count - at >= kTileVectors * kLanes; at += kTileVectors * kLanes) tile(args, at, whole);
-    for (; count - at >= kVectors * kLanes; at += kVectors * kLanes) block<kVectors>(args, at, whole);
-    edge(args, at, count);
+    edge(call, 0, at);
+    const Whole whole{call.stream && alignment.common};
+    if (call.src_count > kMostStreams)
+      for (; count - at >= kTileVectors * kLanes; at += kTileVectors * kLanes) tile(call, at, whole);
+    for (; count - at >= kVectors * kLanes; at += kVectors * kLanes) block<kVectors>(call, at, whole);
+    edge(call, at, count);
     if (whole.past_caches) stream_end();
   }
 };
@@ -148,7 +153,8 @@ constexpr void fill(Table* table, DType dtype) {
   for (int scaled = 0; scaled < 2; ++scaled) {
     auto& row = table->reduce[scaled][static_cast<int>(dtype)];
     row[static_cast<int>(Reduction::kSum)] = scaled ? Kernel<L, Sum, true>::run : Kernel<L, Sum, false>::run;
-    row[static_cast<int>(Reduction::kProduct)] = scaled ? Kernel<L, Product, true>::run : Kernel<L, Product, false>::run;
+    row[static_cast<int>(Reduction::kProduct)] =
+        scaled ? Kernel<L, Product, true>::run : Kernel<L, Product, false>::run;
     if constexpr (L::kParts == 1) {
       row[static_cast<int>(Reduction::kMin)] = scaled ? Kernel<L, Min, true>::run : Kernel<L, Min, false>::run;
       row[static_cast<int>(Reduction::kMax)] = scaled ? Kernel<L, Max, true>::run : Kernel<L, Max, false>::run;

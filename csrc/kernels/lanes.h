@@ -5,7 +5,8 @@
 // target, and a header's inline functions must not be compiled for it.
 //
 // The including file provides
-//   kVectorBytes                          size of a register; 0: one element at a time
+//   kVectorBytes                          size of a register; 0: one element at a time.
+//                                         Below, kFloats is how many float32 that makes
 //   widen(Vector<uint16_t, kFloats>)      float16 to float32
 //   narrow(Vector<float, kFloats>)        float32 to float16
 //   lengthen(Vector<uint16_t, kFloats>)   16 bits to 32
@@ -33,7 +34,8 @@ struct Number {
   RR_INLINE static Packed pack(Value value) { return value; }
   RR_INLINE static Value add(Value a, Value b) { return (Value)((Wrapped)a + (Wrapped)b); }
   RR_INLINE static Value multiply(Value a, Value b) { return (Value)((Wrapped)a * (Wrapped)b); }
-  RR_INLINE static Value scale(Value value, double factor) { return value * (T)factor; }
+  using Factor = T;
+  RR_INLINE static Value scale(Value value, Factor factor) { return value * factor; }
 };
 
 // Scaled in float64 and truncated; what does not fit becomes the nearest that does, NaN zero.
@@ -41,16 +43,31 @@ template <typename T, typename Wrapping, T kLeast, T kMost>
 struct Integer : Number<T, Wrapping> {
   using Value = typename Number<T, Wrapping>::Value;
 
-  RR_INLINE static Value scale(Value value, double factor) {
-    if (factor != 1.0) scale_in_memory(&value, factor);  // int64 does not survive float64
+  // An average divides: 49 * (1.0 / 49) is a little less than 1, which would be truncated to 0.
+  struct Factor {
+    double times, over;
+    explicit Factor(double factor) : times(factor), over(0) {
+      const double inverse = 1 / factor;
+      if (!(inverse > -0x1p52 && inverse < 0x1p52)) return;
+      const double nearest = (double)(int64_t)(inverse + (inverse < 0 ? -0.5 : 0.5));
+      if (1 / nearest == factor) over = nearest;
+    }
+  };
+
+  RR_INLINE static Value scale(Value value, const Factor& factor) {
+    if (factor.times != 1) scale_in_memory(&value, factor);  // int64 does not survive float64
     return value;
   }
 
  private:
-  [[gnu::noinline]] static void scale_in_memory(Value* value, double factor) {  // spares 200 KB of code
+  [[gnu::noinline]] static void scale_in_memory(Value* value, const Factor& factor) {  // spares 200 KB of code
     for (int i = 0; i < Number<T, Wrapping>::kLanes; ++i) {
-      const double scaled = (double)(*value)[i] * factor;
-      (*value)[i] = scaled >= (double)kMost ? kMost : scaled <= (double)kLeast ? kLeast : scaled == scaled ? (T)scaled : T(0);
+      const double exact = (double)(*value)[i];
+      const double scaled = factor.over != 0 ? exact / factor.over : exact * factor.times;
+      (*value)[i] = scaled >= (double)kMost    ? kMost
+                    : scaled <= (double)kLeast ? kLeast
+                    : scaled == scaled         ? (T)scaled
+                                               : T(0);
     }
   }
 };
@@ -59,7 +76,7 @@ struct Integer : Number<T, Wrapping> {
 struct Bool : Number<uint8_t> {
   RR_INLINE static Value unpack(Packed packed) { return (Value)(packed != 0) & 1; }
   RR_INLINE static Value add(Value a, Value b) { return a | b; }
-  RR_INLINE static Value scale(Value value, double) { return value; }
+  RR_INLINE static Value scale(Value value, Factor) { return value; }
 };
 
 // The textbook product, without C's recovery of infinities from NaN. In whole vectors: from the
@@ -86,7 +103,7 @@ struct Complex : Number<T> {
     }
     return real * b + imaginary * turned * sign;
   }
-  RR_INLINE static Value scale(Value value, double factor) { return value * (T)factor; }
+  RR_INLINE static Value scale(Value value, T factor) { return value * factor; }
 };
 
 // 16-bit floats are computed with as float32.
@@ -121,11 +138,15 @@ struct Product {
 // A NaN on either side is the result.
 struct Min {
   template <class L>
-  RR_INLINE static typename L::Value apply(typename L::Value a, typename L::Value b) { return (a < b) | (a != a) ? a : b; }
+  RR_INLINE static typename L::Value apply(typename L::Value a, typename L::Value b) {
+    return ((a < b) | (a != a)) ? a : b;
+  }
 };
 struct Max {
   template <class L>
-  RR_INLINE static typename L::Value apply(typename L::Value a, typename L::Value b) { return (a > b) | (a != a) ? a : b; }
+  RR_INLINE static typename L::Value apply(typename L::Value a, typename L::Value b) {
+    return ((a > b) | (a != a)) ? a : b;
+  }
 };
 
 }  // namespace

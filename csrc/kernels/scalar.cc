@@ -11,7 +11,9 @@ constexpr int kVectorBytes = 0;
 RR_INLINE Vector<float, 1> widen(Vector<uint16_t, 1> half) { return Vector<float, 1>{half_to_float(half[0])}; }
 RR_INLINE Vector<uint16_t, 1> narrow(Vector<float, 1> value) { return Vector<uint16_t, 1>{float_to_half(value[0])}; }
 RR_INLINE Vector<uint32_t, 1> lengthen(Vector<uint16_t, 1> value) { return Vector<uint32_t, 1>{value[0]}; }
-RR_INLINE Vector<uint16_t, 1> shorten(Vector<uint32_t, 1> value) { return Vector<uint16_t, 1>{static_cast<uint16_t>(value[0])}; }
+RR_INLINE Vector<uint16_t, 1> shorten(Vector<uint32_t, 1> value) {
+  return Vector<uint16_t, 1>{static_cast<uint16_t>(value[0])};
+}
 template <class V>
 RR_INLINE void stream(void* to, V vector) { __builtin_memcpy(to, &vector, sizeof(vector)); }
 RR_INLINE void stream_end() {}
@@ -20,7 +22,6 @@ RR_INLINE void stream_end() {}
 }  // namespace ringreduce
 
 #include "kernels/lanes.h"
-// after the lanes
 #include "kernels/body.h"
 
 namespace ringreduce {
