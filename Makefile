@@ -89,7 +89,7 @@ CXX = g++
 native-build: $(NATIVE_TESTS)
 
 native: native-build
-	@for test in $(sort $(NATIVE_TESTS)); do echo "$$test"; timeout 600 $$test || exit 1; done
+	@for test in $(sort $(NATIVE_TESTS)); do echo "$$test"; timeout 900 $$test || exit 1; done
 
 # No suppressions: a finding fails. Threads of the loopback transport stand for ranks.
 sanitize:

@@ -11,7 +11,8 @@ from pathlib import Path
 from runner.launch import ROOT, clean_environment
 from runner.results import StageReport
 
-NATIVE_TIMEOUT = 300.0
+NATIVE_TIMEOUT = 300.0  # seconds for one program, and under a sanitizer
+SANITIZED_TIMEOUT = 900.0
 # TSan's memory layout does not fit under some kernels' address randomisation; no fault of ours.
 CANNOT_RUN = re.compile(r"FATAL: ThreadSanitizer: unexpected memory mapping|LeakSanitizer does not work under ptrace")
 
@@ -48,20 +49,20 @@ def run_native(name: str, sanitize: str = "", select: str = "") -> StageReport:
         report.add("build", "failed", "\n".join(messages[:80]))
     else:
         for program in programs:
-            run_program(report, program, select)
+            run_program(report, program, select, SANITIZED_TIMEOUT if sanitize else NATIVE_TIMEOUT)
     report.seconds = time.monotonic() - began
     return report
 
 
-def run_program(report: StageReport, program: Path, select: str) -> None:
+def run_program(report: StageReport, program: Path, select: str, limit: float) -> None:
     began = time.monotonic()
-    status, output = run([str(ROOT / program), *([select] if select else [])], NATIVE_TIMEOUT)
+    status, output = run([str(ROOT / program), *([select] if select else [])], limit)
     for case in re.findall(r"^ok (.+)$", output, re.MULTILINE):
         report.add(f"{program.name}::{case}", "passed")
     if CANNOT_RUN.search(output):
         report.add(program.name, "skipped", f"this machine cannot run the sanitizer: {CANNOT_RUN.search(output)[0]}")
     elif status != 0 and not (select and "no test case matches" in output):
-        what = f"took more than {NATIVE_TIMEOUT:.0f} s" if status is None else f"exit status {status}"
+        what = f"took more than {limit:.0f} s" if status is None else f"exit status {status}"
         rest = "\n".join(line for line in output.splitlines() if not line.startswith("ok "))
         report.add(program.name, "failed", f"{what} after {time.monotonic() - began:.0f} s\n{rest[-6000:]}")
 

@@ -23,16 +23,17 @@ MPI_ENVIRONMENT = {
     "OMPI_MCA_rmaps_base_oversubscribe": "1",
     "OMPI_MCA_hwloc_base_binding_policy": "none",
 }
-# What a launcher leaves in the environment of its ranks; a job started from a rank would take
-# it for its own.
-OF_A_RANK = re.compile(
-    r"^(OMPI_(COMM|UNIVERSE|APP|FILE|FIRST|NUM|ARGV|COMMAND|MCA_(ess|orte|pmix|initial)|VERSION)|PMI|PMIX|PRTE_LAUNCHED|MPIR|HYDI?RA?_|MPI_LOCAL)"
+# What a launcher leaves in the environment of its ranks, which a job started from a rank would take
+# for its own, and likewise what a make leaves.
+OF_ANOTHER_JOB = re.compile(
+    r"^(PMI|PMIX|PRTE_LAUNCHED|MPI_LOCAL|HYD_|HYDI_|OMPI_(COMM|WORLD|UNIVERSE|APP|FILE|FIRST|NUM|ARGV|VERSION|TOOL|LIBDIR)"
+    r"|OMPI_MCA_(ess|orte|pmix|initial|num_procs|cpu_type|PREFIXES)|MAKEFLAGS$|MFLAGS$|MAKELEVEL$)"
 )
 
 
 def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment for a new job, also where this process is a rank of another."""
-    kept = {name: value for name, value in os.environ.items() if not OF_A_RANK.match(name)}
+    kept = {name: value for name, value in os.environ.items() if not OF_ANOTHER_JOB.match(name)}
     return {**kept, **{k: v for k, v in MPI_ENVIRONMENT.items() if k not in kept}, **(extra or {})}
 
 
