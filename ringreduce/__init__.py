@@ -39,7 +39,7 @@ from ringreduce.collectives import (
     reducescatter_async,
 )
 from ringreduce.compression import Compression
-from ringreduce.errors import RingreduceError
+from ringreduce.errors import RingreduceError, RingreduceTimeoutError
 from ringreduce.handle import Handle, poll, synchronize
 from ringreduce.objects import allgather_object, broadcast_object
 from ringreduce.optimizer import DistributedOptimizer
@@ -67,6 +67,7 @@ __all__ = [
     "Product",
     "ReduceOp",
     "RingreduceError",
+    "RingreduceTimeoutError",
     "Sum",
     "add_process_set",
     "allgather",

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from ringreduce import _context, _mpi, _segments
-from ringreduce._core import Engine
+from ringreduce._core import Engine, load_settings
 from ringreduce._membership import add_process_set
 from ringreduce.errors import RingreduceError
 from ringreduce.process_set import ProcessSet, global_process_set
@@ -33,6 +33,8 @@ class _Rank(NamedTuple):
     hostname: str
     pid: int
     cores: frozenset[int]
+    settings: tuple[tuple[str, int], ...]  # those that must agree
+    problem: str | None  # a setting that cannot be read
 
 
 def init(comm: Any = None, process_sets: Iterable[ProcessSet | Iterable[int]] | None = None) -> None:
@@ -81,6 +83,7 @@ def _meet(comm: Any) -> _context.Context:
     rank, size = (comm.rank, comm.size) if comm is not None else (0, 1)
     exchange = comm.allgather if comm is not None else lambda item: [item]
     everyone: list[_Rank] = exchange(_introduce(comm, rank))
+    _check_settings(everyone)
     host_of = _number_hosts(everyone)
     local = [r for r in range(size) if host_of[r] == host_of[rank]]
     shared = _segments.share(Engine.segment_bytes(len(local)), rank, range(size), host_of, exchange)
@@ -117,10 +120,29 @@ def _introduce(comm: Any, rank: int) -> _Rank:
         neighbours = comm.Split_type(MPI.COMM_TYPE_SHARED)
         leader = neighbours.bcast(rank)
         neighbours.Free()
+    settings: tuple[tuple[str, int], ...] = ()
+    problem = None
+    try:
+        settings = load_settings()
+    except ValueError as error:
+        problem = str(error)
     return _Rank(
         os.environ.get("RINGREDUCE_HOST_ID"), leader, socket.gethostname(), os.getpid(),
-        frozenset(os.sched_getaffinity(0)),
+        frozenset(os.sched_getaffinity(0)), settings, problem,
     )  # fmt: skip
+
+
+def _check_settings(everyone: list[_Rank]) -> None:
+    for rank, one in enumerate(everyone):
+        if one.problem is not None:
+            raise ValueError(f"rank {rank}: {one.problem}")
+    for rank, one in enumerate(everyone):
+        for (name, value), (_, first) in zip(one.settings, everyone[0].settings, strict=True):
+            if value != first:
+                raise RingreduceError(
+                    f"{name} is {first} on rank 0 and {value} on rank {rank}: set it alike on all ranks "
+                    "(mpirun passes a variable on to other hosts only when told to, as with -x or -genv)"
+                )
 
 
 def _number_hosts(everyone: list[_Rank]) -> list[int]:

@@ -6,6 +6,7 @@ Tensors pass as addresses (`data_ptr()`), element counts and dtype codes.
 import numpy
 
 class RingreduceError(RuntimeError): ...
+class RingreduceTimeoutError(RingreduceError): ...  # a deadline passed; the operation is still in flight
 
 # dtype codes: index into this tuple; likewise reduction operations (Horovod's numbers).
 DTYPES: tuple[str, ...]  # ("uint8", "int8", "int16", "int32", "int64", "float16", "bfloat16", "float32", "float64", "complex64", "complex128", "bool")
@@ -95,6 +96,7 @@ class Plan:
     def close(self) -> None: ...
 
 def kernels_name() -> str: ...
+def load_settings() -> tuple[tuple[str, int], ...]: ...  # reads the environment; returns the settings that must agree over ranks; ValueError for a malformed one
 def fork_generation() -> int: ...  # grows in a forked child; the engine refuses calls there
 
 class memoryview_like:  # a nanobind ndarray: __dlpack__, __dlpack_device__

@@ -21,6 +21,7 @@ from torch import Tensor
 from ringreduce import _autograd, _submit
 from ringreduce._dtypes import REAL_CODES
 from ringreduce.compression import Compression, Compressor, effective
+from ringreduce.errors import RingreduceTimeoutError
 from ringreduce.handle import Handle, keep_until_done
 from ringreduce.process_set import ProcessSet, global_process_set
 from ringreduce.reduction import ReduceOp
@@ -111,7 +112,7 @@ def allreduce_(
                 process_set.process_set_id or 0, None, address, address, tensor.numel(),
                 tensor.shape, REAL_CODES[tensor.dtype], op or 0, prescale_factor, postscale_factor,
             )  # fmt: skip
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, RingreduceTimeoutError):
             keep_until_done([], tensor)  # the core may still be at work on it
             raise
         return tensor

@@ -6,11 +6,11 @@ Exception
 ├── AssertionError               DistributedOptimizer used out of order (zero_grad() during
 │                                a reduction, more backward passes than announced)
 └── RuntimeError
-    └── RingreduceError          ranks that disagree, a peer that is lost, a deadline that
-                                 passed, use before init() or after shutdown(): raised on
-                                 every rank that takes part
+    └── RingreduceError          ranks that disagree, a peer that is lost, use before init()
+        │                        or after shutdown(): raised on every rank that takes part
+        └── RingreduceTimeoutError   a deadline passed; the operation is still in flight
 """
 
-from ringreduce._core import RingreduceError
+from ringreduce._core import RingreduceError, RingreduceTimeoutError
 
-__all__ = ["RingreduceError"]
+__all__ = ["RingreduceError", "RingreduceTimeoutError"]

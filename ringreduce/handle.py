@@ -62,6 +62,8 @@ class Handle(Generic[T]):
                 op.wait()
         except RingreduceError:
             self._release()
+            if not self.done():  # a deadline passed: the core may still come to the buffers
+                keep_until_done(self._ops, finish)
             raise
         self._release()
         return finish()

@@ -27,11 +27,17 @@ struct CoreError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// A deadline passed: unlike after any other failure, the operation is still in flight.
+struct CoreTimeout : CoreError {
+  using CoreError::CoreError;
+};
+
 std::atomic<int> fork_count{0};
 
 void raise_if(const Status& status) {
   if (status.is_ok()) return;
   if (status.code() == Code::kInvalid || status.code() == Code::kUnsupported) throw nb::value_error(status.text().c_str());
+  if (status.code() == Code::kTimeout) throw CoreTimeout(status.text());
   throw CoreError(status.text());
 }
 
@@ -244,8 +250,6 @@ void bind_engine(nb::module_& m) {
   nb::class_<PyEngine> c(m, "Engine");
   c.def("__init__", [](PyEngine* self, int rank, int size, std::vector<int> host_of, std::shared_ptr<Segment> segment,
                        uintptr_t mpi_comm, bool oversubscribed, std::vector<int> peer_pids, bool spare_cores) {
-    reload_settings();
-    if (!settings_error().empty()) throw nb::value_error(settings_error().c_str());
     EngineConfig config;
     config.rank = rank;
     config.size = size;
@@ -257,6 +261,7 @@ void bind_engine(nb::module_& m) {
     config.settings = settings();
     set_log_rank(rank);
     if (mpi_comm) raise_if(make_mpi_net(mpi_comm, &config.net));
+    raise_if(Engine::check(config));
     new (self) PyEngine(std::move(config));
   }, "rank"_a, "size"_a, "host_of"_a, "segment"_a, "mpi_comm"_a, "oversubscribed"_a, "peer_pids"_a, "spare_cores"_a = false);
   c.def("close", [](PyEngine& self, double timeout) {
@@ -311,7 +316,8 @@ void bind_plan(nb::module_& m) {
 
 NB_MODULE(_core, m) {
   using namespace ringreduce;
-  nb::exception<CoreError>(m, "RingreduceError", PyExc_RuntimeError);
+  nb::exception<CoreError> error(m, "RingreduceError", PyExc_RuntimeError);
+  nb::exception<CoreTimeout>(m, "RingreduceTimeoutError", error.ptr());
   pthread_atfork(nullptr, nullptr, [] { fork_count.fetch_add(1); });
   nb::list names;
   for (int i = 0; i < kDTypeCount; ++i) names.append(nb::str(info(static_cast<DType>(i)).name));
@@ -322,6 +328,14 @@ NB_MODULE(_core, m) {
   m.attr("MAX") = static_cast<int>(kOpMax);
   m.attr("PRODUCT") = static_cast<int>(kOpProduct);
   m.def("kernels_name", [] { return std::string(kernels_name()); });
+  m.def("load_settings", [] {
+    reload_settings();
+    if (!settings_error().empty()) throw nb::value_error(settings_error().c_str());
+    const Settings& s = settings();
+    return nb::make_tuple(nb::make_tuple("RINGREDUCE_CHUNK_BYTES", s.chunk_bytes),
+                          nb::make_tuple("RINGREDUCE_FUSION_BYTES", s.fusion_bytes),
+                          nb::make_tuple("RINGREDUCE_TREE_ARITY", s.tree_arity));
+  });
   m.def("fork_generation", [] { return fork_count.load(); });
   bind_segment(m);
   bind_op(m);

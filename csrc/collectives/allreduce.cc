@@ -92,17 +92,18 @@ bool Allreduce::reduce_slice() {
 
 Status Allreduce::exchange(bool* moved) {
   if (!on_net_) return Status::ok();
-  on_net_ = false;
+  bool busy = false;
   for (uint64_t i = drained_; i < reduced_; ++i) {
     HostReduce& slot = exchanges_[i % Stream::kSlots];
     if (!slot.busy()) continue;
     RR_TRY(slot.advance(moved));
     if (slot.busy()) {
-      on_net_ = true;
+      busy = true;
     } else {
       settle(i);
     }
   }
+  on_net_ = busy;
   return Status::ok();
 }
 

@@ -16,7 +16,9 @@ namespace {
 
 constexpr int64_t kMillisecond = 1'000'000;
 constexpr int64_t kPeerCheckNs = 100 * kMillisecond;
+constexpr int kTurns = 64;
 constexpr double kFarewellS = 0.2;
+constexpr int64_t kGoneGraceNs = 500 * kMillisecond;  // what was launched before may still finish
 
 int64_t to_ns(double seconds) { return static_cast<int64_t>(seconds * 1e9); }
 
@@ -27,6 +29,21 @@ std::string seconds(int64_t ns) {
 }
 
 }  // namespace
+
+Status Engine::check(const EngineConfig& config) {
+  int locals = 0;
+  for (int host : config.host_of) locals += host == config.host_of[config.rank];
+  if (locals > kMaxLocal)
+    return {Code::kUnsupported, std::to_string(locals) + " ranks on one host; at most " + std::to_string(kMaxLocal) + " are supported"};
+  const size_t least = kLine * config.size;
+  if (config.settings.chunk_bytes < least)
+    return {Code::kInvalid, "RINGREDUCE_CHUNK_BYTES is " + std::to_string(config.settings.chunk_bytes) + "; " +
+                                std::to_string(config.size) + " ranks need at least " + std::to_string(least)};
+  const size_t needed = ProcessSet::segment_bytes(locals, config.settings.chunk_bytes);
+  if (config.segment->size() >= needed) return Status::ok();
+  return {Code::kInvalid, "the segment of the host has " + std::to_string(config.segment->size()) + " bytes, " +
+                              std::to_string(needed) + " are needed (settings differ between ranks)"};
+}
 
 Engine::Engine(EngineConfig config) : config_(std::move(config)) {
   std::vector<int> world(config_.size);
@@ -122,7 +139,7 @@ bool Engine::on_net() const {
 // thread would only take the core from the computation, unless there are cores to spare.
 bool Engine::background_work() const {
   for (const auto& [id, set] : sets_)
-    if (!set->idle()) return true;
+    if (!set->idle() || set->sending()) return true;
   if (!config_.net && !config_.spare_cores) return false;
   return std::any_of(plans_.begin(), plans_.end(), [](const auto& plan) { return !plan->idle(); });
 }
@@ -152,6 +169,7 @@ void Engine::pause(Lock& lock, int64_t* idle_since, int64_t most_ns) {
     lock.lock();
   } else {
     *idle_since = 0;
+    if (drivers_ > 1) bell_->ring();
   }
   bell_->leave();
   if (now_ns() - peers_checked_ns_ < kPeerCheckNs) return;
@@ -163,12 +181,17 @@ Status Engine::wait_until(Lock& lock, const std::function<bool()>& done, double 
   const int64_t end = now_ns() + to_ns(slice_s);
   int64_t idle_since = 0;
   ++drivers_;
-  while (!done() && broken_.is_ok()) {
+  for (int turn = 1; !done() && broken_.is_ok(); ++turn) {
     bool moved = false;
     const Status status = advance(&moved);
     if (!status.is_ok()) fail(status);
     if (moved) {
       idle_since = 0;
+      if (turn % kTurns == 0) {  // others want the engine, and the caller may have been interrupted
+        if (now_ns() > end) break;
+        lock.unlock();
+        lock.lock();
+      }
       if (drivers_ > 1) bell_->ring();  // it may be another thread's operation that has moved
       continue;
     }
@@ -185,16 +208,17 @@ Status Engine::wait(const Op& op, double timeout_s, double slice_s, bool* done) 
   if (timeout_s < 0) timeout_s = config_.settings.timeout_s;
   Lock lock(mutex_);
   *done = op.is_done();
+  if (!op.waited_since_ns) op.waited_since_ns = now_ns();
   if (!*done) {
     (void)wait_until(lock, [&op] { return op.is_done(); }, slice_s);
     *done = op.is_done();
   }
   if (*done) return op.status;
-  const int64_t waited = now_ns() - op.submitted_ns;
+  const int64_t waited = now_ns() - op.waited_since_ns;
   if (waited < to_ns(timeout_s)) return Status::ok();
   const auto set = sets_.find(op.set_id);
   const std::string missing = set == sets_.end() ? "" : set->second->missing(op);
-  return {Code::kTimeout, op.title() + " has not completed for " + seconds(waited) + ": " +
+  return {Code::kTimeout, op.title() + " has not completed in " + seconds(waited) + ": " +
                               (missing.empty() ? "all ranks have submitted it, but it does not finish" : missing)};
 }
 
@@ -236,6 +260,7 @@ Status Engine::launch(Plan& plan, int bucket) {
     moved = false;
     const Status status = advance(&moved);
     if (!status.is_ok()) fail(status);
+    if (moved && drivers_) bell_->ring();
   }
   if (!drivers_ && background_work()) wake_.notify_one();
   return broken_;
@@ -246,10 +271,20 @@ Status Engine::wait_bucket(Plan& plan, int bucket, double slice_s, bool* done) {
   Status status = wait_until(lock, [&] { return plan.complete(bucket); }, slice_s);
   *done = plan.complete(bucket);
   if (*done) return Status::ok();
+  if (status.is_ok()) status = look_for_farewells(plan);
   const int64_t waited = now_ns() - plan.launched_ns(bucket);
   if (status.is_ok() && waited < to_ns(config_.settings.timeout_s)) return Status::ok();
   if (status.is_ok()) status = {Code::kTimeout, "no progress for " + seconds(waited)};
   return status.because("gradient bucket " + std::to_string(bucket) + " cannot complete (" + plan.missing(bucket) + ")");
+}
+
+// A plan has no messages of its own to say that a rank has shut down; the world's set has.
+Status Engine::look_for_farewells(const Plan& plan) {
+  bool moved = false;
+  if (!sets_[0]->poll_gone(&moved) || now_ns() - plan.moved_ns() < kGoneGraceNs) return Status::ok();
+  for (int rank : sets_[0]->gone_ranks())
+    if (plan.includes(rank)) return {Code::kPeerLost, "rank " + std::to_string(rank) + " has shut down"};
+  return Status::ok();
 }
 
 // The background thread.
@@ -297,6 +332,7 @@ void Engine::check_peers() {
 void Engine::fail(const Status& status) {
   if (!broken_.is_ok()) return;
   broken_ = status;
+  lost_transfers_ = config_.net && !closing_;
   for (auto& [id, set] : sets_) set->fail(status);
   bell_->ring();
 }
@@ -305,12 +341,17 @@ void Engine::close(double timeout_s) {
   Lock lock(mutex_);
   if (closed_) return;
   closing_ = true;
-  for (auto& [id, set] : sets_) set->say_gone();
+  // A rank that failed says no goodbye: its death is then noticed as one.
+  for (auto& [id, set] : sets_) {
+    if (!broken_.is_ok()) break;
+    const Status status = set->say_gone();
+    if (!status.is_ok()) fail(status);
+  }
   // The peers count on what has been agreed: finish it. Farewells may wait for a peer that no
   // longer receives, so they get little time.
   const auto committed = [this] {
     return std::any_of(sets_.begin(), sets_.end(), [](const auto& set) { return set.second->committed(); }) ||
-           std::any_of(plans_.begin(), plans_.end(), [](const auto& plan) { return plan->on_net(); });
+           std::any_of(plans_.begin(), plans_.end(), [](const auto& plan) { return plan->committed(); });
   };
   const auto sending = [this] {
     return std::any_of(sets_.begin(), sets_.end(), [](const auto& set) { return set.second->sending(); });
@@ -323,8 +364,20 @@ void Engine::close(double timeout_s) {
   bell_->ring();
   lock.unlock();
   thread_.join();
+  lock.lock();
+  while (drivers_) {  // threads that still wait leave with the error
+    bell_->ring();
+    lock.unlock();
+    std::this_thread::yield();
+    lock.lock();
+  }
   for (int fd : peer_fds_)
     if (fd >= 0) ::close(fd);
+  if (lost_transfers_) {  // MPI may still write into their memory
+    (void)new auto(std::move(plans_));
+    (void)new auto(std::move(sets_));
+    (void)config_.net.release();
+  }
   plans_.clear();
   sets_.clear();
 }

@@ -40,6 +40,8 @@ struct EngineConfig {
 
 class Engine {
  public:
+  // What the constructor relies on; an error text for what a user can mend.
+  static Status check(const EngineConfig& config);
   explicit Engine(EngineConfig config);
   ~Engine();
 
@@ -76,6 +78,7 @@ class Engine {
   Status wait_until(Lock& lock, const std::function<bool()>& done, double slice_s);
   void run();
   void check_peers();
+  Status look_for_farewells(const Plan& plan);
   void fail(const Status& status);
   Status find(int set_id, ProcessSet** set);
 
@@ -88,6 +91,7 @@ class Engine {
   int drivers_ = 0;                  // threads in wait
   bool closing_ = false, closed_ = false;
   Status broken_;                    // why nothing works any more
+  bool lost_transfers_ = false;      // messages between hosts were in flight when it broke
   std::vector<int> peer_fds_;        // pidfds by local index
   int64_t peers_checked_ns_ = 0;
   std::thread thread_;

@@ -33,8 +33,10 @@ HostTree::HostTree(const Channel& channel, int arity, size_t fusion_bytes)
 }
 
 HostTree::~HostTree() {
-  for (Link& link : links_)
+  for (Link& link : links_) {
     if (link.receive.active()) channel_.net->cancel(&link.receive);
+    if (link.send.active()) (void)new std::vector<char>(std::move(link.out));  // still being read
+  }
 }
 
 HostTree::Pending& HostTree::pending(const Key& key) {

@@ -15,6 +15,7 @@ struct Op {
   Key key;
   int set_id = 0;
   int64_t submitted_ns = 0;
+  mutable int64_t waited_since_ns = 0;  // 0: nobody has
   uint32_t entry = 0;     // in the table of its set, once posted
   bool posted = false, decided = false, warned = false;
   Output output;

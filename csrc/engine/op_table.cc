@@ -167,10 +167,16 @@ Status OpTable::group(uint64_t position, size_t fusion_bytes, uint32_t* count) {
 Status OpTable::release(uint32_t index) {
   if (entries_[index].readers.fetch_sub(1, std::memory_order_acq_rel) != 1) return Status::ok();
   RR_TRY(header_->lock.lock(local_));
-  entries_[index].next = header_->free_list;
-  header_->free_list = index + 1;
+  free_locked(index);
   header_->lock.unlock();
   return Status::ok();
+}
+
+void OpTable::free_locked(uint32_t index) {
+  const bool full = !header_->free_list && header_->used == kMaxPending;
+  entries_[index].next = header_->free_list;
+  header_->free_list = index + 1;
+  if (full) bell_->ring();  // somebody may be waiting for an entry
 }
 
 bool OpTable::next_complete(uint32_t* index) {
@@ -179,8 +185,26 @@ bool OpTable::next_complete(uint32_t* index) {
   return true;
 }
 
-bool OpTable::has_posted(uint32_t index, int local) const {
-  return entries_[index].arrived_mask[local / 64] >> local % 64 & 1;
+Status OpTable::withdraw(uint32_t index, bool* withdrawn) {
+  RR_TRY(header_->lock.lock(local_));
+  Entry& entry = entries_[index];
+  *withdrawn = entry.arrived < static_cast<uint32_t>(locals_);
+  if (*withdrawn) {
+    entry.arrived_mask[local_ / 64] &= ~(uint64_t{1} << local_ % 64);
+    if (--entry.arrived == 0) {
+      unlink(index);
+      free_locked(index);
+    }
+  }
+  header_->lock.unlock();
+  return Status::ok();
+}
+
+Status OpTable::who_posted(uint32_t index, std::vector<bool>* local) {
+  RR_TRY(header_->lock.lock(local_));
+  for (int i = 0; i < locals_; ++i) local->push_back(entries_[index].arrived_mask[i / 64] >> i % 64 & 1);
+  header_->lock.unlock();
+  return Status::ok();
 }
 
 }  // namespace ringreduce

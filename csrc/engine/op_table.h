@@ -17,6 +17,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include "common/status.h"
 #include "engine/submission.h"
@@ -87,8 +88,9 @@ class OpTable {
 
   Entry& entry(uint32_t index) const { return entries_[index]; }
   char* result(uint32_t index) const { return results_ + index * kInlineBytes; }
-  // Local ranks that have not posted the operation, as far as the table knows.
-  bool has_posted(uint32_t entry, int local) const;
+  // Takes this rank's submission back; false in *withdrawn if all local ranks have posted.
+  Status withdraw(uint32_t entry, bool* withdrawn);
+  Status who_posted(uint32_t entry, std::vector<bool>* local);
 
  private:
   struct Header;
@@ -96,6 +98,7 @@ class OpTable {
   uint32_t find(const Key& key) const;
   uint32_t allocate(const Post& post);
   void unlink(uint32_t entry);
+  void free_locked(uint32_t entry);
   void reduce_inline(uint32_t entry, const Post& post);
   void append_locked(uint32_t entry, Verdict verdict, uint32_t group);
   void complete(uint32_t entry, const Post& post, bool to_leader);

@@ -63,7 +63,7 @@ Plan::Plan(const Topology& topology, const std::vector<BucketSpec>& buckets, Red
 void Plan::launch(int index) {
   Bucket& bucket = buckets_[index];
   ++bucket.launches;
-  bucket.launched_ns = now_ns();
+  bucket.launched_ns = moved_ns_ = now_ns();
   bucket.next = bucket.own.begin;
   queue_.push_back(index);
   const size_t row = round_up(buckets_.size() * 8, kLine) / 8;
@@ -81,8 +81,12 @@ bool Plan::complete(int index) const {
 }
 
 Status Plan::advance(bool* moved) {
-  if (in_flight_) RR_TRY(exchange(moved));
-  return queue_.empty() ? Status::ok() : start_segment(moved);
+  bool stepped = false;
+  if (in_flight_) RR_TRY(exchange(&stepped));
+  if (!queue_.empty()) RR_TRY(start_segment(&stepped));
+  if (stepped) moved_ns_ = now_ns();
+  *moved = *moved || stepped;
+  return Status::ok();
 }
 
 Status Plan::start_segment(bool* moved) {
@@ -153,6 +157,10 @@ void Plan::finish_if_done(int index) {
   if (bucket.in_flight || bucket.next < bucket.own.end || !weight_) return;
   const uint64_t now = shared_[index].finished.value.fetch_add(weight_, std::memory_order_acq_rel) + weight_;
   if (now == bucket.launches * topology_.local_size()) bell_->ring();
+}
+
+bool Plan::includes(int world_rank) const {
+  return std::find(topology_.world.begin(), topology_.world.end(), world_rank) != topology_.world.end();
 }
 
 std::string Plan::missing(int index) const {

@@ -48,6 +48,10 @@ class Plan {
   bool complete(int bucket) const;  // its last launch
   int64_t launched_ns(int bucket) const { return buckets_[bucket].launched_ns; }
   Status advance(bool* moved);
+  int64_t moved_ns() const { return moved_ns_; }  // last progress, or launch
+  bool includes(int world_rank) const;
+  // Launched by all local ranks and not yet reduced here: the peers rely on it.
+  bool committed() const { return in_flight_ > 0 || (!queue_.empty() && arrived(queue_.front())); }
   bool idle() const { return queue_.empty() && in_flight_ == 0; }
   bool on_net() const { return in_flight_ > 0; }
   std::string missing(int bucket) const;  // who has not launched it as often as this rank
@@ -96,6 +100,7 @@ class Plan {
   std::deque<int> queue_;      // launched, not yet fully reduced here
   uint64_t started_ = 0;       // segments, ever
   int in_flight_ = 0;
+  int64_t moved_ns_ = 0;
   Segments segments_[kInFlight];
   std::vector<const void*> sources_;
   std::vector<void*> targets_;

@@ -18,6 +18,11 @@ namespace {
 // A rank that shut down may still be named in decisions on their way: this long until
 // operations that wait for it fail.
 constexpr int64_t kGoneGraceNs = 500'000'000;
+// The same for an operation that is complete on this host and not decided by the others.
+constexpr int64_t kUndecidedNs = 1'500'000'000;
+// An operation in execution that makes no progress for this long will not: a rank that shut
+// down had no part in the decision.
+constexpr int64_t kGoneStallNs = 5'000'000'000;
 // Fusing larger operations gains nothing: they fill several chunks by themselves.
 constexpr size_t kFuseBytes = 1 << 20;
 // Steps of a machine in one call, so that other sets and plans get their turn.
@@ -40,6 +45,11 @@ size_t ProcessSet::segment_bytes(int local_size, size_t chunk_bytes) {
 }
 
 ProcessSet::ProcessSet(const SetConfig& config) : config_(config), by_entry_(kMaxPending) {
+  // With three or more hosts the ring adds in an order that depends on where in the buffer an
+  // element lies, so fusing by chance would change bits. Recursive doubling does not: fuse
+  // only what it reduces (a part for each rail).
+  if (topology().host_count() > 2)
+    config_.fusion_bytes = std::min({config_.fusion_bytes, HostReduce::kDoublingBytes * topology().rails, config_.chunk_bytes});
   char* memory = config_.segment->data();
   header_ = reinterpret_cast<SetHeader*>(memory);
   if (!config_.bell) config_.bell = &header_->bell;
@@ -88,7 +98,7 @@ Status ProcessSet::post(const OpRef& op, bool* posted) {
     Pieces(s.pieces).gather(0, post.bytes, data);
     post.inline_data = data;
     post.inline_bytes = post.bytes;
-  } else if (s.kind == Kind::kAllreduce && post.bytes <= kFuseBytes) {
+  } else if (s.kind == Kind::kAllreduce && post.bytes <= std::min(kFuseBytes, config_.fusion_bytes)) {
     Hasher fuse;
     fuse.add(static_cast<uint64_t>(s.dtype)).add(s.op);
     fuse.add_bytes(&s.prescale, sizeof s.prescale).add_bytes(&s.postscale, sizeof s.postscale);
@@ -117,6 +127,7 @@ Status ProcessSet::advance(bool* moved) {
     RR_TRY(take_decision(&took));
     if (!took) break;
     *moved = true;
+    moved_ns_ = now_ns();
   }
   return in_flight_.empty() ? Status::ok() : take_gone();
 }
@@ -126,6 +137,7 @@ Status ProcessSet::agree(bool* moved) {
   uint32_t index;
   while (table_.next_complete(&index)) {
     const OpRef& op = by_entry_[index];
+    if (!op) return {Code::kPeerLost, "an operation is complete that this rank had given up"};
     const Submission& s = op->submission;
     tree_->report(index, table_.entry(index), table_.result(index), {s.dtype, s.reduction(), s.scale(topology().size).post});
     *moved = true;
@@ -153,6 +165,7 @@ Status ProcessSet::run_machine(bool* moved) {
     if (!stepped) break;
     *moved = true;
   }
+  if (*moved) moved_ns_ = now_ns();
   if (!machine_->done()) return Status::ok();
   machine_.reset();
   finish_group();
@@ -172,9 +185,14 @@ Status ProcessSet::take(uint32_t entry, OpRef* op) {
 Status ProcessSet::take_decision(bool* moved) {
   Decision* decision = table_.decision(position_);
   if (!decision) return Status::ok();
-  *moved = true;
   const uint32_t entry = decision->entry;
-  if (decision->verdict == Verdict::kRun) return start_group();
+  if (decision->verdict == Verdict::kRun) {
+    const uint64_t before = position_;
+    RR_TRY(start_group());
+    *moved = position_ != before;
+    return Status::ok();
+  }
+  *moved = true;
   OpRef op;
   RR_TRY(take(entry, &op));
   ++position_;
@@ -274,8 +292,12 @@ void ProcessSet::finish(const OpRef& op, Status status) {
 }
 
 void ProcessSet::fail(const Status& status) {
-  // Transfers in flight still refer to a machine's buffers: better leaked than freed.
-  if (machine_ && machine_->on_net()) machine_.release();
+  // Transfers in flight may still refer to the buffers of a machine and its operations:
+  // better leaked than freed.
+  if (machine_ && config_.net) {
+    (void)machine_.release();
+    (void)new std::vector<OpRef>(running_);
+  }
   machine_.reset();
   running_.clear();
   describing_ = false;
@@ -285,10 +307,17 @@ void ProcessSet::fail(const Status& status) {
   for (auto& [key, op] : all) op->finish(status.because(op->title()));
 }
 
-void ProcessSet::say_gone() {
+Status ProcessSet::say_gone() {
+  RR_TRY(withdraw(Code::kShutdown, ": ringreduce was shut down on this rank while it was in flight"));
   header_->gone[topology().local()].store(1, std::memory_order_release);
   if (tree_) tree_->gone(channel_.world(topology().rank));
   config_.bell->ring();
+  return Status::ok();
+}
+
+bool ProcessSet::poll_gone(bool* moved) {
+  if (tree_ && !agree(moved).is_ok()) return false;
+  return !gone_ranks().empty();
 }
 
 std::vector<int> ProcessSet::gone_ranks() const {
@@ -308,21 +337,37 @@ Status ProcessSet::take_gone() {
   if (gone.empty()) return Status::ok();
   if (!gone_since_ns_) gone_since_ns_ = now_ns();
   if (now_ns() - gone_since_ns_ < kGoneGraceNs) return Status::ok();
-  std::vector<OpRef> lost;
+  const std::string why = " cannot complete: " + list(gone) + (gone.size() == 1 ? " has" : " have") + " shut down";
+  if (machine_ && now_ns() - moved_ns_ > kGoneStallNs) return {Code::kPeerLost, running_[0]->title() + why};
+  return withdraw(Code::kPeerLost, why);
+}
+
+// Gives up what is not agreed on. What is complete on this host stays for a while: other hosts
+// may be about to decide it.
+Status ProcessSet::withdraw(Code code, const std::string& why) {
+  std::vector<OpRef> pending;
   for (auto& [key, op] : in_flight_)
-    if (!op->decided) lost.push_back(op);
-  for (const OpRef& op : lost) {
+    if (!op->decided) pending.push_back(op);
+  for (const OpRef& op : pending) {
+    bool withdrawn = true;
+    if (op->posted) RR_TRY(table_.withdraw(op->entry, &withdrawn));
+    const bool hopeless = gone_since_ns_ && now_ns() - gone_since_ns_ > kUndecidedNs;
+    if (!withdrawn && !hopeless) continue;
     if (op->posted) by_entry_[op->entry] = nullptr;
-    finish(op, {Code::kPeerLost, op->title() + " cannot complete: " + list(gone) + (gone.size() == 1 ? " has" : " have") + " shut down"});
+    deferred_.erase(std::remove(deferred_.begin(), deferred_.end(), op), deferred_.end());
+    finish(op, {code, op->title() + why});
   }
   return Status::ok();
 }
 
-std::string ProcessSet::missing(const Op& op) const {
-  if (op.decided || !op.posted) return "";
+std::string ProcessSet::missing(const Op& op) {
+  if (op.decided) return "";
+  if (!op.posted) return "the table of operations in flight is full";
   std::vector<int> ranks;
+  std::vector<bool> posted;
+  if (!table_.who_posted(op.entry, &posted).is_ok()) return "";
   for (int i = 0; i < topology().local_size(); ++i)
-    if (!table_.has_posted(op.entry, i)) ranks.push_back(channel_.world(topology().local_ranks()[i]));
+    if (!posted[i]) ranks.push_back(channel_.world(topology().local_ranks()[i]));
   std::string text;
   if (!ranks.empty()) text = list(ranks) + (ranks.size() == 1 ? " has" : " have") + " not submitted it";
   const std::string hosts = tree_ ? tree_->missing(op.key) : "";
@@ -341,7 +386,7 @@ void ProcessSet::warn_of_stalls(int64_t now, int64_t after_ns) {
   }
 }
 
-std::string ProcessSet::state(int64_t now) const {
+std::string ProcessSet::state(int64_t now) {
   std::string text = "process set " + std::to_string(id()) + " of " + std::to_string(topology().size) + " ranks: " +
                      std::to_string(in_flight_.size()) + " in flight, " + std::to_string(position_) + " decisions taken\n";
   int shown = 0;

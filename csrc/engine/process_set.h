@@ -56,10 +56,12 @@ class ProcessSet {
   bool on_net() const { return (machine_ && machine_->on_net()) || (tree_ && (!in_flight_.empty() || tree_->sending())); }
 
   void fail(const Status& status);             // everything in flight
-  void say_gone();                             // this rank is about to shut down
+  // This rank is about to shut down: gives up what is not agreed on, and tells the others.
+  Status say_gone();
+  bool poll_gone(bool* moved);                 // looks for farewells when nothing else is going on
   std::vector<int> gone_ranks() const;         // world ranks known to have shut down
-  std::string missing(const Op& op) const;     // who has not submitted it
-  std::string state(int64_t now) const;
+  std::string missing(const Op& op);           // who has not submitted it
+  std::string state(int64_t now);
   void warn_of_stalls(int64_t now, int64_t after_ns);  // once for each operation
 
  private:
@@ -75,6 +77,7 @@ class ProcessSet {
   void finish_group();
   Status mismatch() const;
   Status take_gone();
+  Status withdraw(Code code, const std::string& why);
 
   SetConfig config_;
   SetHeader* header_;
@@ -94,6 +97,7 @@ class ProcessSet {
   std::string description_;
   Output descriptions_;
   int64_t gone_since_ns_ = 0;
+  int64_t moved_ns_ = 0;             // when execution last made progress
 };
 
 }  // namespace ringreduce
