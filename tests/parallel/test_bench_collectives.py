@@ -1,0 +1,64 @@
+"""Every way of doing a collective that `ringreduce bench` times gives the right result."""
+
+from __future__ import annotations
+
+import pytest
+import torch.distributed as dist
+
+pytest.importorskip("mpi4py")
+
+from ringreduce.bench.collectives import COLLECTIVES, DTYPES, GLOO_TYPES, MPI_TYPES, Buffers, Unsupported
+from ringreduce.bench.job import Job
+from ringreduce.bench.measure import Effort, alternate
+
+WAYS = [(name, library) for name, collective in COLLECTIVES.items() for library in collective.ways]
+ELEMENTS = 60  # a multiple of 1, 2, 3 and 4 ranks
+
+
+@pytest.fixture(scope="module")
+def job(rr):
+    result = Job.meet()
+    result.start_gloo()
+    yield result
+    dist.destroy_process_group()
+    result.comm.Free()
+
+
+def can(library, name, dtype):
+    if name != "allreduce" or library in ("ringreduce", "arena"):
+        return True
+    return dtype in (MPI_TYPES if library == "mpi" else GLOO_TYPES)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("name", "library"), WAYS)
+def test_results_are_right(job, name, library, dtype):
+    """`contender` checks the result; it raises where a library cannot do it."""
+    buffers = Buffers(job, dtype, ELEMENTS)
+    with buffers.closing:
+        if can(library, name, dtype):
+            contender = COLLECTIVES[name].contender(library, buffers)
+            timing = alternate(job, [contender], Effort(2, 60.0))[library]
+            assert timing.samples == 2
+        else:
+            with pytest.raises(Unsupported, match=f"{library} has no {dtype}"):
+                COLLECTIVES[name].contender(library, buffers)
+
+
+@pytest.mark.parametrize("name", list(COLLECTIVES))
+def test_wrong_results_are_noticed_by_all_ranks(job, size, name):
+    """Doing nothing is no collective, as soon as there are two ranks."""
+    if size == 1:
+        pytest.skip("with one rank nothing is right")
+    one = COLLECTIVES[name]
+    idle = type(one)(**{**vars(one), "ways": {"idle": lambda b: (b.part, lambda: None, b.data)}})
+    with pytest.raises(AssertionError, match=f"idle: {name} of {ELEMENTS} float32 gives a wrong result"):
+        idle.contender("idle", Buffers(job, "float32", ELEMENTS))
+
+
+def test_memcpy_copies_what_a_result_holds(job):
+    buffers = Buffers(job, "int32", ELEMENTS)
+    contender = COLLECTIVES["allreduce"].contender("memcpy", buffers)
+    contender.rewrite(7)
+    contender.call()
+    assert buffers.target.tolist() == [7] * ELEMENTS
