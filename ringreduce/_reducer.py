@@ -29,7 +29,7 @@ from ringreduce._options import Options
 from ringreduce._plan import GradientPlan
 from ringreduce._slots import Kind, Slot
 from ringreduce._sparse import SparseReduction
-from ringreduce.errors import RingreduceError
+from ringreduce.errors import RingreduceError, RingreduceTimeoutError
 from ringreduce.process_set import ProcessSet
 from ringreduce.reduction import ReduceOp
 
@@ -48,6 +48,7 @@ class Reducer:
         weakref.finalize(self, _remove, self._hooks).atexit = False
         self._end = BackwardEnd(weakref.ref(self))
         self._plan: GradientPlan | None = None
+        self._lost: list[GradientPlan] = []  # failed: their memory may still be in use
         self._sparse: list[tuple[Slot, SparseReduction]] = []
         self._order: list[int] = []  # in which gradients arrived before there was a plan
         self._repeats = False  # a gradient came twice in one pass (reentrant checkpointing)
@@ -126,6 +127,8 @@ class Reducer:
 
     def _begin_pass(self, cleared: bool) -> None:
         limit = self.options.backward_passes_per_step
+        if self._open:
+            raise AssertionError("backward() while gradients are being reduced; call synchronize() first")
         if not self._holding:
             if self._passes == limit and limit > 1 and not cleared:
                 raise AssertionError(
@@ -160,7 +163,10 @@ class Reducer:
         assert plan is not None
         try:
             present = plan.wait()
+        except RingreduceTimeoutError:
+            raise  # still in flight: synchronize() waits on
         except RingreduceError:
+            self._lost.append(plan)
             self._open, self._plan = False, None
             raise
         appeared = False
@@ -189,6 +195,7 @@ class Reducer:
 
     def finish(self) -> None:
         """Before step(): make up for a reduction that no backward pass has made."""
+        self.complete()
         if self._local or not self._done:
             self.reduce()
 
