@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from oracle import WORLD
 from torch import nn
 from training import assert_same_on_all_ranks, distributed, make
 
@@ -86,6 +87,33 @@ def test_zero_grad_during_a_reduction(rank):
     optimizer.zero_grad()
     model(torch.ones(1, 600)).sum().backward()
     assert model[1].bias.grad.tolist() == [1.0] * 600
+    assert_trains(rank)
+
+
+def test_a_deadline_that_passes(rank, size, monkeypatch):
+    """The reduction is still in flight; when the late ranks come, it is waited for again."""
+    if size < 2:
+        pytest.skip("needs 2 ranks")
+    monkeypatch.setenv("RINGREDUCE_TIMEOUT", "1")
+    rr.shutdown()
+    rr.init()
+    model, optimizer = linear()
+    model.weight.sum().backward()
+    optimizer.zero_grad()
+    if rank == 0:
+        with pytest.raises(rr.RingreduceTimeoutError):
+            model.weight.sum().backward()
+        with pytest.raises(AssertionError, match="zero_grad"):
+            optimizer.zero_grad()
+    WORLD.Barrier()
+    if rank:
+        model.weight.sum().backward()
+    optimizer.step()
+    assert set(model.weight.grad.flatten().tolist()) == {1.0}
+    WORLD.Barrier()
+    monkeypatch.undo()
+    rr.shutdown()
+    rr.init()
     assert_trains(rank)
 
 
