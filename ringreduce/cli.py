@@ -22,6 +22,7 @@ from ringreduce.bench import collectives, launch, machine, plot, units
 from ringreduce.bench.job import Refused
 from ringreduce.bench.models import MODELS
 from ringreduce.bench.step import MODES
+from ringreduce.errors import RingreduceError
 
 DEFAULT_RANKS = 2
 SIZES = "4,256,4K,16K,64K,256K,1M,4M,16M,64M,256M"
@@ -41,7 +42,7 @@ def main() -> int:
         if launch.launched_rank() == 0:  # all ranks make the same mistake
             print(f"ringreduce: {error.format_message()}", file=sys.stderr)
         return error.exit_code
-    except Refused as error:
+    except (Refused, RingreduceError) as error:
         if launch.launched_rank() == 0:
             print(f"ringreduce: {error}", file=sys.stderr)
         return 2

@@ -43,8 +43,10 @@ class Job:
     @classmethod
     def meet(cls) -> Job:
         """Over all MPI ranks, ringreduce running. Collective."""
-        from mpi4py import MPI  # after init(), which settles who finalises MPI
-
+        try:
+            from mpi4py import MPI  # after init(), which settles who finalises MPI
+        except (ImportError, RuntimeError) as error:
+            raise Refused(f"the benchmark needs mpi4py and an MPI library ({error})") from None
         world = MPI.COMM_WORLD
         machines = world.allgather(MPI.Get_processor_name())
         return cls(world.Dup(), world.rank, world.size, _context.require().host_of, machines)
@@ -88,17 +90,13 @@ class Job:
 
 
 @contextmanager
-def joined(threads: int | None = None) -> Iterator[Job]:
-    """Start ringreduce on every rank; one rank's failure ends the job.
-
-    Args:
-        threads: of torch on each rank; by default the cores are shared out among the ranks.
-    """
+def joined() -> Iterator[Job]:
+    """Start ringreduce on every rank, and share the cores out; one rank's failure ends the job."""
     rr.init()
     job = Job.meet()
     try:
         cores = len(os.sched_getaffinity(0))
-        torch.set_num_threads(threads or max(1, cores // job.on_this_machine))
+        torch.set_num_threads(max(1, cores // job.on_this_machine))
         yield job
         if dist.is_initialized():
             dist.destroy_process_group()

@@ -25,7 +25,7 @@ def describe() -> dict[str, Any]:
         "kernel": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "torch": str(torch.__version__),
-        "mpi": MPI.Get_library_version().split("\n")[0].split(",")[0].strip(" \0"),
+        "mpi": " ".join(MPI.Get_library_version().split("\n")[0].split(",")[0].strip("\0").split()),
         "mpi4py": mpi4py_version,
         "ringreduce": _version.__version__,
         "kernels": _core.kernels_name(),

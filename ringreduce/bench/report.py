@@ -91,16 +91,8 @@ def save(path: Path, benchmark: str, machine: dict[str, Any], ranks: int, rows: 
     path.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def _table(title: str, columns: Sequence[str]) -> Table:
-    table = Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        box=None,
-        padding=(0, 1),
-        collapse_padding=True,
-        pad_edge=False,
-    )
+def _table(columns: Sequence[str]) -> Table:
+    table = Table(box=None, padding=(0, 1), collapse_padding=True, pad_edge=False)
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     return table
@@ -113,13 +105,13 @@ def _ratio(ours: float, other: float | None, unit: str = "x") -> Text:
     return Text(f"{show_number(other / ours)}{unit}", style="red" if other < ours else "green")
 
 
-def collective_table(title: str, rows: Sequence[Row]) -> Table:
+def collective_table(rows: Sequence[Row]) -> Table:
     """A line for each size and each of our ways; peers' times and ratios beside it."""
     peers = [name for name in dict.fromkeys(row.library for row in rows) if name not in OURS]
     others = [name for name in peers if name != "memcpy"]
     limit = ["memcpy", "limit"] if "memcpy" in peers else []
     heads = [column for name in others for column in (name, "ratio")]
-    table = _table(title, ["size", "in", "time", "algbw", "busbw", *limit, *heads])
+    table = _table(["size", "in", "time", "algbw", "busbw", *limit, *heads])
     times = {(row.library, row.nbytes): row.timing.median for row in rows}
     for row in rows:
         if row.library not in OURS:
@@ -142,9 +134,9 @@ def collective_table(title: str, rows: Sequence[Row]) -> Table:
     return table
 
 
-def step_table(title: str, rows: Sequence[StepRow]) -> Table:
+def step_table(rows: Sequence[StepRow]) -> Table:
     """A line for each model and mode."""
-    table = _table(title, ["model", "parameters", "mode", "step", "quartiles", "of none", "ddp / this"])
+    table = _table(["model", "parameters", "mode", "step", "quartiles", "of none", "ddp / this"])
     times = {(row.model, row.mode): row.timing.median for row in rows}
     for row in rows:
         none, ddp = times.get((row.model, "none")), times.get((row.model, "ddp"))
@@ -161,9 +153,9 @@ def step_table(title: str, rows: Sequence[StepRow]) -> Table:
     return table
 
 
-def hosts_table(title: str, rows: Sequence[HostRow], rate: float | None) -> Table:
+def hosts_table(rows: Sequence[HostRow], rate: float | None) -> Table:
     """A line for each size and library."""
-    table = _table(title, ["size", "by", "time", "busbw a host", "of the link", "sent / least", "time / ours"])
+    table = _table(["size", "by", "time", "busbw a host", "of the link", "sent / least", "time / ours"])
     times = {(row.library, row.nbytes): row.timing.median for row in rows}
     for row in rows:
         median = row.timing.median

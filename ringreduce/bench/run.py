@@ -8,12 +8,12 @@ from typing import Any, Protocol
 
 from ringreduce.bench import link, machine, plot, report
 from ringreduce.bench.collectives import COLLECTIVES
-from ringreduce.bench.hosts import measure_hosts
+from ringreduce.bench.hosts import HostRow, measure_hosts
 from ringreduce.bench.job import Job, Refused, joined
 from ringreduce.bench.measure import Effort
 from ringreduce.bench.report import Report
 from ringreduce.bench.step import idle_cpu, time_steps
-from ringreduce.bench.sweep import sweep
+from ringreduce.bench.sweep import Row, sweep
 
 
 class Common(Protocol):
@@ -35,15 +35,13 @@ def collective(name: str, sizes: Sequence[int], dtype: str, peers: Sequence[str]
         info = _introduce(job, shown)
         rows, notes = sweep(job, COLLECTIVES[name], sizes, dtype, peers, _effort(common), shown)
         title = f"{name}, {dtype}, {job.size} rank{'s' * (job.size > 1)}"
-        shown.show(report.collective_table(f"{title}; GB/s; ratio: peer's time / ours", rows), *notes)
+        shown.show(f"{title}; bandwidth in GB/s; ratio: peer's time / ours", report.collective_table(rows), *notes)
         if job.rank != 0:
             return
         if common.json:
             report.save(common.json, name, info, job.size, rows, dtype=dtype, notes=notes)
         if common.plot:
-            libraries = dict.fromkeys(row.library for row in rows)
-            curves = {one: [(r.nbytes, r.busbw) for r in rows if r.library == one] for one in libraries}
-            plot.lines(common.plot, f"{title}\n{info['cpu']}, {info['cores']} cores", curves)
+            plot.lines(common.plot, f"{title}\n{info['cpu']}, {info['cores']} cores", _curves(rows))
 
 
 def step(models: Sequence[str], modes: Sequence[str], common: Common) -> None:
@@ -53,7 +51,7 @@ def step(models: Sequence[str], modes: Sequence[str], common: Common) -> None:
         (idle,) = job.slowest([idle_cpu()])
         rows = time_steps(job, models, modes, _effort(common), shown)
         title = f"training step, {job.size} rank{'s' * (job.size > 1)}"
-        shown.show(report.step_table(title, rows), f"idle after init(): {idle * 1e3:.2f} ms of CPU time a second")
+        shown.show(title, report.step_table(rows), f"idle after init(): {idle * 1e3:.2f} ms of CPU time a second")
         if job.rank != 0:
             return
         if common.json:
@@ -84,16 +82,23 @@ def hosts(
             shown.show(f"link: {rate / 1e6:.1f} MB/s by {source}")
         rows, notes = measure_hosts(job, sizes, dtype, peers, _effort(common), interface, shown)
         title = f"allreduce, {dtype}, {job.size} ranks on {job.hosts} hosts"
-        shown.show(report.hosts_table(title, rows, rate), *notes)
+        shown.show(title, report.hosts_table(rows, rate), *notes)
         if job.rank != 0:
             return
         if common.json:
             more: dict[str, Any] = {"hosts": job.hosts, "link_bytes_per_s": rate, "link_by": source if rate else None}
             report.save(common.json, "hosts", info, job.size, rows, dtype=dtype, notes=notes, **more)
         if common.plot:
-            libraries = dict.fromkeys(row.library for row in rows)
-            curves = {one: [(r.nbytes, r.busbw) for r in rows if r.library == one] for one in libraries}
-            plot.lines(common.plot, title, curves, rate)
+            plot.lines(common.plot, title, _curves(rows), rate)
+
+
+def _curves(rows: Sequence[Row] | Sequence[HostRow]) -> dict[str, list[tuple[int, float]]]:
+    """library -> (bytes, busbw). A single rank has no bus; it is shown as if the factor were 1."""
+    libraries = dict.fromkeys(row.library for row in rows)
+    return {
+        one: [(row.nbytes, row.busbw or row.nbytes / row.timing.median) for row in rows if row.library == one]
+        for one in libraries
+    }
 
 
 def _effort(common: Common) -> Effort:

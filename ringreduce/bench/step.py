@@ -76,7 +76,7 @@ def time_steps(
     return rows
 
 
-def idle_cpu(seconds: float = 1.0) -> float:
+def idle_cpu(seconds: float = 5.0) -> float:
     """CPU seconds that this process, all of its threads, uses a second while it sleeps."""
     before = resource.getrusage(resource.RUSAGE_SELF)
     time.sleep(seconds)

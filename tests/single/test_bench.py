@@ -166,10 +166,9 @@ def test_table_has_ratios_and_the_limit():
     times = {"ringreduce": 2e-3, "arena": 1e-3, "memcpy": 1e-3, "mpi": 8e-3, "gloo": 1e-3}
     rows = [Row(name, MIB, Timing(t, t, t, 5, 1), MIB / t, 1.5 * MIB / t) for name, t in times.items()]
     console = Console(file=io.StringIO(), width=200)
-    console.print(report.collective_table("title", rows))
+    console.print(report.collective_table(rows))
     lines = [" ".join(line.split()) for line in console.file.getvalue().splitlines()]
     assert lines == [
-        "title",
         "size in time algbw busbw memcpy limit mpi ratio gloo ratio",
         "1M tensor 2.00 ms 0.524 0.786 1.00 ms 50% 8.00 ms 4.00x 1.00 ms 0.500x",
         "1M arena 1.00 ms 1.05 1.57 1.00 ms 100% 8.00 ms 8.00x 1.00 ms 1.00x",
