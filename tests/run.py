@@ -17,6 +17,7 @@ is in build/tests/STAGE/.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -104,6 +105,7 @@ def stages(options: argparse.Namespace) -> Iterator[Stage]:
 
 
 def main() -> int:
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # ends the running job too
     options = parse()
     launcher = find_launcher()
     print(f"Python {sys.version.split()[0]}, {launcher.name if launcher else 'no MPI'}", flush=True)

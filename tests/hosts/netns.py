@@ -16,9 +16,7 @@ iproute2.
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
-import os
 import shlex
 import shutil
 import signal
@@ -28,7 +26,7 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-from runner.launch import Launcher, find_launcher
+from runner.launch import Launcher, die_with_parent, find_launcher
 
 SUBNET = "10.77.0.0/24"
 TCP_ONLY = {  # the interfaces that Open MPI 5's daemons and its ranks use
@@ -93,7 +91,9 @@ class Hosts:
         """Makes namespaces whose hostname is `name`; returns the process that holds them."""
         ready = Path(self.directory.name) / f"{name}.ready"
         script = f"hostname {name} && ip link set lo up && touch {ready} && exec sleep infinity"
-        holder = subprocess.Popen(["unshare", "--net", "--uts", "sh", "-c", script], preexec_fn=die_with_parent)
+        holder = subprocess.Popen(
+            ["unshare", "--net", "--uts", "sh", "-c", script], preexec_fn=lambda: die_with_parent(signal.SIGKILL)
+        )
         self.holders.append(holder)
         deadline = time.monotonic() + 10
         while not ready.exists():
@@ -149,10 +149,3 @@ class Hosts:
 
 def enter(holder: int) -> list[str]:
     return ["nsenter", "--target", str(holder), "--net", "--uts"]
-
-
-def die_with_parent() -> None:
-    """Runs in the child: has the kernel kill it when its parent ends."""
-    ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if os.getppid() == 1:
-        os._exit(1)

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from runner.launch import ROOT
+from runner.launch import ROOT, die_with_parent
 from runner.rank import read_events
 
 DUMP_PATIENCE = 3.0  # seconds for the ranks to write where they stand
@@ -45,6 +45,7 @@ class Job:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=die_with_parent(),  # a runner that is killed leaves no job behind
             )
 
     def watch(self, test_timeout: float, stage_timeout: float) -> int:

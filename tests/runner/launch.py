@@ -3,12 +3,14 @@ cores are few."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,6 +37,18 @@ def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment for a new job, also where this process is a rank of another."""
     kept = {name: value for name, value in os.environ.items() if not OF_ANOTHER_JOB.match(name)}
     return {**kept, **{k: v for k, v in MPI_ENVIRONMENT.items() if k not in kept}, **(extra or {})}
+
+
+def die_with_parent(number: int = signal.SIGTERM) -> Callable[[], None]:
+    """A preexec_fn: the kernel sends the child this signal when the process that calls here ends."""
+    parent = os.getpid()
+
+    def prepare() -> None:
+        ctypes.CDLL(None, use_errno=True).prctl(1, number)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:  # it has ended already
+            os._exit(1)
+
+    return prepare
 
 
 @dataclass(frozen=True)
