@@ -316,6 +316,8 @@ void bind_plan(nb::module_& m) {
 
 NB_MODULE(_core, m) {
   using namespace ringreduce;
+  // Gradients that live in the arena may outlast the interpreter: no leak of ours.
+  nb::set_leak_warnings(false);
   nb::exception<CoreError> error(m, "RingreduceError", PyExc_RuntimeError);
   nb::exception<CoreTimeout>(m, "RingreduceTimeoutError", error.ptr());
   pthread_atfork(nullptr, nullptr, [] { fork_count.fetch_add(1); });

@@ -17,6 +17,7 @@ namespace {
 constexpr int64_t kMillisecond = 1'000'000;
 constexpr int64_t kPeerCheckNs = 100 * kMillisecond;
 constexpr int kTurns = 64;
+constexpr int kYields = 8;
 constexpr double kFarewellS = 0.2;
 constexpr int64_t kGoneGraceNs = 500 * kMillisecond;  // what was launched before may still finish
 
@@ -144,14 +145,23 @@ bool Engine::background_work() const {
   return std::any_of(plans_.begin(), plans_.end(), [](const auto& plan) { return !plan->idle(); });
 }
 
-// Called when nothing moved. `idle_since`: when that began, 0 at first.
-void Engine::pause(Lock& lock, int64_t* idle_since, int64_t most_ns) {
+// Called when nothing moved.
+void Engine::pause(Lock& lock, Idle* idle, int64_t most_ns) {
   const int64_t now = now_ns();
-  if (!*idle_since) *idle_since = now;
-  const int64_t idle = now - *idle_since;
-  if (!config_.oversubscribed && idle < to_ns(config_.settings.spin_us * 1e-6)) {
+  if (!idle->since_ns) idle->since_ns = now;
+  const int64_t idle_ns = now - idle->since_ns;
+  if (!config_.oversubscribed && idle_ns < to_ns(config_.settings.spin_us * 1e-6)) {
     lock.unlock();
     for (int i = 0; i < 32; ++i) __builtin_ia32_pause();
+    lock.lock();
+    return;
+  }
+  // More ranks than cores: let the others run a few times before falling asleep. A yield is
+  // cheaper than a sleep and a wake-up, but yielding on would keep them from running.
+  if (config_.oversubscribed && idle->yields < kYields) {
+    ++idle->yields;
+    lock.unlock();
+    std::this_thread::yield();
     lock.lock();
     return;
   }
@@ -163,12 +173,12 @@ void Engine::pause(Lock& lock, int64_t* idle_since, int64_t most_ns) {
   if (!moved && status.is_ok()) {
     // Between hosts: pauses that grow with the time nothing has come.
     int64_t sleep_ns = most_ns;
-    if (on_net()) sleep_ns = std::min(most_ns, std::clamp<int64_t>(idle / 8, 20'000, kMillisecond));
+    if (on_net()) sleep_ns = std::min(most_ns, std::clamp<int64_t>(idle_ns / 8, 20'000, kMillisecond));
     lock.unlock();
     bell_->sleep(ticket, sleep_ns);
     lock.lock();
   } else {
-    *idle_since = 0;
+    *idle = {};
     if (drivers_ > 1) bell_->ring();
   }
   bell_->leave();
@@ -179,14 +189,14 @@ void Engine::pause(Lock& lock, int64_t* idle_since, int64_t most_ns) {
 
 Status Engine::wait_until(Lock& lock, const std::function<bool()>& done, double slice_s) {
   const int64_t end = now_ns() + to_ns(slice_s);
-  int64_t idle_since = 0;
+  Idle idle;
   ++drivers_;
   for (int turn = 1; !done() && broken_.is_ok(); ++turn) {
     bool moved = false;
     const Status status = advance(&moved);
     if (!status.is_ok()) fail(status);
     if (moved) {
-      idle_since = 0;
+      idle = {};
       if (turn % kTurns == 0) {  // others want the engine, and the caller may have been interrupted
         if (now_ns() > end) break;
         lock.unlock();
@@ -196,9 +206,9 @@ Status Engine::wait_until(Lock& lock, const std::function<bool()>& done, double 
       continue;
     }
     if (done()) break;
-    const int64_t left = idle_since ? end - now_ns() : to_ns(slice_s);
+    const int64_t left = idle.since_ns ? end - now_ns() : to_ns(slice_s);
     if (left <= 0) break;
-    pause(lock, &idle_since, left);
+    pause(lock, &idle, left);
   }
   if (!--drivers_ && background_work()) wake_.notify_one();
   return broken_;
@@ -290,10 +300,10 @@ Status Engine::look_for_farewells(const Plan& plan) {
 // The background thread.
 void Engine::run() {
   Lock lock(mutex_);
-  int64_t idle_since = 0;
+  Idle idle;
   while (!closed_) {
     if (drivers_ || !background_work()) {
-      idle_since = 0;
+      idle = {};
       wake_.wait(lock);
       continue;
     }
@@ -301,14 +311,14 @@ void Engine::run() {
     const Status status = advance(&moved);
     if (!status.is_ok()) fail(status);
     if (moved) {
-      idle_since = 0;
+      idle = {};
       if (drivers_) bell_->ring();
       // Whoever wants to submit or wait comes first.
       lock.unlock();
       std::this_thread::yield();
       lock.lock();
     } else {
-      pause(lock, &idle_since, kPeerCheckNs);
+      pause(lock, &idle, kPeerCheckNs);
     }
   }
 }
@@ -380,6 +390,7 @@ void Engine::close(double timeout_s) {
   }
   plans_.clear();
   sets_.clear();
+  config_.net.reset();  // its receives are taken back while the communicator lives
 }
 
 std::string Engine::state() {

@@ -74,7 +74,11 @@ class Engine {
   Status advance(bool* moved);
   bool on_net() const;
   bool background_work() const;
-  void pause(Lock& lock, int64_t* idle_since, int64_t most_ns);
+  struct Idle {  // since something last moved
+    int64_t since_ns = 0;
+    int yields = 0;
+  };
+  void pause(Lock& lock, Idle* idle, int64_t most_ns);
   Status wait_until(Lock& lock, const std::function<bool()>& done, double slice_s);
   void run();
   void check_peers();
