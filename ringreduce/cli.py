@@ -27,6 +27,7 @@ from ringreduce.errors import RingreduceError
 DEFAULT_RANKS = 2
 SIZES = "4,256,4K,16K,64K,256K,1M,4M,16M,64M,256M"
 HOST_SIZES = "4,4K,64K,1M,16M,64M"
+MODE_BYTES = 800 << 20  # of the larger model: parameters, gradients, momentum, DDP's buckets
 TENSORS = 4  # of one size that a rank holds at most: ours, memcpy's, the bucket, a result
 
 
@@ -118,13 +119,18 @@ def _picture(text: str) -> Path:
     return path
 
 
-def _check_memory(sizes: Sequence[int], ranks: int) -> None:
-    needed, available = TENSORS * max(sizes) * launch.local_ranks(ranks), machine.memory("MemAvailable")
+def _check_memory(what: str, bytes_a_rank: int, ranks: int) -> None:
+    here = launch.local_ranks(ranks)
+    needed, available = bytes_a_rank * here, machine.memory("MemAvailable")
     if needed > available:
         raise click.UsageError(
-            f"--sizes {units.show_size(max(sizes))}: {launch.local_ranks(ranks)} ranks need about "
-            f"{needed / 2**30:.0f} GiB of memory, and {available / 2**30:.0f} GiB are available"
+            f"{what}: {here} ranks need about {needed / 2**30:.0f} GiB of memory, "
+            f"and {available / 2**30:.0f} GiB are available"
         )
+
+
+def _check_sizes(sizes: Sequence[int], ranks: int) -> None:
+    _check_memory(f"--sizes {units.show_size(max(sizes))}", TENSORS * max(sizes), ranks)
 
 
 def _check_ranks(np: int | None) -> int:
@@ -217,7 +223,7 @@ def _collective(name: str) -> None:
     @_options(_sizes(SIZES), _dtype, _compare(*collectives.PEERS), repeats=50, seconds=3.0)
     def command(common: Common, sizes: list[int], dtype: str, compare: list[str]) -> None:
         ranks = _check_ranks(common.np)
-        _check_memory(sizes, ranks)
+        _check_sizes(sizes, ranks)
         _start_once(ranks)
         from ringreduce.bench import run
 
@@ -240,6 +246,7 @@ def step(common: Common, models: list[str], modes: list[str]) -> None:
     ranks = _check_ranks(common.np)
     if not models or not modes:
         raise click.UsageError("--models and --modes must name at least one each")
+    _check_memory(f"{len(modes)} modes", MODE_BYTES * len(modes), ranks)
     _start_once(ranks)
     from ringreduce.bench import run
 
@@ -274,7 +281,7 @@ def hosts(
         raise click.UsageError(f"--pretend-hosts {pretend_hosts}: there are only {ranks} ranks")
     if iperf and (link_rate or pretend_hosts):
         raise click.UsageError("--iperf goes with neither --link-rate nor --pretend-hosts")
-    _check_memory(sizes, ranks)
+    _check_sizes(sizes, ranks)
     _start_once(ranks)
     if pretend_hosts:
         os.environ["RINGREDUCE_HOST_ID"] = str(launch.launched_rank() * pretend_hosts // ranks)

@@ -1,4 +1,4 @@
-"""The ranks of a benchmark: how they meet, start together and find the slowest.
+"""The ranks of a benchmark: how they meet, start together and share a clock.
 
 Everything here goes through mpi4py, not through ringreduce, which is being measured.
 """
@@ -9,7 +9,7 @@ import array
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -62,13 +62,25 @@ class Job:
     def barrier(self) -> None:
         self.comm.Barrier()
 
-    def slowest(self, seconds: list[float]) -> list[float]:
+    def largest(self, values: Iterable[float]) -> list[float]:
         """The largest over ranks of each element."""
         from mpi4py import MPI
 
-        values = array.array("d", seconds)
-        self.comm.Allreduce(MPI.IN_PLACE, [values, MPI.DOUBLE], op=MPI.MAX)
-        return list(values)
+        result = array.array("d", values)
+        self.comm.Allreduce(MPI.IN_PLACE, [result, MPI.DOUBLE], op=MPI.MAX)
+        return list(result)
+
+    def durations(self, spans: Sequence[tuple[float, float]]) -> list[float]:
+        """What ranks did from begin to end, each by its own time.perf_counter(), as one duration each.
+
+        On one machine, which has one clock, it lasts from the first rank's begin to the last
+        one's end: a rank that waits for a core is not done. Machines' clocks cannot be
+        compared, so over several it is the longest that a rank took.
+        """
+        if len(set(self.machines)) > 1:
+            return self.largest(end - begin for begin, end in spans)
+        begins, ends = self.largest(-begin for begin, _ in spans), self.largest(end for _, end in spans)
+        return [end + begin for begin, end in zip(begins, ends, strict=True)]
 
     def start_gloo(self, interface: str | None = None) -> None:
         """torch.distributed over Gloo, on loopback where all ranks share a machine.

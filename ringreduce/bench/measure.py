@@ -6,7 +6,7 @@
     └─ one sample: rewrite the buffers, barrier, begin ─ call × batch ─ end
 
 Contenders take turns call by call, so that whatever disturbs the machine hits all alike.
-A sample's time is the maximum over ranks; what is reported is the median of samples.
+A sample lasts until the slowest rank is done; what is reported is the median of samples.
 """
 
 from __future__ import annotations
@@ -70,38 +70,39 @@ def alternate(
 ) -> dict[str, Timing]:
     """Time all contenders, on all ranks together. `progress` is told rounds done and planned."""
     batches = {one.name: _batch(job, one) if effort.batched else 1 for one in contenders}
-    samples: dict[str, list[float]] = {one.name: [] for one in contenders}
+    spans: dict[str, list[tuple[float, float]]] = {one.name: [] for one in contenders}
     gc.collect()
     gc.disable()
     try:
         begin, rounds, done = time.perf_counter(), 1, 0
         while done < rounds:
             for one in contenders:
-                samples[one.name] += [_sample(job, one, batches[one.name]) for _ in range(effort.block)]
+                spans[one.name] += [_sample(job, one, batches[one.name]) for _ in range(effort.block)]
             done += 1
             if done == 1:  # the first round warms up, and tells how many there is time for
-                samples = {name: [] for name in samples}
-                (cost,) = job.slowest([time.perf_counter() - begin])
+                spans = {name: [] for name in spans}
+                (cost,) = job.largest([time.perf_counter() - begin])
                 rounds = 1 + _rounds(effort, cost)
             progress(done, rounds)
     finally:
         gc.enable()
-    return {name: _summary(job.slowest(values), batches[name]) for name, values in samples.items()}
+    return {name: _summary(job.durations(values), batches[name]) for name, values in spans.items()}
 
 
-def _sample(job: Job, one: Contender, batch: int) -> float:
+def _sample(job: Job, one: Contender, batch: int) -> tuple[float, float]:
+    """Begin and end on this rank."""
     one.rewrite(0 if batch > 1 else 1)  # sums of zeros do not overflow, however often
     call = one.call
     job.barrier()
     begin = time.perf_counter()
     for _ in range(batch):
         call()
-    return (time.perf_counter() - begin) / batch
+    return begin, time.perf_counter()
 
 
 def _batch(job: Job, one: Contender) -> int:
     """Calls in a sample, the same on all ranks."""
-    fastest = min(job.slowest([_sample(job, one, 1) for _ in range(5)]))
+    fastest = min(job.durations([_sample(job, one, 1) for _ in range(5)]))
     return max(1, min(LARGEST_BATCH, int(BATCH_SECONDS / fastest)))
 
 
@@ -110,6 +111,7 @@ def _rounds(effort: Effort, cost: float) -> int:
     return min(effort.repeats, affordable)
 
 
-def _summary(seconds: list[float], batch: int) -> Timing:
+def _summary(durations: list[float], batch: int) -> Timing:
+    seconds = [duration / batch for duration in durations]
     low, median, high = statistics.quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else seconds * 3
     return Timing(median, low, high, len(seconds), batch)

@@ -48,7 +48,7 @@ def step(models: Sequence[str], modes: Sequence[str], common: Common) -> None:
     """`ringreduce bench step`."""
     with joined() as job, Report(job.rank) as shown:
         info = _introduce(job, shown)
-        (idle,) = job.slowest([idle_cpu()])
+        (idle,) = job.largest([idle_cpu()])
         rows = time_steps(job, models, modes, _effort(common), shown)
         title = f"training step, {job.size} rank{'s' * (job.size > 1)}"
         shown.show(title, report.step_table(rows), f"idle after init(): {idle * 1e3:.2f} ms of CPU time a second")

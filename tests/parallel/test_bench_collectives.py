@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch.distributed as dist
 
@@ -55,6 +57,16 @@ def test_wrong_results_are_noticed_by_all_ranks(job, size, name):
     idle = type(one)(**{**vars(one), "ways": {"idle": lambda b: (b.part, lambda: None, b.data)}})
     with pytest.raises(AssertionError, match=f"idle: {name} of {ELEMENTS} float32 gives a wrong result"):
         idle.contender("idle", Buffers(job, "float32", ELEMENTS))
+
+
+def test_a_sample_lasts_from_the_first_begin_to_the_last_end(job, rank, size):
+    """Here the ranks work one after the other; by its own clock each needs 1 s."""
+    assert job.durations([(10.0 + rank, 11.0 + rank), (20.0, 21.0)]) == [float(size), 1.0]
+
+
+def test_machines_clocks_are_not_compared(job, rank):
+    apart = replace(job, machines=[f"host{r}" for r in range(job.size)])
+    assert apart.durations([(10.0 + rank, 11.0 + rank)]) == [1.0]
 
 
 def test_memcpy_copies_what_a_result_holds(job):

@@ -102,8 +102,11 @@ class OneRank:
     def barrier(self):
         self.log.append("barrier")
 
-    def slowest(self, seconds):
-        return list(seconds)
+    def largest(self, values):
+        return list(values)
+
+    def durations(self, spans):
+        return [end - begin for begin, end in spans]
 
 
 def alternate(effort, names=("a", "b")):
@@ -140,11 +143,12 @@ def test_a_small_budget_leaves_a_few_rounds():
     assert timings["a"].samples == measure.FEWEST_ROUNDS
 
 
-def test_the_slowest_rank_counts():
+def test_a_sample_is_divided_by_its_calls():
     job = OneRank([])
-    job.slowest = lambda seconds: [7.0 for _ in seconds]
-    timings = measure.alternate(job, [Contender("a", lambda value: None, lambda: None)], Effort(3, 60))
-    assert timings["a"].median == 7.0
+    job.durations = lambda spans: [7e-5 for _ in spans]
+    timings = measure.alternate(job, [Contender("a", lambda value: None, lambda: None)], Effort(3, 60, batched=True))
+    assert timings["a"].batch == 14  # what fits in 1 ms
+    assert timings["a"].median == pytest.approx(5e-6)
 
 
 def test_counters_of_an_interface():
@@ -238,6 +242,7 @@ def test_becomes_mpirun(monkeypatch, by_hand):
         ("allreduce --sizes", "requires an argument"),
         ("reduce", "No such command 'reduce'"),
         ("step --modes", "requires an argument"),
+        ("step --np 1000", "4 modes: 1000 ranks need about 3125 GiB"),
         ("step --models vgg", "there is no model 'vgg'; choose from mlp, gpt"),
         ("hosts --link-rate slow", "'slow' is not a rate"),
         ("hosts --pretend-hosts 4 --np 2", "there are only 2 ranks"),
