@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,19 @@ def cpu_model() -> str:
     """As /proc/cpuinfo names it; the architecture where it does not."""
     found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     return found[1] if found else platform.machine()
+
+
+def busy(seconds: float = 0.5) -> float:
+    """The share of all cores that programs use while this one sleeps, 0 to 1."""
+    before = _cpu_times()
+    time.sleep(seconds)
+    spent = [after - earlier for earlier, after in zip(before, _cpu_times(), strict=True)]
+    idle = spent[3] + spent[4]  # idle, and waiting for a disk
+    return 1 - idle / sum(spent) if sum(spent) else 0.0
+
+
+def _cpu_times() -> list[int]:
+    return [int(field) for field in Path("/proc/stat").read_text().split("\n")[0].split()[1:]]
 
 
 def memory(field: str) -> int:

@@ -16,6 +16,9 @@ from ringreduce.bench.step import idle_cpu, time_steps
 from ringreduce.bench.sweep import Row, sweep
 
 
+BUSY = 0.1  # share of the cores: from here on other programs are mentioned
+
+
 class Common(Protocol):
     """The options that every benchmark has."""
 
@@ -106,9 +109,11 @@ def _effort(common: Common) -> Effort:
 
 
 def _introduce(job: Job, shown: Report) -> dict[str, Any]:
-    info = machine.describe()
+    info = machine.describe() | {"busy": machine.busy()}  # while all ranks sleep
     shown.show(
         f"{info['cpu']}, {info['cores']} cores; ringreduce {info['ringreduce']} ({info['kernels']}), "
         f"torch {info['torch']}, {info['mpi']}"
     )
+    if info["busy"] > BUSY:
+        shown.show(f"note: other programs use {100 * info['busy']:.0f}% of this machine; expect odd results")
     return info

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ from rich.console import Console
 from runner.launch import ROOT, clean_environment, find_launcher
 
 from ringreduce import cli
-from ringreduce.bench import launch, link, measure, report, units
+from ringreduce.bench import launch, link, machine, measure, report, units
 from ringreduce.bench.collectives import COLLECTIVES
 from ringreduce.bench.measure import Contender, Effort, Timing
 from ringreduce.bench.models import MODELS
@@ -161,6 +162,15 @@ def test_counters_of_an_interface():
     assert link.sent("eth0", table) == (654321, 987)
     with pytest.raises(OSError, match="no network interface 'eth1'"):
         link.sent("eth1", table)
+
+
+def test_busy_counts_what_others_do():
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as spinner:
+        try:
+            busy = machine.busy()
+        finally:
+            spinner.kill()
+    assert 0.5 / os.cpu_count() < busy <= 1
 
 
 # --- what is shown --------------------------------------------------------------------------------
