@@ -15,7 +15,6 @@ from ringreduce.bench.report import Report
 from ringreduce.bench.step import idle_cpu, time_steps
 from ringreduce.bench.sweep import Row, sweep
 
-
 BUSY = 0.1  # share of the cores: from here on other programs are mentioned
 
 
