@@ -2,7 +2,8 @@
 
     lint       ruff, mypy
     native     C++ tests of the core's parts
-    sanitize   the same under AddressSanitizer and UBSan, and under ThreadSanitizer
+    sanitize   the same under AddressSanitizer and UBSan, and under ThreadSanitizer; only when
+               named (make sanitize), as it takes as long as all the others
     single     pytest tests/single, one process
     parallel   pytest tests/parallel under mpirun at 1, 2, 3 and 4 ranks
     split      the same with the ranks split over 2 pretended hosts: 1+1, 2+2, 1+3
@@ -36,7 +37,7 @@ Stage = tuple[str, Callable[[], StageReport]]
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--only", nargs="+", choices=KINDS, default=list(KINDS), metavar="STAGE", help="run these stages only"
+        "--only", nargs="+", choices=KINDS, default=[k for k in KINDS if k != "sanitize"], metavar="STAGE", help="run these stages only"
     )
     parser.add_argument(
         "--np", nargs="+", type=int, metavar="N", help="run the parallel stages with these numbers of ranks only"

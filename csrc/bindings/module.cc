@@ -269,8 +269,9 @@ void bind_engine(nb::module_& m) {
     nb::gil_scoped_release release;
     engine.close(timeout);
   }, "timeout"_a);
-  c.def_static("segment_bytes", [](int local_size) { return ProcessSet::segment_bytes(local_size, settings().chunk_bytes); },
-               "local_size"_a);
+  c.def_static("segment_bytes", [](int local_size, int host_count) {
+    return ProcessSet::segment_bytes(local_size, settings().chunk(host_count));
+  }, "local_size"_a, "host_count"_a);
   c.def("add_set", [](PyEngine& self, int set_id, const std::vector<int>& ranks, std::shared_ptr<Segment> segment) {
     raise_if(self.get().add_set(set_id, ranks, std::move(segment)));
   }, "set_id"_a, "ranks"_a, "segment"_a);
@@ -338,6 +339,10 @@ NB_MODULE(_core, m) {
                           nb::make_tuple("RINGREDUCE_FUSION_BYTES", s.fusion_bytes),
                           nb::make_tuple("RINGREDUCE_TREE_ARITY", s.tree_arity));
   });
+  m.def("copy", [](size_t to, size_t from, size_t bytes, bool stream) {
+    nb::gil_scoped_release release;
+    copy(writable(to), address(from), bytes, stream);
+  }, "to"_a, "from"_a, "nbytes"_a, "stream"_a);
   m.def("fork_generation", [] { return fork_count.load(); });
   bind_segment(m);
   bind_op(m);

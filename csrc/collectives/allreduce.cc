@@ -17,7 +17,10 @@ Allreduce::Allreduce(Channel* channel, Pieces pieces, DType dtype, Reduction red
       // In place, the lines to be written have just been read: nothing to gain.
       stream_stores_(!pieces_.in_place() && pieces_.bytes() >= kStreamBytes),
       one_host_(topology_.host_count() == 1),
-      steps_(divide_up(pieces_.bytes(), channel->stream.chunk())),
+      // A single rank in place has its result already.
+      steps_(topology_.size == 1 && pieces_.in_place() && scale.is_identity()
+                 ? 0
+                 : divide_up(pieces_.bytes(), channel->stream.chunk())),
       first_(channel->stream.reserve(steps_)) {
   const int local = topology_.local(), rails = topology_.rails;
   const int reducers = one_host_ ? topology_.local_size() : rails;

@@ -9,8 +9,8 @@
 //   rank 0: slice a         the tensor, rank 1's from the slot) into its slot and its output;
 //   rank 1: slice b         then each copies the other's slice out.
 //
-// Bytes touched per rank on one host of L ranks, S bytes: about (2 + 2/L) S read and the same
-// written, S of each in DRAM.
+// Bytes touched per rank on one host of L ranks, S bytes: (3 - 2/L) S read and 2 S written, of
+// which S read and S written in DRAM; the rest stays in the caches.
 #pragma once
 
 #include <vector>

@@ -9,12 +9,14 @@ namespace ringreduce {
 
 struct Settings {
   std::string kernels;                    // RINGREDUCE_KERNELS: scalar|avx2|avx512, "" chooses
-  size_t chunk_bytes = 256 << 10;         // RINGREDUCE_CHUNK_BYTES: one rank's staging slot
+  size_t chunk_bytes = 0;                 // RINGREDUCE_CHUNK_BYTES: one rank's staging slot, 0 chooses
   size_t fusion_bytes = 4 << 20;          // RINGREDUCE_FUSION_BYTES: largest fused group
   double timeout_s = 300;                 // RINGREDUCE_TIMEOUT: seconds until a wait fails
   double stall_warning_s = 30;            // RINGREDUCE_STALL_WARNING: seconds until a warning
   double spin_us = 50;                    // RINGREDUCE_SPIN_US: spin before sleeping
   int tree_arity = 8;                     // RINGREDUCE_TREE_ARITY: children of a negotiation node
+  // A slot should stay in the caches; between hosts messages are a part of it, and should be long.
+  size_t chunk(int hosts) const { return chunk_bytes ? chunk_bytes : hosts > 1 ? 1 << 20 : 256 << 10; }
   int log_level = 1;                      // RINGREDUCE_LOG: 0 errors, 1 warnings, 2 info, 3 debug
 };
 

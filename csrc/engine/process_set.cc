@@ -260,7 +260,7 @@ Status ProcessSet::start_single(const OpRef& op) {
 void ProcessSet::start_description(const OpRef& op) {
   running_ = {op};
   describing_ = true;
-  description_ = describe(op->submission);
+  description_ = describe(op->submission, topology().world);
   descriptions_ = Output();
   machine_ = std::make_unique<Allgather>(&channel_, description_.data(), description_.size(), &descriptions_);
 }

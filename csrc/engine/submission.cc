@@ -105,7 +105,7 @@ uint64_t signature(const Submission& s) {
   return hash.value();
 }
 
-std::string describe(const Submission& s) {
+std::string describe(const Submission& s, const std::vector<int>& world) {
   std::string text = kind_name(s.kind);
   if (s.kind == Kind::kBarrier) return text;
   if (reduces(s.kind)) text += std::string(" ") + op_name(s.op);
@@ -113,7 +113,7 @@ std::string describe(const Submission& s) {
   // allgather and alltoall: the first dimension may differ and is not part of the shape.
   const bool rows = s.kind == Kind::kAllgather || s.kind == Kind::kAlltoall;
   text += (rows ? "rows " : "") + shape_text(s.shape);
-  if (s.root >= 0) text += " from rank " + std::to_string(s.root) + " of the set";
+  if (s.root >= 0) text += " from rank " + std::to_string(world[s.root]);
   if (s.prescale != 1.0) text += ", prescale " + number(s.prescale);
   if (s.postscale != 1.0) text += ", postscale " + number(s.postscale);
   return text;

@@ -56,8 +56,9 @@ Status validate(const Submission& submission, int set_size);
 // Equal on all ranks whose submissions may run together.
 uint64_t signature(const Submission& submission);
 
-// "allreduce Sum float32 [2, 3]", for the message when signatures differ.
-std::string describe(const Submission& submission);
+// "allreduce Sum of float32 [2, 3]", for the message when signatures differ. `world`: the world
+// ranks of the set, in which users name a root.
+std::string describe(const Submission& submission, const std::vector<int>& world);
 
 // Named operations are matched by kind and name, unnamed ones by order alone (so that two
 // unnamed ones of different kind meet, and the mistake is reported).
