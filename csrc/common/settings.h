@@ -16,7 +16,7 @@ struct Settings {
   double spin_us = 50;                    // RINGREDUCE_SPIN_US: spin before sleeping
   int tree_arity = 8;                     // RINGREDUCE_TREE_ARITY: children of a negotiation node
   // A slot should stay in the caches; between hosts messages are a part of it, and should be long.
-  size_t chunk(int hosts) const { return chunk_bytes ? chunk_bytes : hosts > 1 ? 1 << 20 : 256 << 10; }
+  size_t chunk(int hosts) const { return chunk_bytes ? chunk_bytes : hosts > 1 ? 4 << 20 : 256 << 10; }
   int log_level = 1;                      // RINGREDUCE_LOG: 0 errors, 1 warnings, 2 info, 3 debug
 };
 

@@ -18,6 +18,7 @@ constexpr int64_t kMillisecond = 1'000'000;
 constexpr int64_t kPeerCheckNs = 100 * kMillisecond;
 constexpr int kTurns = 64;
 constexpr int kYields = 8;
+constexpr int64_t kPollNs = 300'000;  // between hosts: how long to poll without a pause
 constexpr double kFarewellS = 0.2;
 constexpr int64_t kGoneGraceNs = 500 * kMillisecond;  // what was launched before may still finish
 
@@ -151,6 +152,13 @@ void Engine::pause(Lock& lock, Idle* idle, int64_t most_ns) {
   const int64_t now = now_ns();
   if (!idle->since_ns) idle->since_ns = now;
   const int64_t idle_ns = now - idle->since_ns;
+  const bool polling = on_net();
+  if (polling && idle_ns < kPollNs) {
+    lock.unlock();
+    std::this_thread::yield();  // the message may come from a rank that waits for this core
+    lock.lock();
+    return;
+  }
   if (!config_.oversubscribed && idle_ns < to_ns(config_.settings.spin_us * 1e-6)) {
     lock.unlock();
     for (int i = 0; i < 32; ++i) __builtin_ia32_pause();
@@ -174,7 +182,7 @@ void Engine::pause(Lock& lock, Idle* idle, int64_t most_ns) {
   if (!moved && status.is_ok()) {
     // Between hosts: pauses that grow with the time nothing has come.
     int64_t sleep_ns = most_ns;
-    if (on_net()) sleep_ns = std::min(most_ns, std::clamp<int64_t>(idle_ns / 8, 20'000, kMillisecond));
+    if (polling) sleep_ns = std::min(most_ns, std::clamp<int64_t>(idle_ns / 8, 50'000, kMillisecond));
     lock.unlock();
     bell_->sleep(ticket, sleep_ns);
     lock.lock();

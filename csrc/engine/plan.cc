@@ -97,7 +97,7 @@ Status Plan::start_segment(bool* moved) {
   if (slot.bucket >= 0) return Status::ok();
   *moved = true;
   if (bucket.next < bucket.own.end) {
-    const Range range{bucket.next, std::min(bucket.next + kSegmentBytes, bucket.own.end)};
+    const Range range{bucket.next, std::min(bucket.next + segment_limit(), bucket.own.end)};
     bucket.next = range.end;
     reduce_local(index, range);
     if (!one_host_) {

@@ -58,7 +58,8 @@ class Plan {
 
  private:
   static constexpr int kInFlight = 4;                  // segments between hosts at once
-  static constexpr size_t kSegmentBytes = 1 << 20;
+  // On one host small, so that a call does not take long; between hosts the messages should be long.
+  size_t segment_limit() const { return one_host_ ? 1 << 20 : 4 << 20; }
 
   struct Bucket {
     size_t offset = 0, bytes = 0;
