@@ -37,7 +37,12 @@ Stage = tuple[str, Callable[[], StageReport]]
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--only", nargs="+", choices=KINDS, default=[k for k in KINDS if k != "sanitize"], metavar="STAGE", help="run these stages only"
+        "--only",
+        nargs="+",
+        choices=KINDS,
+        default=[kind for kind in KINDS if kind != "sanitize"],
+        metavar="STAGE",
+        help="run these stages only",
     )
     parser.add_argument(
         "--np", nargs="+", type=int, metavar="N", help="run the parallel stages with these numbers of ranks only"
