@@ -77,6 +77,7 @@ void OpTable::unlink(uint32_t index) {
 
 Status OpTable::post(const Post& post, bool to_leader, bool* posted, uint32_t* index) {
   RR_TRY(header_->lock.lock(local_));
+  bool last = false;
   uint32_t at = find(post.key);
   if (!at) at = allocate(post);
   *posted = at != 0;
@@ -86,9 +87,12 @@ Status OpTable::post(const Post& post, bool to_leader, bool* posted, uint32_t* i
     if (entry.signature != post.signature) entry.mismatch = true;
     entry.arrived_mask[local_ / 64] |= uint64_t{1} << local_ % 64;
     if (post.inline_bytes) std::memcpy(payload(*index, local_), post.inline_data, post.inline_bytes);
-    if (++entry.arrived == static_cast<uint32_t>(locals_)) complete(*index, post, to_leader);
+    last = ++entry.arrived == static_cast<uint32_t>(locals_);
+    if (last) complete(*index, post, to_leader);
   }
   header_->lock.unlock();
+  // After the lock: waking many ranks takes long, and the first of them want the lock.
+  if (last) bell_->ring();
   return Status::ok();
 }
 
@@ -102,7 +106,6 @@ void OpTable::complete(uint32_t index, const Post& post, bool to_leader) {
     const uint64_t size = header_->complete_size.load(std::memory_order_relaxed);
     complete_[size % kMaxPending] = index;
     header_->complete_size.store(size + 1, std::memory_order_release);
-    bell_->ring();
   } else {
     append_locked(index, entry.mismatch ? Verdict::kMismatch : inlined ? Verdict::kInline : Verdict::kRun, 0);
   }
@@ -125,13 +128,13 @@ void OpTable::append_locked(uint32_t index, Verdict verdict, uint32_t group) {
   item.verdict = verdict;
   item.group.store(group, std::memory_order_relaxed);
   header_->log_size.store(size + 1, std::memory_order_release);
-  bell_->ring();
 }
 
 Status OpTable::append(uint32_t index, Verdict verdict, uint32_t group) {
   RR_TRY(header_->lock.lock(local_));
   append_locked(index, verdict, group);
   header_->lock.unlock();
+  bell_->ring();
   return Status::ok();
 }
 
