@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstdint>
 #include <string>
+#include <thread>
 
 #include "common/clock.h"
 #include "common/status.h"
@@ -16,9 +17,10 @@ class ShmLock {
  public:
   // `rank`: of the caller, for the message when its holder is gone.
   Status lock(int rank) {
-    for (int i = 0; i < 200; ++i) {
+    for (int i = 0; i < kTries; ++i) {
       if (try_lock(rank)) return Status::ok();
-      __builtin_ia32_pause();
+      if (i < kSpins) __builtin_ia32_pause();
+      else std::this_thread::yield();  // the holder may be waiting for this core
     }
     const int64_t deadline = now_ns() + kDeadlineNs;
     while (now_ns() < deadline) {
@@ -39,6 +41,7 @@ class ShmLock {
   }
 
  private:
+  static constexpr int kSpins = 30, kTries = 60;
   static constexpr int64_t kDeadlineNs = 10'000'000'000, kRetryNs = 10'000'000;
 
   bool try_lock(int rank) {
