@@ -97,7 +97,6 @@ class Plan:
 
 def kernels_name() -> str: ...
 def load_settings() -> tuple[tuple[str, int], ...]: ...  # reads the environment; returns the settings that must agree over ranks; ValueError for a malformed one
-def fork_generation() -> int: ...  # grows in a forked child; the engine refuses calls there
 
 class memoryview_like:  # a nanobind ndarray: __dlpack__, __dlpack_device__
     def __dlpack__(self, *args: object, **kwargs: object) -> object: ...

@@ -339,11 +339,6 @@ NB_MODULE(_core, m) {
                           nb::make_tuple("RINGREDUCE_FUSION_BYTES", s.fusion_bytes),
                           nb::make_tuple("RINGREDUCE_TREE_ARITY", s.tree_arity));
   });
-  m.def("copy", [](size_t to, size_t from, size_t bytes, bool stream) {
-    nb::gil_scoped_release release;
-    copy(writable(to), address(from), bytes, stream);
-  }, "to"_a, "from"_a, "nbytes"_a, "stream"_a);
-  m.def("fork_generation", [] { return fork_count.load(); });
   bind_segment(m);
   bind_op(m);
   bind_engine(m);
