@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "common/clock.h"
+#include "common/keep.h"
 #include "common/log.h"
 
 namespace ringreduce {
@@ -393,9 +394,9 @@ void Engine::close(double timeout_s) {
   for (int fd : peer_fds_)
     if (fd >= 0) ::close(fd);
   if (lost_transfers_) {  // MPI may still write into their memory
-    (void)new auto(std::move(plans_));
-    (void)new auto(std::move(sets_));
-    (void)config_.net.release();
+    keep_for_good(std::make_shared<decltype(plans_)>(std::move(plans_)));
+    keep_for_good(std::make_shared<decltype(sets_)>(std::move(sets_)));
+    keep_for_good(std::shared_ptr<Net>(std::move(config_.net)));
   }
   plans_.clear();
   sets_.clear();

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "common/keep.h"
 #include "kernels/kernels.h"
 
 namespace ringreduce {
@@ -35,7 +36,7 @@ HostTree::HostTree(const Channel& channel, int arity, size_t fusion_bytes)
 HostTree::~HostTree() {
   for (Link& link : links_) {
     if (link.receive.active()) channel_.net->cancel(&link.receive);
-    if (link.send.active()) (void)new std::vector<char>(std::move(link.out));  // still being read
+    if (link.send.active()) keep_for_good(std::make_shared<std::vector<char>>(std::move(link.out)));  // still being read
   }
 }
 

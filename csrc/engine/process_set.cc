@@ -9,6 +9,7 @@
 #include "collectives/broadcast.h"
 #include "collectives/reducescatter.h"
 #include "common/clock.h"
+#include "common/keep.h"
 #include "common/log.h"
 
 namespace ringreduce {
@@ -295,8 +296,8 @@ void ProcessSet::fail(const Status& status) {
   // Transfers in flight may still refer to the buffers of a machine and its operations:
   // better leaked than freed.
   if (machine_ && config_.net) {
-    (void)machine_.release();
-    (void)new std::vector<OpRef>(running_);
+    keep_for_good(std::shared_ptr<Machine>(std::move(machine_)));
+    keep_for_good(std::make_shared<std::vector<OpRef>>(running_));
   }
   machine_.reset();
   running_.clear();
