@@ -38,6 +38,44 @@ class Op:
     def wait(self, timeout: float | None = None) -> None: ...  # raises what the operation failed with
     def output(self) -> memoryview_like: ...  # allgather, alltoall: the bytes received (numpy-free ndarray, uint8[nbytes], owner kept)
     def counts(self) -> list[int]: ...  # allgather: elements from each rank; alltoall: elements received from each
+    # GPU operations (submitted with a stream): wait() returns once the work is enqueued, done() says whether the GPU
+    # has finished it.
+    @property
+    def on_gpu(self) -> bool: ...
+    def join(self, stream: int) -> None: ...  # after wait(): `stream` waits for the GPU's work; the host does not
+    def output_address(self) -> tuple[int, int]: ...  # after wait(): device address and bytes; valid while the Op lives
+    def release_output(self, stream: int) -> None: ...  # the output is used on `stream` last, and freed after that
+
+class Gpu:
+    """CUDA and NCCL as this process found them, and the GPU of this rank."""
+
+    # Loads the CUDA library (csrc/gpu/cuda, or a double) and NCCL: the one already loaded, else RINGREDUCE_NCCL, else
+    # `nccl_candidates` (files), else "libnccl.so.2". ValueError with the reason where CUDA's cannot be used; a missing
+    # NCCL is no error.
+    def __init__(self, cuda_library: str, nccl_candidates: list[str], device: int) -> None: ...
+    @property
+    def device(self) -> int: ...
+    @property
+    def is_double(self) -> bool: ...  # the tests' double: device memory is host memory
+    @property
+    def nccl_path(self) -> str: ...  # "" where there is none
+    @property
+    def nccl_problem(self) -> str: ...  # why there is none
+    @property
+    def nccl_version(self) -> int: ...  # 22703, 0 where there is none
+    @staticmethod
+    def probe(cuda_library: str) -> dict[str, object]: ...  # for doctor: problem ("" if it works), driver, runtime, devices: [(name, pci bus id)]
+    # Kernels, enqueued on `stream`; parallel lists, one entry a tensor: its address, first element in the bucket, elements.
+    def pack(self, bucket: int, bucket_dtype: int, tensor_dtype: int, tensors: list[int], offsets: list[int],
+             counts: list[int], scale: float, stream: int) -> None: ...
+    def unpack(self, bucket: int, bucket_dtype: int, tensor_dtype: int, tensors: list[int], offsets: list[int],
+               counts: list[int], scale: float, stream: int) -> None: ...
+    # out[r] = scale * sum of the rows values[order[first[r]:first[r + 1]]]; order and first: int64 on the device.
+    def merge_rows(self, out: int, values: int, order: int, first: int, out_rows: int, width: int, dtype: int,
+                   scale: float, stream: int) -> None: ...
+    # dst = the sources reduced in their order (kernels of the CPU are the reference).
+    def reduce(self, dst: int, sources: list[int], count: int, dtype: int, op: int, prescale: float, postscale: float,
+               stream: int) -> None: ...
 
 class Engine:
     def __init__(
@@ -76,6 +114,13 @@ class Engine:
                       shape: tuple[int, ...], dtype: int, op: int, prescale: float, postscale: float) -> Op: ...
     def alltoall(self, set_id: int, name: str | None, input: int, send_counts: list[int], shape: tuple[int, ...], dtype: int) -> Op: ...
     def barrier(self, set_id: int) -> Op: ...
+    # GPU. Every submission above but allreduce_sync and barrier takes `stream: int = -1` last: the caller's current CUDA
+    # stream (0 is the default stream) where the addresses are on the GPU, -1 where they are on the CPU.
+    def attach_gpu(self, gpu: Gpu) -> None: ...  # before the first GPU operation; once
+    def gpu_streams(self, set_id: int) -> list[int]: ...  # streams on which this set's GPU work runs (for record_stream)
+    def gpu_info(self, set_id: int) -> bytes: ...  # this rank's part in making a communicator of the set
+    @staticmethod
+    def gpu_backend(infos: list[bytes]) -> tuple[str, str]: ...  # ("nccl", "") or ("host", why); infos by set rank
     def next_channel(self) -> int: ...  # the lowest channel number free on this rank; a plan needs one that is free on all its ranks (the maximum)
 
     def state(self) -> str: ...  # multi-line: what is pending, since when, who is missing (for hang reports)
@@ -93,6 +138,24 @@ class Plan:
     def buffer(self, bucket: int) -> memoryview_like: ...  # this rank's bucket: uint8[nbytes] in the arena, for torch.from_dlpack
     def launch(self, bucket: int) -> None: ...  # buckets in order 0, 1, ... within a step; returns at once, makes a little progress
     def wait(self, bucket: int) -> None: ...  # until this bucket's last launch is complete on this rank; raises RingreduceError
+    def close(self) -> None: ...
+
+class GpuPlan:
+    """Gradient buckets in GPU memory, reduced in place, agreed once by all ranks of the set.
+
+    Created by every member with the same arguments and the infos of all of them (Engine.gpu_info, by set rank).
+    """
+
+    # buckets: (device address, elements, dtype code); the memory outlives close() by the GPU's work.
+    # host: where gpu_backend says "host": a Plan with the same buckets, through which the data goes.
+    def __init__(self, engine: Engine, set_id: int, infos: list[bytes], buckets: list[tuple[int, int, int]], op: int,
+                 prescale: float, postscale: float, host: Plan | None) -> None: ...
+    @property
+    def stream(self) -> int: ...  # on which the reductions run
+    # After what is on `stream` now; buckets in order 0, 1, ... within a step. The host does not wait for the GPU.
+    def launch(self, bucket: int, stream: int) -> None: ...
+    # `stream` waits for the bucket's last launch. The host waits at most until that is enqueued.
+    def wait(self, bucket: int, stream: int) -> None: ...
     def close(self) -> None: ...
 
 def kernels_name() -> str: ...
