@@ -6,7 +6,7 @@
 
 #include "collectives/output.h"
 #include "common/status.h"
-#include "engine/submission.h"
+#include "collectives/submission.h"
 
 namespace ringreduce {
 

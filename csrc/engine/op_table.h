@@ -20,7 +20,7 @@
 #include <vector>
 
 #include "common/status.h"
-#include "engine/submission.h"
+#include "collectives/submission.h"
 #include "transport/bell.h"
 #include "transport/shm_lock.h"
 

@@ -5,9 +5,7 @@
 
 #include "collectives/allgather.h"
 #include "collectives/allreduce.h"
-#include "collectives/alltoall.h"
-#include "collectives/broadcast.h"
-#include "collectives/reducescatter.h"
+#include "collectives/make_machine.h"
 #include "common/clock.h"
 #include "common/keep.h"
 #include "common/log.h"
@@ -222,38 +220,15 @@ Status ProcessSet::start_group() {
     RR_TRY(take(entry, &running_.back()));
     RR_TRY(table_.release(entry));
   }
-  if (running_.size() == 1) return start_single(running_[0]);
+  if (running_.size() == 1) {
+    machine_ = make_machine(&channel_, running_[0]->submission, &running_[0]->output);
+    return Status::ok();
+  }
   const Submission& first = running_[0]->submission;
   Pieces pieces;
   for (const OpRef& op : running_)
     for (const Piece& piece : op->submission.pieces) pieces.append(piece);
   machine_ = std::make_unique<Allreduce>(&channel_, std::move(pieces), first.dtype, first.reduction(), first.scale(topology().size));
-  return Status::ok();
-}
-
-// The one place that knows which machine executes what.
-Status ProcessSet::start_single(const OpRef& op) {
-  const Submission& s = op->submission;
-  const Scale scale = s.scale(topology().size);
-  const Piece piece = s.pieces.empty() ? Piece{} : s.pieces[0];
-  switch (s.kind) {
-    case Kind::kAllreduce:
-      machine_ = std::make_unique<Allreduce>(&channel_, Pieces(s.pieces), s.dtype, s.reduction(), scale);
-      break;
-    case Kind::kBroadcast:
-      machine_ = std::make_unique<Broadcast>(&channel_, piece.in, piece.out, piece.bytes, s.root);
-      break;
-    case Kind::kAllgather:
-      machine_ = std::make_unique<Allgather>(&channel_, piece.in, piece.bytes, &op->output);
-      break;
-    case Kind::kReducescatter:
-      machine_ = std::make_unique<Reducescatter>(&channel_, piece.in, piece.out, s.counts, s.dtype, s.reduction(), scale);
-      break;
-    case Kind::kAlltoall:
-      machine_ = std::make_unique<Alltoall>(&channel_, piece.in, s.counts, &op->output);
-      break;
-    case Kind::kBarrier: break;  // always inline
-  }
   return Status::ok();
 }
 

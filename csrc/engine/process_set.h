@@ -70,7 +70,6 @@ class ProcessSet {
   Status run_machine(bool* moved);
   Status take_decision(bool* moved);
   Status start_group();
-  Status start_single(const OpRef& op);
   void start_description(const OpRef& op);
   Status take(uint32_t entry, OpRef* op);
   void finish(const OpRef& op, Status status);

@@ -1,4 +1,4 @@
-#include "engine/submission.h"
+#include "collectives/submission.h"
 
 #include <cstdio>
 #include <cstring>
