@@ -71,7 +71,7 @@ $(STAMP)/mpi: $(STAMP)/ringreduce
 	@touch $@
 
 # --- native tests -----------------------------------------------------------------------------
-# Every csrc/**/*.cc but bindings/ and gpu/, linked with each tests/native/test_*.cc into a
+# Every csrc/**/*.cc but bindings/ and gpu/cuda/, linked with each tests/native/test_*.cc into a
 # program of its own. SANITIZE= (none), address,undefined or thread.
 
 SANITIZE =
@@ -81,7 +81,7 @@ COMMA := ,
 NATIVE = build/native$(if $(SANITIZE),-$(subst $(COMMA),-,$(SANITIZE)))
 NATIVE_FLAGS = -std=c++17 -pthread -fPIC -ffp-contract=off -fvisibility=hidden -Wall -Wextra -Icsrc -Itests/native \
   $(if $(SANITIZE),-O1 -g -fno-omit-frame-pointer -fsanitize=$(SANITIZE) -fno-sanitize-recover=all,-O2 -g0)
-NATIVE_SOURCES = $(shell find csrc -name '*.cc' -not -path 'csrc/bindings/*' -not -path 'csrc/gpu/*')
+NATIVE_SOURCES = $(shell find csrc -name '*.cc' -not -path 'csrc/bindings/*' -not -path 'csrc/gpu/cuda/*')
 NATIVE_TESTS = $(patsubst tests/native/%.cc,$(NATIVE)/%,$(wildcard tests/native/test_*.cc))
 NATIVE_OBJECTS = $(patsubst %.cc,$(NATIVE)/%.o,$(NATIVE_SOURCES))
 CXX = g++

@@ -57,9 +57,9 @@ def check_headers(cxx: str) -> None:
 
 
 def core_sources() -> list[Path]:
-    """The core's sources, relative to the root; csrc/gpu is a library of its own."""
+    """The core's sources, relative to the root; csrc/gpu/cuda is a library of its own."""
     found = (path.relative_to(ROOT) for path in ROOT.glob("csrc/**/*.cc"))
-    return sorted(path for path in found if path.parts[1] != "gpu")
+    return sorted(path for path in found if path.parts[1:3] != ("gpu", "cuda"))
 
 
 def compile_command(source: Path) -> tuple[list[str], list[str]]:

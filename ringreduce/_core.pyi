@@ -42,6 +42,8 @@ class Op:
     # has finished it.
     @property
     def on_gpu(self) -> bool: ...
+    @property
+    def stream(self) -> int: ...  # after wait(): on which the GPU's work runs (for record_stream)
     def join(self, stream: int) -> None: ...  # after wait(): `stream` waits for the GPU's work; the host does not
     def output_address(self) -> tuple[int, int]: ...  # after wait(): device address and bytes; valid while the Op lives
     def release_output(self, stream: int) -> None: ...  # the output is used on `stream` last, and freed after that
@@ -117,10 +119,9 @@ class Engine:
     # GPU. Every submission above but allreduce_sync and barrier takes `stream: int = -1` last: the caller's current CUDA
     # stream (0 is the default stream) where the addresses are on the GPU, -1 where they are on the CPU.
     def attach_gpu(self, gpu: Gpu) -> None: ...  # before the first GPU operation; once
-    def gpu_streams(self, set_id: int) -> list[int]: ...  # streams on which this set's GPU work runs (for record_stream)
     def gpu_info(self, set_id: int) -> bytes: ...  # this rank's part in making a communicator of the set
-    @staticmethod
-    def gpu_backend(infos: list[bytes]) -> tuple[str, str]: ...  # ("nccl", "") or ("host", why); infos by set rank
+    # How the set's GPU operations run: ("nccl", "") or ("host", why). ValueError before its first one.
+    def gpu_path(self, set_id: int) -> tuple[str, str]: ...
     def next_channel(self) -> int: ...  # the lowest channel number free on this rank; a plan needs one that is free on all its ranks (the maximum)
 
     def state(self) -> str: ...  # multi-line: what is pending, since when, who is missing (for hang reports)
@@ -147,7 +148,7 @@ class GpuPlan:
     """
 
     # buckets: (device address, elements, dtype code); the memory outlives close() by the GPU's work.
-    # host: where gpu_backend says "host": a Plan with the same buckets, through which the data goes.
+    # host: where gpu_path says "host": a Plan with the same buckets, through which the data goes.
     def __init__(self, engine: Engine, set_id: int, infos: list[bytes], buckets: list[tuple[int, int, int]], op: int,
                  prescale: float, postscale: float, host: Plan | None) -> None: ...
     @property

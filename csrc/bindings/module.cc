@@ -10,10 +10,8 @@
 
 #include <pthread.h>
 
-#include <atomic>
-
+#include "bindings/support.h"
 #include "common/log.h"
-#include "engine/engine.h"
 #include "transport/mpi_net.h"
 
 namespace nb = nanobind;
@@ -21,64 +19,6 @@ using namespace nb::literals;
 
 namespace ringreduce {
 namespace {
-
-// What bindings throw for a Status; translated to RingreduceError unless the caller is at fault.
-struct CoreError : std::runtime_error {
-  using std::runtime_error::runtime_error;
-};
-
-// A deadline passed: unlike after any other failure, the operation is still in flight.
-struct CoreTimeout : CoreError {
-  using CoreError::CoreError;
-};
-
-std::atomic<int> fork_count{0};
-
-void raise_if(const Status& status) {
-  if (status.is_ok()) return;
-  if (status.code() == Code::kInvalid || status.code() == Code::kUnsupported) throw nb::value_error(status.text().c_str());
-  if (status.code() == Code::kTimeout) throw CoreTimeout(status.text());
-  throw CoreError(status.text());
-}
-
-// An engine does not survive a fork: its thread and its place in the table are the parent's.
-class PyEngine {
- public:
-  PyEngine(EngineConfig config) : engine_(new Engine(std::move(config))), born_(fork_count.load()) {}
-  ~PyEngine() {
-    if (born_ != fork_count.load()) (void)engine_.release();  // not ours to end
-  }
-  Engine& get() {
-    if (born_ != fork_count.load())
-      throw CoreError("this process was forked from a rank of the job; only the rank itself can communicate "
-                      "(start other processes with the 'spawn' method, or keep ringreduce out of them)");
-    return *engine_;
-  }
-
- private:
-  std::unique_ptr<Engine> engine_;
-  int born_;
-};
-
-// Waits in slices, so that Ctrl-C works.
-template <typename Wait>
-void wait_with_signals(Wait wait) {
-  constexpr double kSliceS = 0.1;
-  for (bool done = false; !done;) {
-    Status status;
-    {
-      nb::gil_scoped_release release;
-      status = wait(kSliceS, &done);
-    }
-    raise_if(status);
-    if (!done && PyErr_CheckSignals()) throw nb::python_error();
-  }
-}
-
-struct PyOp {
-  PyEngine* engine;
-  OpRef op;
-};
 
 void append_shape(nb::handle shape, std::vector<int64_t>* to) {
   for (nb::handle extent : nb::borrow<nb::tuple>(shape)) to->push_back(nb::cast<int64_t>(extent));
@@ -96,7 +36,10 @@ Submission make_submission(Kind kind, const std::optional<std::string>& name, in
   return s;
 }
 
-PyOp submit(PyEngine& engine, int set_id, Submission submission) {
+// `stream`: -1 where the tensors are on the CPU.
+PyOp submit(PyEngine& engine, int set_id, Submission submission, int64_t stream = -1) {
+  submission.on_gpu = stream >= 0;
+  if (submission.on_gpu) submission.stream = pointer(stream);
   PyOp result{&engine, nullptr};
   Engine& target = engine.get();
   Status status;
@@ -123,12 +66,6 @@ Bytes view(char* data, size_t bytes, std::shared_ptr<Owner> owner) {
   return Bytes(data, {bytes}, capsule);
 }
 
-struct PyPlan {
-  PyEngine* engine;
-  std::shared_ptr<Plan> plan;
-  std::shared_ptr<Segment> segment;
-};
-
 std::vector<BucketSpec> specs(const std::vector<std::pair<size_t, int>>& buckets) {
   std::vector<BucketSpec> out;
   for (const auto& [count, dtype] : buckets) out.push_back({count, static_cast<DType>(dtype)});
@@ -153,9 +90,10 @@ void bind_segment(nb::module_& m) {
 }
 
 void bind_op(nb::module_& m) {
-  nb::class_<PyOp>(m, "Op")
-      .def_prop_ro("name", [](const PyOp& self) { return self.op->submission.name; })
-      .def("done", [](const PyOp& self) { return self.op->is_done(); })
+  nb::class_<PyOp> c(m, "Op");
+  bind_gpu_op(c);
+  c.def_prop_ro("name", [](const PyOp& self) { return self.op->submission.name; })
+      .def("done", [](const PyOp& self) { return self.op->is_finished(); })
       .def("wait", [](const PyOp& self, std::optional<double> timeout) {
         if (self.op->is_done()) return raise_if(self.op->status);
         Engine& engine = self.engine->get();
@@ -172,7 +110,7 @@ void bind_op(nb::module_& m) {
 void bind_submissions(nb::class_<PyEngine>& c) {
   c.def("allreduce", [](PyEngine& self, int set_id, std::optional<std::string> name, const std::vector<size_t>& inputs,
                         const std::vector<size_t>& outputs, const std::vector<size_t>& counts, nb::list shapes, int dtype,
-                        int op, double prescale, double postscale) {
+                        int op, double prescale, double postscale, int64_t stream) {
     Submission s = make_submission(Kind::kAllreduce, name, dtype);
     s.op = op;
     s.prescale = prescale;
@@ -182,8 +120,9 @@ void bind_submissions(nb::class_<PyEngine>& c) {
       if (i) s.shape.push_back(Submission::kNextTensor);
       append_shape(shapes[i], &s.shape);
     }
-    return submit(self, set_id, std::move(s));
-  }, nb::keep_alive<0, 1>());
+    return submit(self, set_id, std::move(s), stream);
+  }, nb::keep_alive<0, 1>(), "set_id"_a, "name"_a.none(), "inputs"_a, "outputs"_a, "counts"_a, "shapes"_a, "dtype"_a, "op"_a, "prescale"_a, "postscale"_a,
+     "stream"_a = -1);
   c.def("allreduce_sync", [](PyEngine& self, int set_id, std::optional<std::string> name, size_t input, size_t output,
                              size_t count, nb::handle shape, int dtype, int op, double prescale, double postscale) {
     Submission s = make_submission(Kind::kAllreduce, name, dtype);
@@ -203,23 +142,23 @@ void bind_submissions(nb::class_<PyEngine>& c) {
     wait_with_signals([&](double slice, bool* done) { return engine.wait(*done_op, -1, slice, done); });
   });
   c.def("broadcast", [](PyEngine& self, int set_id, std::optional<std::string> name, size_t input, size_t output,
-                        size_t count, nb::handle shape, int dtype, int root) {
+                        size_t count, nb::handle shape, int dtype, int root, int64_t stream) {
     Submission s = make_submission(Kind::kBroadcast, name, dtype);
     s.root = root;
     s.pieces.push_back({address(input), writable(output), count * info(s.dtype).size});
     append_shape(shape, &s.shape);
-    return submit(self, set_id, std::move(s));
-  }, nb::keep_alive<0, 1>());
+    return submit(self, set_id, std::move(s), stream);
+  }, nb::keep_alive<0, 1>(), "set_id"_a, "name"_a.none(), "input"_a, "output"_a, "count"_a, "shape"_a, "dtype"_a, "root"_a, "stream"_a = -1);
   c.def("allgather", [](PyEngine& self, int set_id, std::optional<std::string> name, size_t input, size_t count,
-                        nb::handle shape, int dtype) {
+                        nb::handle shape, int dtype, int64_t stream) {
     Submission s = make_submission(Kind::kAllgather, name, dtype);
     s.pieces.push_back({address(input), nullptr, count * info(s.dtype).size});
     append_shape(shape, &s.shape);
-    return submit(self, set_id, std::move(s));
-  }, nb::keep_alive<0, 1>());
+    return submit(self, set_id, std::move(s), stream);
+  }, nb::keep_alive<0, 1>(), "set_id"_a, "name"_a.none(), "input"_a, "count"_a, "shape"_a, "dtype"_a, "stream"_a = -1);
   c.def("reducescatter", [](PyEngine& self, int set_id, std::optional<std::string> name, size_t input, size_t output,
                             const std::vector<int64_t>& recv_counts, nb::handle shape, int dtype, int op, double prescale,
-                            double postscale) {
+                            double postscale, int64_t stream) {
     Submission s = make_submission(Kind::kReducescatter, name, dtype);
     s.op = op;
     s.prescale = prescale;
@@ -229,18 +168,19 @@ void bind_submissions(nb::class_<PyEngine>& c) {
     for (int64_t count : s.counts) bytes += count;
     s.pieces.push_back({address(input), writable(output), bytes});
     append_shape(shape, &s.shape);
-    return submit(self, set_id, std::move(s));
-  }, nb::keep_alive<0, 1>());
+    return submit(self, set_id, std::move(s), stream);
+  }, nb::keep_alive<0, 1>(), "set_id"_a, "name"_a.none(), "input"_a, "output"_a, "recv_counts"_a, "shape"_a, "dtype"_a, "op"_a, "prescale"_a,
+     "postscale"_a, "stream"_a = -1);
   c.def("alltoall", [](PyEngine& self, int set_id, std::optional<std::string> name, size_t input,
-                       const std::vector<int64_t>& send_counts, nb::handle shape, int dtype) {
+                       const std::vector<int64_t>& send_counts, nb::handle shape, int dtype, int64_t stream) {
     Submission s = make_submission(Kind::kAlltoall, name, dtype);
     s.counts = in_bytes(send_counts, s.dtype);
     size_t bytes = 0;
     for (int64_t count : s.counts) bytes += count;
     s.pieces.push_back({address(input), nullptr, bytes});
     append_shape(shape, &s.shape);
-    return submit(self, set_id, std::move(s));
-  }, nb::keep_alive<0, 1>());
+    return submit(self, set_id, std::move(s), stream);
+  }, nb::keep_alive<0, 1>(), "set_id"_a, "name"_a.none(), "input"_a, "send_counts"_a, "shape"_a, "dtype"_a, "stream"_a = -1);
   c.def("barrier", [](PyEngine& self, int set_id) {
     return submit(self, set_id, make_submission(Kind::kBarrier, std::nullopt, 0));
   }, nb::keep_alive<0, 1>());
@@ -279,6 +219,7 @@ void bind_engine(nb::module_& m) {
   c.def("next_channel", [](PyEngine& self) { return self.get().next_channel(); });
   c.def("state", [](PyEngine& self) { return self.get().state(); });
   bind_submissions(c);
+  bind_gpu_engine(c);
 }
 
 void bind_plan(nb::module_& m) {
@@ -343,4 +284,5 @@ NB_MODULE(_core, m) {
   bind_op(m);
   bind_engine(m);
   bind_plan(m);
+  bind_gpu(m);
 }

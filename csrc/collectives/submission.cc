@@ -96,7 +96,7 @@ Status validate(const Submission& s, int set_size) {
 
 uint64_t signature(const Submission& s) {
   Hasher hash;
-  hash.add(static_cast<uint64_t>(s.kind) << 32 | static_cast<uint64_t>(s.dtype));
+  hash.add(static_cast<uint64_t>(s.kind) << 32 | uint64_t{s.on_gpu} << 16 | static_cast<uint64_t>(s.dtype));
   if (reduces(s.kind)) hash.add(s.op).add(bits(s.prescale)).add(bits(s.postscale));
   if (s.kind == Kind::kReducescatter)
     for (int64_t count : s.counts) hash.add(count);
@@ -113,6 +113,7 @@ std::string describe(const Submission& s, const std::vector<int>& world) {
   // allgather and alltoall: the first dimension may differ and is not part of the shape.
   const bool rows = s.kind == Kind::kAllgather || s.kind == Kind::kAlltoall;
   text += (rows ? "rows " : "") + shape_text(s.shape);
+  text += s.on_gpu ? " on cuda" : " on cpu";
   if (s.root >= 0) text += " from rank " + std::to_string(world[s.root]);
   if (s.prescale != 1.0) text += ", prescale " + number(s.prescale);
   if (s.postscale != 1.0) text += ", postscale " + number(s.postscale);

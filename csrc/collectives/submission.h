@@ -33,6 +33,8 @@ struct Submission {
   int op = kOpSum;
   double prescale = 1.0, postscale = 1.0;
   int root = -1;                  // rank within the set
+  bool on_gpu = false;            // where the tensors are
+  void* stream = nullptr;         // on the GPU: the caller's, on which they get their values
   std::string name;               // empty: matched by the set's counter
   std::vector<Piece> pieces;      // in and out; allgather, alltoall: out is null
   std::vector<int64_t> shape;     // what must agree; several tensors are divided by kNextTensor

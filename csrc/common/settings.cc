@@ -31,6 +31,10 @@ class Reader {
     reject(name, text, "one of " + list);
   }
 
+  void text(const char* name, std::string* value) {
+    if (const char* text = get(name)) *value = text;
+  }
+
   void number(const char* name, double* value, double least, double most, const std::string& unit) {
     const char* text = get(name);
     if (!text) return;
@@ -98,6 +102,12 @@ Parsed parse() {
   read.number("RINGREDUCE_TIMEOUT", &s.timeout_s, 0.1, kYear, "seconds");
   read.number("RINGREDUCE_STALL_WARNING", &s.stall_warning_s, 0.1, kYear, "seconds");
   read.number("RINGREDUCE_SPIN_US", &s.spin_us, 0, 1e6, "microseconds");
+  read.text("RINGREDUCE_CUDA_LIBRARY", &s.cuda_library);
+  read.text("RINGREDUCE_NCCL", &s.nccl_library);
+  read.choice("RINGREDUCE_GPU_PATH", &s.gpu_path, {"nccl", "host"});
+  std::string sharing;
+  read.text("NCCL_MULTI_RANK_GPU_ENABLE", &sharing);  // NCCL's own
+  s.nccl_multi_rank_gpu = sharing == "1";
   read.integer("RINGREDUCE_TREE_ARITY", &s.tree_arity, 1, 1024);
   read.integer("RINGREDUCE_LOG", &s.log_level, 0, 3);
   return parsed;

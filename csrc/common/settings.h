@@ -14,6 +14,10 @@ struct Settings {
   double timeout_s = 300;                 // RINGREDUCE_TIMEOUT: seconds until a wait fails
   double stall_warning_s = 30;            // RINGREDUCE_STALL_WARNING: seconds until a warning
   double spin_us = 50;                    // RINGREDUCE_SPIN_US: spin before sleeping
+  std::string cuda_library;               // RINGREDUCE_CUDA_LIBRARY: instead of the one installed
+  std::string nccl_library;               // RINGREDUCE_NCCL: the libnccl.so to use
+  std::string gpu_path;                   // RINGREDUCE_GPU_PATH: nccl|host, "" chooses
+  bool nccl_multi_rank_gpu = false;       // NCCL_MULTI_RANK_GPU_ENABLE: NCCL lets two ranks use one GPU
   int tree_arity = 8;                     // RINGREDUCE_TREE_ARITY: children of a negotiation node
   // A slot should stay in the caches; between hosts messages are a part of it, and should be long.
   size_t chunk(int hosts) const { return chunk_bytes ? chunk_bytes : hosts > 1 ? 4 << 20 : 256 << 10; }

@@ -20,6 +20,7 @@ constexpr int64_t kPeerCheckNs = 100 * kMillisecond;
 constexpr int kTurns = 64;
 constexpr int kYields = 8;
 constexpr int64_t kPollNs = 300'000;  // between hosts: how long to poll without a pause
+constexpr auto kGpuCheck = std::chrono::milliseconds(50);  // while the GPU has work of ours
 constexpr double kFarewellS = 0.2;
 constexpr int64_t kGoneGraceNs = 500 * kMillisecond;  // what was launched before may still finish
 
@@ -99,6 +100,7 @@ Status Engine::add_set(int id, const std::vector<int>& ranks, std::shared_ptr<Se
   set.fusion_bytes = config_.settings.fusion_bytes;
   set.tree_arity = config_.settings.tree_arity;
   sets_[id] = std::make_unique<ProcessSet>(set);
+  sets_[id]->attach(device_);
   return Status::ok();
 }
 
@@ -107,8 +109,21 @@ Status Engine::remove_set(int id) {
   ProcessSet* set;
   RR_TRY(find(id, &set));
   if (!set->idle()) return {Code::kInvalid, "process set " + std::to_string(id) + " still has operations in flight"};
+  if (set->watching()) retired_.push_back(set->gpu().communicator);
   sets_.erase(id);
   return Status::ok();
+}
+
+// The event says when the tensors have their values.
+static Status begin_on_gpu(const std::shared_ptr<Device>& device, Op* op) {
+  if (!device) return {Code::kInvalid, "no GPU is attached to this rank"};
+  void* stream = op->submission.stream;
+  if (device->capturing(stream))
+    return {Code::kUnsupported, op->title() + " cannot be captured in a CUDA graph, since the ranks agree on it by messages; "
+                                              "capture steps of DistributedOptimizer, or call it outside of the capture"};
+  op->gpu = std::make_shared<GpuOp>();
+  op->gpu->device = device;
+  return device->record(stream, &op->gpu->ready);
 }
 
 Status Engine::submit(int set_id, Submission submission, bool wake, OpRef* op) {
@@ -117,6 +132,7 @@ Status Engine::submit(int set_id, Submission submission, bool wake, OpRef* op) {
   Lock lock(mutex_);
   ProcessSet* set;
   RR_TRY(find(set_id, &set));
+  if ((*op)->submission.on_gpu) RR_TRY(begin_on_gpu(device_, op->get()));
   RR_TRY(set->submit(*op));
   // A driver between hosts may be asleep for longer than the new operation should wait.
   if (drivers_ && set->net()) bell_->ring();
@@ -129,10 +145,20 @@ Status Engine::advance(bool* moved) {
     if (!set->idle() || set->on_net()) RR_TRY(set->advance(moved));
   for (auto& plan : plans_)
     if (!plan->idle()) RR_TRY(plan->advance(moved));
+  for (auto& plan : gpu_plans_)
+    if (!plan->idle()) RR_TRY(plan->advance(moved));
   return Status::ok();
 }
 
+// Nothing rings when the GPU or NCCL get on.
+bool Engine::gpu_polled() const {
+  if (!device_) return false;
+  return std::any_of(gpu_plans_.begin(), gpu_plans_.end(), [](const auto& plan) { return !plan->idle(); }) ||
+         std::any_of(sets_.begin(), sets_.end(), [](const auto& set) { return set.second->on_net(); });
+}
+
 bool Engine::on_net() const {
+  if (gpu_polled()) return true;
   if (!config_.net) return false;
   for (const auto& [id, set] : sets_)
     if (set->on_net()) return true;
@@ -144,6 +170,7 @@ bool Engine::on_net() const {
 bool Engine::background_work() const {
   for (const auto& [id, set] : sets_)
     if (!set->idle() || set->sending()) return true;
+  if (gpu_polled()) return true;
   if (!config_.net && !config_.spare_cores) return false;
   return std::any_of(plans_.begin(), plans_.end(), [](const auto& plan) { return !plan->idle(); });
 }
@@ -194,6 +221,7 @@ void Engine::pause(Lock& lock, Idle* idle, int64_t most_ns) {
   bell_->leave();
   if (now_ns() - peers_checked_ns_ < kPeerCheckNs) return;
   check_peers();
+  check_gpu();
   for (auto& [id, set] : sets_) set->warn_of_stalls(now_ns(), to_ns(config_.settings.stall_warning_s));
 }
 
@@ -314,7 +342,12 @@ void Engine::run() {
   while (!closed_) {
     if (drivers_ || !background_work()) {
       idle = {};
-      wake_.wait(lock);
+      if (!watching_gpu()) {
+        wake_.wait(lock);
+      } else if (wake_.wait_for(lock, kGpuCheck) == std::cv_status::timeout) {
+        check_peers();
+        check_gpu();
+      }
       continue;
     }
     bool moved = false;
@@ -354,6 +387,8 @@ void Engine::fail(const Status& status) {
   broken_ = status;
   lost_transfers_ = config_.net && !closing_;
   for (auto& [id, set] : sets_) set->fail(status);
+  for (auto& plan : gpu_plans_) plan->communicator().abort();
+  for (auto& communicator : retired_) communicator->abort();
   bell_->ring();
 }
 
@@ -378,6 +413,8 @@ void Engine::close(double timeout_s) {
   };
   (void)wait_until(lock, [&] { return !committed(); }, timeout_s);
   (void)wait_until(lock, [&] { return !sending(); }, std::min(timeout_s, kFarewellS));
+  // What is on the GPU is finished there: a communicator is destroyed without loss, or aborted.
+  (void)wait_until(lock, [&] { return check_gpu(), !watching_gpu(); }, timeout_s);
   fail({Code::kShutdown, "ringreduce was shut down on this rank while the operation was in flight"});
   closed_ = true;
   wake_.notify_all();
@@ -398,6 +435,8 @@ void Engine::close(double timeout_s) {
     keep_for_good(std::make_shared<decltype(sets_)>(std::move(sets_)));
     keep_for_good(std::shared_ptr<Net>(std::move(config_.net)));
   }
+  retired_.clear();
+  gpu_plans_.clear();
   plans_.clear();
   sets_.clear();
   config_.net.reset();  // its receives are taken back while the communicator lives
@@ -412,6 +451,10 @@ std::string Engine::state() {
   for (auto& plan : plans_)
     for (size_t i = 0; i < plan->bucket_count(); ++i)
       if (!plan->complete(static_cast<int>(i))) text += "  gradient bucket: " + plan->missing(static_cast<int>(i)) + "\n";
+  for (auto& plan : gpu_plans_)
+    for (size_t i = 0; i < plan->bucket_count(); ++i)
+      if (!plan->enqueued(static_cast<int>(i)))
+        text += "  gradient bucket " + std::to_string(i) + " on the GPU: " + plan->where(static_cast<int>(i)) + "\n";
   return text;
 }
 

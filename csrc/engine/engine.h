@@ -23,6 +23,7 @@
 
 #include "common/settings.h"
 #include "engine/plan.h"
+#include "gpu/gpu_plan.h"
 #include "engine/process_set.h"
 
 namespace ringreduce {
@@ -63,6 +64,22 @@ class Engine {
   Status launch(Plan& plan, int bucket);
   Status wait_bucket(Plan& plan, int bucket, double slice_s, bool* done);
 
+  // GPU (gpu/collective.h, gpu/gpu_plan.h).
+  Status attach_gpu(std::shared_ptr<Device> device);
+  // This rank's part in making a plan's communicator; set rank 0 makes its unique id.
+  Status gpu_info(int set_id, GpuInfo* info);
+  // How operations of the set run; an error before its first one.
+  Status gpu_path(int set_id, GpuPath* path, std::string* why_host);
+  // `infos`: of all ranks of the set. `host`: the plan that reduces where the set's path is kHost.
+  Status add_gpu_plan(int set_id, const std::vector<GpuInfo>& infos, const std::vector<GpuBucketSpec>& buckets, int op,
+                      double prescale, double postscale, std::shared_ptr<Plan> host, std::shared_ptr<GpuPlan>* plan);
+  void remove_plan(const std::shared_ptr<GpuPlan>& plan);
+  Status launch(GpuPlan& plan, int bucket, void* stream);
+  // Until the bucket's last launch is enqueued; then `stream` waits for it.
+  Status wait_bucket(GpuPlan& plan, int bucket, void* stream, double slice_s, bool* done);
+  // `stream` waits for an operation that is done. An error if the library has failed since.
+  Status join(const Op& op, void* stream);
+
   std::string state();
 
  private:
@@ -74,6 +91,9 @@ class Engine {
   Status advance(bool* moved);
   bool on_net() const;
   bool background_work() const;
+  bool gpu_polled() const;
+  bool watching_gpu() const;
+  void check_gpu();
   struct Idle {  // since something last moved
     int64_t since_ns = 0;
     int yields = 0;
@@ -91,6 +111,9 @@ class Engine {
   std::condition_variable wake_;     // the background thread, when nothing is in flight
   std::map<int, std::unique_ptr<ProcessSet>> sets_;
   std::vector<std::shared_ptr<Plan>> plans_;
+  std::shared_ptr<Device> device_;   // null without a GPU
+  std::vector<std::shared_ptr<GpuPlan>> gpu_plans_;
+  std::vector<std::shared_ptr<Communicator>> retired_;  // of removed sets and plans: still in use on the GPU
   Bell* bell_ = nullptr;
   int drivers_ = 0;                  // threads in wait
   bool closing_ = false, closed_ = false;

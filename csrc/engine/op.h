@@ -7,6 +7,7 @@
 #include "collectives/output.h"
 #include "common/status.h"
 #include "collectives/submission.h"
+#include "gpu/collective.h"
 
 namespace ringreduce {
 
@@ -19,6 +20,7 @@ struct Op {
   uint32_t entry = 0;     // in the table of its set, once posted
   bool posted = false, decided = false, warned = false;
   Output output;
+  std::shared_ptr<GpuOp> gpu;  // null on the CPU. Done then means: enqueued
   Status status;          // written before done
   std::atomic<bool> done{false};
 
@@ -27,6 +29,12 @@ struct Op {
     done.store(true, std::memory_order_release);
   }
   bool is_done() const { return done.load(std::memory_order_acquire); }
+  // On the GPU: it has run there, too.
+  bool is_finished() const {
+    bool reached = true;
+    if (is_done() && gpu && gpu->finished) (void)gpu->device->reached(gpu->finished, &reached);
+    return is_done() && reached;
+  }
 
   // "allreduce 'loss'" or "allreduce (unnamed operation 12 of process set 0)".
   std::string title() const {

@@ -28,6 +28,7 @@ constexpr size_t kFuseBytes = 1 << 20;
 constexpr int kStepsPerCall = 16;
 
 bool inlined(const Submission& s) {
+  if (s.on_gpu) return false;
   return s.kind == Kind::kBarrier || (s.kind == Kind::kAllreduce && s.bytes() <= kInlineBytes);
 }
 
@@ -59,6 +60,7 @@ ProcessSet::ProcessSet(const SetConfig& config) : config_(config), by_entry_(kMa
   channel_.stream = Stream(&header_->stream, staging, locals, config_.chunk_bytes, config_.bell);
   channel_.net = config_.net;
   channel_.first_tag = config_.channel * Channel::kTags;
+  gpu_.channel = &channel_;
   if (topology().host_count() > 1 && topology().leader())
     tree_ = std::make_unique<HostTree>(channel_, config_.tree_arity, config_.fusion_bytes);
 }
@@ -99,7 +101,7 @@ Status ProcessSet::post(const OpRef& op, bool* posted) {
     post.inline_bytes = post.bytes;
   } else if (s.kind == Kind::kAllreduce && post.bytes <= std::min(kFuseBytes, config_.fusion_bytes)) {
     Hasher fuse;
-    fuse.add(static_cast<uint64_t>(s.dtype)).add(s.op);
+    fuse.add(static_cast<uint64_t>(s.dtype)).add(s.op).add(s.on_gpu);
     fuse.add_bytes(&s.prescale, sizeof s.prescale).add_bytes(&s.postscale, sizeof s.postscale);
     post.fuse = fuse.value() | 1;
   }
@@ -220,6 +222,12 @@ Status ProcessSet::start_group() {
     RR_TRY(take(entry, &running_.back()));
     RR_TRY(table_.release(entry));
   }
+  if (running_[0]->gpu) {
+    std::vector<GpuCall> calls;
+    for (const OpRef& op : running_) calls.push_back({&op->submission, &op->output, op->gpu, op->title()});
+    machine_ = make_gpu_machine(&gpu_, std::move(calls));
+    return Status::ok();
+  }
   if (running_.size() == 1) {
     machine_ = make_machine(&channel_, running_[0]->submission, &running_[0]->output);
     return Status::ok();
@@ -267,7 +275,12 @@ void ProcessSet::finish(const OpRef& op, Status status) {
   op->finish(std::move(status));
 }
 
+Status ProcessSet::check_gpu(int64_t timeout_ns) {
+  return gpu_.communicator ? gpu_.communicator->check(timeout_ns) : Status::ok();
+}
+
 void ProcessSet::fail(const Status& status) {
+  if (gpu_.communicator) gpu_.communicator->abort();
   // Transfers in flight may still refer to the buffers of a machine and its operations:
   // better leaked than freed.
   if (machine_ && config_.net) {

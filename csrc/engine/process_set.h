@@ -55,6 +55,12 @@ class ProcessSet {
   // A message may arrive that only polling shows.
   bool on_net() const { return (machine_ && machine_->on_net()) || (tree_ && (!in_flight_.empty() || tree_->sending())); }
 
+  // GPU
+  void attach(std::shared_ptr<Device> device) { gpu_.device = std::move(device); }
+  GpuSet& gpu() { return gpu_; }
+  bool watching() const { return gpu_.communicator && gpu_.communicator->watching(); }
+  Status check_gpu(int64_t timeout_ns);
+
   void fail(const Status& status);             // everything in flight
   // This rank is about to shut down: gives up what is not agreed on, and tells the others.
   Status say_gone();
@@ -82,6 +88,7 @@ class ProcessSet {
   SetHeader* header_;
   OpTable table_;
   Channel channel_;
+  GpuSet gpu_;
   std::unique_ptr<HostTree> tree_;   // leaders of sets that span hosts
 
   uint64_t unnamed_ = 0;

@@ -29,6 +29,11 @@ enum NcclDType : int {
   kNcclFloat16 = 6, kNcclFloat32 = 7, kNcclFloat64 = 8, kNcclBfloat16 = 9,  // bfloat16: since 2.10
 };
 
+inline size_t nccl_size(NcclDType dtype) {
+  static constexpr size_t kSizes[] = {1, 1, 4, 4, 8, 8, 2, 4, 8, 2};
+  return kSizes[dtype];
+}
+
 enum NcclRedOp : int { kNcclSum = 0, kNcclProd = 1, kNcclMax = 2, kNcclMin = 3, kNcclAvg = 4 };
 
 struct NcclUniqueId {

@@ -16,9 +16,9 @@ MAY_INCLUDE = {
     "kernels": {"common"},
     "transport": {"kernels", "common"},
     "collectives": {"transport", "kernels", "common"},
-    "engine": {"collectives", "transport", "kernels", "common"},
-    "bindings": {"engine", "collectives", "transport", "kernels", "common"},
-    "gpu": {"collectives", "transport", "kernels", "common"},  # a library of its own
+    "gpu": {"collectives", "transport", "kernels", "common"},
+    "engine": {"gpu", "collectives", "transport", "kernels", "common"},
+    "bindings": {"engine", "gpu", "collectives", "transport", "kernels", "common"},
 }
 # The core is built without these and finds them at run time.
 FOUND_AT_RUN_TIME = re.compile(r"^(mpi|nccl|torch/|ATen/|c10/|cuda|cuda_runtime)[\w/]*\.h$")

@@ -1,0 +1,88 @@
+// What the parts of the Python module share: errors, the engine that knows of forks, waiting that
+// heeds signals, operations.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+#include <atomic>
+#include <memory>
+#include <stdexcept>
+
+#include "engine/engine.h"
+
+namespace nb = nanobind;
+
+namespace ringreduce {
+
+// What bindings throw for a Status; translated to RingreduceError unless the caller is at fault.
+struct CoreError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// A deadline passed: unlike after any other failure, the operation is still in flight.
+struct CoreTimeout : CoreError {
+  using CoreError::CoreError;
+};
+
+inline std::atomic<int> fork_count{0};
+
+inline void raise_if(const Status& status) {
+  if (status.is_ok()) return;
+  if (status.code() == Code::kInvalid || status.code() == Code::kUnsupported) throw nb::value_error(status.text().c_str());
+  if (status.code() == Code::kTimeout) throw CoreTimeout(status.text());
+  throw CoreError(status.text());
+}
+
+// An engine does not survive a fork: its thread and its place in the table are the parent's.
+class PyEngine {
+ public:
+  PyEngine(EngineConfig config) : engine_(new Engine(std::move(config))), born_(fork_count.load()) {}
+  ~PyEngine() {
+    if (born_ != fork_count.load()) (void)engine_.release();  // not ours to end
+  }
+  Engine& get() {
+    if (born_ != fork_count.load())
+      throw CoreError("this process was forked from a rank of the job; only the rank itself can communicate "
+                      "(start other processes with the 'spawn' method, or keep ringreduce out of them)");
+    return *engine_;
+  }
+
+ private:
+  std::unique_ptr<Engine> engine_;
+  int born_;
+};
+
+// Waits in slices, so that Ctrl-C works.
+template <typename Wait>
+void wait_with_signals(Wait wait) {
+  constexpr double kSliceS = 0.1;
+  for (bool done = false; !done;) {
+    Status status;
+    {
+      nb::gil_scoped_release release;
+      status = wait(kSliceS, &done);
+    }
+    raise_if(status);
+    if (!done && PyErr_CheckSignals()) throw nb::python_error();
+  }
+}
+
+struct PyOp {
+  PyEngine* engine;
+  OpRef op;
+};
+
+struct PyPlan {
+  PyEngine* engine;
+  std::shared_ptr<Plan> plan;
+  std::shared_ptr<Segment> segment;
+};
+
+inline void* pointer(size_t value) { return reinterpret_cast<void*>(value); }
+
+// gpu.cc
+void bind_gpu(nb::module_& m);
+void bind_gpu_engine(nb::class_<PyEngine>& c);
+void bind_gpu_op(nb::class_<PyOp>& c);
+
+}  // namespace ringreduce

@@ -1,0 +1,127 @@
+// The engine's GPU operations and plans. They go to the GPU and are forgotten; what remains is to
+// look now and then whether they got through (check_gpu), as a lost peer stops NCCL for good.
+#include <algorithm>
+
+#include "common/clock.h"
+#include "common/keep.h"
+#include "engine/engine.h"
+
+namespace ringreduce {
+
+namespace {
+
+int64_t to_ns(double seconds) { return static_cast<int64_t>(seconds * 1e9); }
+
+}  // namespace
+
+Status Engine::attach_gpu(std::shared_ptr<Device> device) {
+  Lock lock(mutex_);
+  RR_TRY(usable());
+  if (device_) return {Code::kInvalid, "a GPU is attached already"};
+  device_ = std::move(device);
+  for (auto& [id, set] : sets_) set->attach(device_);
+  return Status::ok();
+}
+
+Status Engine::gpu_info(int set_id, GpuInfo* info) {
+  Lock lock(mutex_);
+  ProcessSet* set;
+  RR_TRY(find(set_id, &set));
+  if (!device_) return {Code::kInvalid, "no GPU is attached to this rank"};
+  return Communicator::make_info(*device_, set->topology().host(), set->topology().rank == 0, info);
+}
+
+Status Engine::gpu_path(int set_id, GpuPath* path, std::string* why_host) {
+  Lock lock(mutex_);
+  ProcessSet* set;
+  RR_TRY(find(set_id, &set));
+  if (!set->gpu().communicator) return {Code::kInvalid, "the process set has not run an operation on GPU tensors yet"};
+  *path = set->gpu().path;
+  *why_host = set->gpu().why_host;
+  return Status::ok();
+}
+
+Status Engine::add_gpu_plan(int set_id, const std::vector<GpuInfo>& infos, const std::vector<GpuBucketSpec>& buckets,
+                            int op, double prescale, double postscale, std::shared_ptr<Plan> host,
+                            std::shared_ptr<GpuPlan>* plan) {
+  Lock lock(mutex_);
+  ProcessSet* set;
+  RR_TRY(find(set_id, &set));
+  if (!device_) return {Code::kInvalid, "no GPU is attached to this rank"};
+  std::shared_ptr<Communicator> communicator;
+  std::unique_ptr<HostBuckets> through;
+  if (host) {
+    RR_TRY(Communicator::without_nccl(device_, &communicator));
+    through = std::make_unique<HostBuckets>(HostBuckets{[host](int i) { return host->buffer(i); },
+                                                        [host](int i) { host->launch(i); },
+                                                        [host](int i) { return host->complete(i); }});
+  } else {
+    RR_TRY(Communicator::start(device_, infos, set->topology().rank, &communicator));
+  }
+  Submission s;
+  s.op = op;
+  *plan = std::make_shared<GpuPlan>(communicator, buckets, s.reduction(), op == kAverage, Scale{prescale, postscale},
+                                    std::move(through));
+  gpu_plans_.push_back(*plan);
+  return Status::ok();
+}
+
+void Engine::remove_plan(const std::shared_ptr<GpuPlan>& plan) {
+  Lock lock(mutex_);
+  if (plan->communicator().watching()) retired_.push_back(plan->shared_communicator());
+  gpu_plans_.erase(std::remove(gpu_plans_.begin(), gpu_plans_.end(), plan), gpu_plans_.end());
+}
+
+Status Engine::launch(GpuPlan& plan, int bucket, void* stream) {
+  Lock lock(mutex_);
+  RR_TRY(usable());
+  const bool watched = watching_gpu();
+  const Status status = plan.launch(bucket, stream);
+  if (status.code() == Code::kUnsupported) return status;  // the caller's mistake: nothing has begun
+  if (!status.is_ok()) fail(status);
+  if (!drivers_ && (!watched || !plan.idle())) wake_.notify_one();
+  return broken_;
+}
+
+Status Engine::wait_bucket(GpuPlan& plan, int bucket, void* stream, double slice_s, bool* done) {
+  Lock lock(mutex_);
+  *done = plan.enqueued(bucket);
+  if (!*done) {
+    RR_TRY(wait_until(lock, [&] { return plan.enqueued(bucket); }, slice_s));
+    *done = plan.enqueued(bucket);
+  }
+  if (!broken_.is_ok()) return broken_.because("gradient bucket " + std::to_string(bucket) + " cannot complete");
+  return *done ? plan.join(bucket, stream) : Status::ok();
+}
+
+Status Engine::join(const Op& op, void* stream) {
+  {
+    Lock lock(mutex_);
+    if (!broken_.is_ok() && !closing_) return broken_.because(op.title());
+  }
+  return op.gpu->device->wait_for(stream, op.gpu->finished);
+}
+
+bool Engine::watching_gpu() const {
+  if (!device_) return false;
+  return !retired_.empty() ||
+         std::any_of(sets_.begin(), sets_.end(), [](const auto& set) { return set.second->watching(); }) ||
+         std::any_of(gpu_plans_.begin(), gpu_plans_.end(), [](const auto& plan) { return plan->communicator().watching(); });
+}
+
+void Engine::check_gpu() {
+  if (!device_ || !broken_.is_ok()) return;
+  const int64_t timeout_ns = to_ns(config_.settings.timeout_s);
+  Status status;
+  for (auto& [id, set] : sets_)
+    if (status.is_ok()) status = set->check_gpu(timeout_ns);
+  for (auto& plan : gpu_plans_)
+    if (status.is_ok()) status = plan->communicator().check(timeout_ns);
+  for (auto at = retired_.begin(); at != retired_.end() && status.is_ok();) {
+    status = (*at)->check(timeout_ns);
+    at = (*at)->watching() ? at + 1 : retired_.erase(at);
+  }
+  if (!status.is_ok()) fail(status);
+}
+
+}  // namespace ringreduce

@@ -1,0 +1,50 @@
+// A collective on GPU tensors as a state machine of the engine. It is done once everything is
+// enqueued on the GPU: from then on streams order what follows, and no host thread waits.
+//
+//   agreed on ─► (first of its set: rendezvous, a communicator is made)
+//             ─► NcclCollective   NCCL and kernels on the communicator's stream
+//             or HostCollective   GPU ─► pinned memory ─► the CPU's machine ─► GPU
+//             ─► `finished` is recorded
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "collectives/machine.h"
+#include "collectives/output.h"
+#include "collectives/submission.h"
+#include "gpu/communicator.h"
+
+namespace ringreduce {
+
+// What an operation has on the GPU.
+struct GpuOp {
+  std::shared_ptr<Device> device;
+  Event ready;                   // on the caller's stream: the tensors have their values
+  Event finished;                // set once enqueued
+  GpuStream stream;              // on which it runs; set once enqueued
+  std::shared_ptr<char> output;  // allgather, alltoall
+};
+
+// One operation to execute; several allreduces of one dtype and scale may be fused.
+struct GpuCall {
+  const Submission* submission;
+  Output* output;   // its counts are set
+  std::shared_ptr<GpuOp> gpu;
+  std::string title;
+};
+
+// The GPU side of one process set.
+struct GpuSet {
+  std::shared_ptr<Device> device;
+  Channel* channel = nullptr;
+  std::shared_ptr<Communicator> communicator;  // null before the first operation
+  GpuPath path = GpuPath::kNccl;
+  std::string why_host;                        // why it isn't kNccl
+};
+
+std::unique_ptr<Machine> make_gpu_machine(GpuSet* set, std::vector<GpuCall> calls);
+
+}  // namespace ringreduce

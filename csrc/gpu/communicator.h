@@ -1,0 +1,96 @@
+// The ranks of one process set (or of one gradient plan) on their GPUs: a communicator of NCCL and
+// the stream on which its operations run, in the order in which all ranks issue them.
+//
+// How it comes to be: every rank tells the others what it has (GpuInfo), all draw the same
+// conclusion (choose_path), and where that is NCCL, they make a communicator without blocking.
+//
+//   info of all ranks ─► choose_path ─► host   why: no NCCL, two ranks on one GPU, ...
+//                                  └──► nccl   start() ─► settled() ... ─► ready
+#pragma once
+
+#include <deque>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "collectives/submission.h"
+#include "gpu/device.h"
+
+namespace ringreduce {
+
+// What one rank tells the others. Sent as bytes.
+struct GpuInfo {
+  int32_t host = 0;            // as all ranks number them
+  int32_t nccl_version = 0;    // 0: none
+  int32_t shares_allowed = 0;  // NCCL_MULTI_RANK_GPU_ENABLE is set
+  char pci[32] = {};
+  char problem[400] = {};      // why there is no NCCL
+  NcclUniqueId id = {};        // the set's first rank's
+};
+
+enum class GpuPath { kNccl, kHost };
+
+// The same on all ranks. `world`: set rank -> global rank, for the text in *why.
+GpuPath choose_path(const std::vector<GpuInfo>& infos, const std::vector<int>& world, std::string* why);
+
+class Communicator {
+ public:
+  // Of this rank; set rank 0 makes the unique id.
+  static Status make_info(Device& device, int host, bool first, GpuInfo* info);
+
+  // Begins a communicator of infos.size() ranks (NCCL is not asked where that is 1).
+  static Status start(std::shared_ptr<Device> device, const std::vector<GpuInfo>& infos, int rank,
+                      std::shared_ptr<Communicator>* communicator);
+  // A stream only, for the path through host memory.
+  static Status without_nccl(std::shared_ptr<Device> device, std::shared_ptr<Communicator>* communicator);
+  ~Communicator();
+
+  Device& device() { return *device_; }
+  const GpuStream& stream() const { return stream_; }
+  int size() const { return size_; }
+
+  // False while a call (or the making) is still being worked on by NCCL; then nothing else may be
+  // called, and what it enqueues is not on the stream yet.
+  Status settled(bool* settled);
+
+  // Enqueued on stream(). Bytes, elements and addresses are those of one rank; see nccl.h.
+  Status all_reduce(const void* in, void* out, size_t count, NcclDType dtype, NcclRedOp op);
+  Status reduce_scatter(const void* in, void* out, size_t count, NcclDType dtype, NcclRedOp op);
+  Status all_gather(const void* in, void* out, size_t bytes);
+  Status broadcast(const void* in, void* out, size_t bytes, int root);
+  // counts, offsets: bytes by set rank.
+  Status all_gather_uneven(const void* in, char* out, const std::vector<int64_t>& counts);
+  Status all_to_all(const char* in, const std::vector<int64_t>& send, char* out, const std::vector<int64_t>& receive);
+
+  // What was enqueued up to here is finished when `finished` is reached; until then `keep` lives
+  // and check() watches it.
+  void watch(const Event& finished, std::string title, std::shared_ptr<void> keep);
+  bool watching() const { return !watched_.empty(); }
+  // Errors that NCCL found meanwhile, and work that has taken longer than the deadline.
+  Status check(int64_t timeout_ns);
+  // Ends everything that is on the GPU or waits for a peer. Nothing may be called afterwards.
+  void abort();
+
+ private:
+  struct Watched {
+    Event finished;
+    std::string title;
+    std::shared_ptr<void> keep;
+    int64_t since_ns;
+  };
+
+  Communicator(std::shared_ptr<Device> device, int size) : device_(std::move(device)), size_(size) {}
+  Status result(int code, const char* what);
+  template <typename Body>
+  Status grouped(const char* what, Body body);
+  const NcclApi& nccl() const { return device_->library().nccl; }
+
+  std::shared_ptr<Device> device_;
+  int size_;
+  GpuStream stream_;
+  NcclComm comm_ = nullptr;
+  bool in_progress_ = false, aborted_ = false;
+  std::deque<Watched> watched_;
+};
+
+}  // namespace ringreduce

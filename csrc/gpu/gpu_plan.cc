@@ -1,0 +1,132 @@
+#include "gpu/gpu_plan.h"
+
+namespace ringreduce {
+
+GpuPlan::GpuPlan(std::shared_ptr<Communicator> communicator, std::vector<GpuBucketSpec> buckets, Reduction reduction,
+                 bool average, Scale scale, std::unique_ptr<HostBuckets> host)
+    : communicator_(std::move(communicator)), device_(communicator_->device()), host_(std::move(host)) {
+  for (const GpuBucketSpec& spec : buckets) {
+    buckets_.emplace_back();
+    static_cast<GpuBucketSpec&>(buckets_.back()) = spec;
+    // Gradients are floating point or complex: NCCL reduces them all.
+    nccl_reduction(spec.dtype, reduction, average, scale, communicator_->size(), &buckets_.back().how);
+  }
+}
+
+Status GpuPlan::launch(int index, void* stream) {
+  const bool captured = device_.capturing(stream);
+  if (captured && (host_ || !used_ || !queue_.empty()))
+    return {Code::kUnsupported, host_ ? "a reduction through host memory cannot be captured in a CUDA graph"
+                                      : "the first step cannot be captured in a CUDA graph; run one step before the capture"};
+  queue_.push_back({index, State::kReady, captured, nullptr});
+  ++buckets_[index].pending;
+  RR_TRY(device_.record(stream, &queue_.back().event));
+  bool moved = false;
+  return advance(&moved);
+}
+
+Status GpuPlan::advance(bool* moved) {
+  if (queue_.empty()) return Status::ok();
+  Device::Scope scope(device_);
+  bool turn = true;
+  for (auto at = queue_.begin(); at != queue_.end();) {
+    bool over = false;
+    const Status status = step(&*at, turn, moved, &over);
+    if (!status.is_ok()) return status.because("gradient bucket " + std::to_string(at->bucket) + " on the GPU");
+    if (over) {
+      --buckets_[at->bucket].pending;
+      at = queue_.erase(at);
+      *moved = true;
+    } else {
+      turn = turn && at->state == State::kReducing;
+      if (!host_) break;  // NCCL's calls follow each other
+      ++at;
+    }
+  }
+  return Status::ok();
+}
+
+// `turn`: all launches before this one are in the CPU's plan already.
+Status GpuPlan::step(Launch* launch, bool turn, bool* moved, bool* over) {
+  switch (launch->state) {
+    case State::kReady: {
+      bool settled = false;
+      RR_TRY(communicator_->settled(&settled));
+      if (!settled) return Status::ok();
+      *moved = true;
+      RR_TRY(host_ ? copy_in(launch) : issue(launch));
+      if (launch->state != State::kSettling) return Status::ok();
+      [[fallthrough]];
+    }
+    case State::kSettling:
+      RR_TRY(communicator_->settled(over));
+      return *over ? finish(launch) : Status::ok();
+    case State::kCopying: {
+      bool reached = false;
+      RR_TRY(device_.reached(launch->event, &reached));
+      if (!reached || !turn) return Status::ok();
+      *moved = true;
+      host_->launch(launch->bucket);
+      launch->state = State::kReducing;
+      return Status::ok();
+    }
+    case State::kReducing: {
+      if (!host_->complete(launch->bucket)) return Status::ok();
+      Bucket& bucket = buckets_[launch->bucket];
+      RR_TRY(device_.copy(bucket.data, host_->buffer(launch->bucket), bucket.bytes(), stream().get()));
+      *over = true;
+      return finish(launch);
+    }
+  }
+  return Status::ok();
+}
+
+Status GpuPlan::issue(Launch* launch) {
+  Bucket& bucket = buckets_[launch->bucket];
+  RR_TRY(device_.wait_for(stream().get(), launch->event));
+  RR_TRY(scaled(bucket, {bucket.how.scale.pre, 1.0}));
+  launch->state = State::kSettling;
+  return communicator_->all_reduce(bucket.data, bucket.data, bucket.count * bucket.how.factor, bucket.how.dtype, bucket.how.op);
+}
+
+Status GpuPlan::copy_in(Launch* launch) {
+  Bucket& bucket = buckets_[launch->bucket];
+  RR_TRY(device_.wait_for(stream().get(), launch->event));
+  RR_TRY(device_.copy(host_->buffer(launch->bucket), bucket.data, bucket.bytes(), stream().get()));
+  launch->state = State::kCopying;
+  return device_.record(stream().get(), &launch->event);
+}
+
+Status GpuPlan::finish(Launch* launch) {
+  Bucket& bucket = buckets_[launch->bucket];
+  if (!host_) RR_TRY(scaled(bucket, {1.0, bucket.how.scale.post}));
+  RR_TRY(device_.record(stream().get(), &bucket.finished));
+  used_ = true;
+  // What is captured has not run, and nobody can ask whether it has.
+  if (!launch->captured) communicator_->watch(bucket.finished, "gradient bucket " + std::to_string(launch->bucket), nullptr);
+  return Status::ok();
+}
+
+Status GpuPlan::scaled(Bucket& bucket, Scale scale) {
+  if (scale.is_identity()) return Status::ok();
+  const void* source = bucket.data;
+  const DeviceReduceArgs args{bucket.data, &source, 1, bucket.count, bucket.dtype, Reduction::kSum, scale};
+  return device_.check(device_.cuda().reduce(&args, stream().get()), "scaling a bucket");
+}
+
+Status GpuPlan::join(int bucket, void* stream) { return device_.wait_for(stream, buckets_[bucket].finished); }
+
+std::string GpuPlan::where(int bucket) const {
+  for (const Launch& launch : queue_) {
+    if (launch.bucket != bucket) continue;
+    switch (launch.state) {
+      case State::kReady: return "waiting for the buckets before it, or for NCCL to connect the ranks";
+      case State::kSettling: return "waiting for NCCL to enqueue it";
+      case State::kCopying: return "copying to host memory";
+      case State::kReducing: return "being reduced in host memory";
+    }
+  }
+  return "enqueued";
+}
+
+}  // namespace ringreduce

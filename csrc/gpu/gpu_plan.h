@@ -1,0 +1,88 @@
+// Gradient buckets in GPU memory, reduced in place. The ranks agree on a plan once; from then on a
+// bucket is launched from the hook that filled it: an event, one call of NCCL, an event. No other
+// thread takes part, and the host waits for nothing.
+//
+//   caller's stream    ... gradients ─┬─────────────── wait(bucket) ─► optimizer
+//   plan's stream                     └► reduction of the bucket ─┘
+//
+// A plan has a communicator of its own: its buckets come in the order of the plan, and may meet
+// negotiated operations of the same ranks in any order.
+//
+// Without NCCL the bucket goes through a Plan of the CPU (engine/plan.h does the reduction), which
+// the caller provides: GPU ─► arena ─► reduced ─► GPU.
+#pragma once
+
+#include <deque>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "gpu/communicator.h"
+#include "gpu/nccl_types.h"
+
+namespace ringreduce {
+
+// The buckets of a CPU plan, as this one sees them.
+struct HostBuckets {
+  std::function<char*(int)> buffer;
+  std::function<void(int)> launch;
+  std::function<bool(int)> complete;  // its last launch
+};
+
+struct GpuBucketSpec {
+  char* data = nullptr;
+  size_t count = 0;
+  DType dtype = DType::kFloat32;
+  size_t bytes() const { return count * info(dtype).size; }
+};
+
+class GpuPlan {
+ public:
+  // `host` is null where the communicator is NCCL's.
+  GpuPlan(std::shared_ptr<Communicator> communicator, std::vector<GpuBucketSpec> buckets, Reduction reduction,
+          bool average, Scale scale, std::unique_ptr<HostBuckets> host);
+
+  Status launch(int bucket, void* stream);
+  Status advance(bool* moved);
+  bool idle() const { return queue_.empty(); }      // everything is enqueued
+  bool enqueued(int bucket) const { return buckets_[bucket].pending == 0; }
+  // `stream` waits for the bucket's last launch, which is enqueued.
+  Status join(int bucket, void* stream);
+  size_t bucket_count() const { return buckets_.size(); }
+  Communicator& communicator() const { return *communicator_; }
+  const std::shared_ptr<Communicator>& shared_communicator() const { return communicator_; }
+  const GpuStream& stream() const { return communicator_->stream(); }
+  std::string where(int bucket) const;
+
+ private:
+  struct Bucket : GpuBucketSpec {
+    NcclReduction how;
+    int pending = 0;        // launches not yet enqueued
+    Event finished;
+  };
+  // A launch on its way: kReady ─► kSettling ─► gone; through the host: kReady ─► kCopying ─►
+  // kReducing ─► gone.
+  enum class State { kReady, kSettling, kCopying, kReducing };
+  struct Launch {
+    int bucket;
+    State state;
+    bool captured;
+    Event event;            // ready, then: copied
+  };
+
+  Status step(Launch* launch, bool turn, bool* moved, bool* over);
+  Status issue(Launch* launch);
+  Status copy_in(Launch* launch);
+  Status finish(Launch* launch);
+  Status scaled(Bucket& bucket, Scale scale);
+
+  std::shared_ptr<Communicator> communicator_;
+  Device& device_;
+  std::vector<Bucket> buckets_;
+  std::unique_ptr<HostBuckets> host_;
+  std::deque<Launch> queue_;
+  bool used_ = false;       // NCCL has connected the ranks: a first launch is over
+};
+
+}  // namespace ringreduce

@@ -1,0 +1,102 @@
+#include "gpu/rendezvous.h"
+
+#include <cstdio>
+#include <cstring>
+
+#include "common/log.h"
+
+namespace ringreduce {
+
+void Rendezvous::gather(const void* data, size_t bytes) {
+  output_ = Output();
+  exchange_ = std::make_unique<Allgather>(set_->channel, static_cast<const char*>(data), bytes, &output_);
+}
+
+template <typename T>
+std::vector<T> Rendezvous::gathered() const {
+  std::vector<T> all(output_.bytes / sizeof(T));
+  std::memcpy(all.data(), output_.data.get(), all.size() * sizeof(T));
+  return all;
+}
+
+Status Rendezvous::begin() {
+  const Topology& topology = *set_->channel->topology;
+  RR_TRY(Communicator::make_info(*set_->device, topology.host(), topology.rank == 0, &mine_));
+  gather(&mine_, sizeof mine_);
+  step_ = Step::kInfos;
+  return Status::ok();
+}
+
+void Rendezvous::choose() {
+  const Topology& topology = *set_->channel->topology;
+  const std::vector<GpuInfo> infos = gathered<GpuInfo>();
+  std::string why;
+  set_->path = choose_path(infos, topology.world, &why);
+  if (set_->path == GpuPath::kHost) return use_host(why);
+  const Status status = Communicator::start(set_->device, infos, topology.rank, &set_->communicator);
+  if (!status.is_ok()) return outcome(status);
+  step_ = Step::kStarting;
+}
+
+void Rendezvous::outcome(const Status& status) {
+  my_outcome_.ok = status.is_ok();
+  std::snprintf(my_outcome_.error, sizeof my_outcome_.error, "%s", status.text().c_str());
+  gather(&my_outcome_, sizeof my_outcome_);
+  step_ = Step::kOutcomes;
+}
+
+Status Rendezvous::conclude() {
+  const std::vector<Outcome> outcomes = gathered<Outcome>();
+  for (size_t i = 0; i < outcomes.size(); ++i) {
+    if (outcomes[i].ok) continue;
+    use_host("on rank " + std::to_string(set_->channel->world(static_cast<int>(i))) + " " + outcomes[i].error);
+    return Status::ok();
+  }
+  step_ = Step::kDone;
+  return Status::ok();
+}
+
+// One warning a set, from the rank that comes first.
+void Rendezvous::use_host(const std::string& why) {
+  set_->path = GpuPath::kHost;
+  set_->why_host = why;
+  if (set_->communicator) set_->communicator->abort();
+  set_->communicator.reset();
+  if (set_->channel->topology->rank == 0)
+    log(kWarning, "operations on GPU tensors go through host memory, which is slow: " + why);
+  step_ = Step::kDone;
+}
+
+Status Rendezvous::advance(bool* moved) {
+  if (exchange_) {
+    RR_TRY(exchange_->advance(moved));
+    if (!exchange_->done()) return Status::ok();
+    exchange_.reset();
+  }
+  switch (step_) {
+    case Step::kBegin: *moved = true; return begin();
+    case Step::kInfos: *moved = true; choose(); break;
+    case Step::kStarting: {
+      bool settled = false;
+      const Status status = set_->communicator->settled(&settled);
+      if (status.is_ok() && !settled) return Status::ok();
+      *moved = true;
+      outcome(status);
+      break;
+    }
+    case Step::kOutcomes: *moved = true; RR_TRY(conclude()); break;
+    case Step::kDone: break;
+  }
+  if (step_ == Step::kDone && !set_->communicator) return Communicator::without_nccl(set_->device, &set_->communicator);
+  return Status::ok();
+}
+
+std::string Rendezvous::where() const {
+  switch (step_) {
+    case Step::kStarting: return "waiting for NCCL to make a communicator";
+    case Step::kOutcomes: return "comparing what NCCL answered";
+    default: return "exchanging what GPUs and NCCL there are";
+  }
+}
+
+}  // namespace ringreduce
