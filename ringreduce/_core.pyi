@@ -119,6 +119,8 @@ class Engine:
     # GPU. Every submission above but allreduce_sync and barrier takes `stream: int = -1` last: the caller's current CUDA
     # stream (0 is the default stream) where the addresses are on the GPU, -1 where they are on the CPU.
     def attach_gpu(self, gpu: Gpu) -> None: ...  # before the first GPU operation; once
+    # By all ranks of the world after add_set: the set's communicator is split from the world's where there is one.
+    def split_gpu(self, set_id: int) -> Op: ...
     def gpu_info(self, set_id: int) -> bytes: ...  # this rank's part in making a communicator of the set
     # How the set's GPU operations run: ("nccl", "") or ("host", why). ValueError before its first one.
     def gpu_path(self, set_id: int) -> tuple[str, str]: ...

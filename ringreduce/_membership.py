@@ -41,6 +41,7 @@ def add_process_set(process_set: ProcessSet | Iterable[int] | Any) -> ProcessSet
     member = shared.segment is not None
     if shared.segment is not None:
         context.engine.add_set(set_id, ranks, shared.segment)
+    context.engine.split_gpu(set_id).wait()
     context.sets[set_id] = process_set
     process_set.bind(set_id, ranks, context.engine if member else None)
     # Nobody submits to the set before every member has it.

@@ -175,6 +175,11 @@ void bind_gpu(nb::module_& m) {
 
 void bind_gpu_engine(nb::class_<PyEngine>& c) {
   c.def("attach_gpu", [](PyEngine& self, const PyGpu& gpu) { raise_if(self.get().attach_gpu(gpu.device)); }, "gpu"_a);
+  c.def("split_gpu", [](PyEngine& self, int set_id) {
+    PyOp op{&self, nullptr};
+    raise_if(self.get().submit_split(set_id, &op.op));
+    return op;
+  }, nb::keep_alive<0, 1>(), "set_id"_a);
   c.def("gpu_info", [](PyEngine& self, int set_id) {
     GpuInfo info;
     raise_if(self.get().gpu_info(set_id, &info));

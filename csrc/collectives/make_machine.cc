@@ -22,7 +22,8 @@ std::unique_ptr<Machine> make_machine(Channel* channel, const Submission& s, Out
       return std::make_unique<Reducescatter>(channel, piece.in, piece.out, s.counts, s.dtype, s.reduction(), scale);
     case Kind::kAlltoall:
       return std::make_unique<Alltoall>(channel, piece.in, s.counts, output);
-    case Kind::kBarrier: break;
+    case Kind::kBarrier:
+    case Kind::kSplit: break;
   }
   return nullptr;
 }

@@ -8,7 +8,7 @@
 namespace ringreduce {
 
 const char* kind_name(Kind kind) {
-  static const char* const names[] = {"allreduce", "broadcast", "allgather", "reducescatter", "alltoall", "barrier"};
+  static const char* const names[] = {"allreduce", "broadcast", "allgather", "reducescatter", "alltoall", "barrier", "split"};
   return names[static_cast<int>(kind)];
 }
 
@@ -107,7 +107,7 @@ uint64_t signature(const Submission& s) {
 
 std::string describe(const Submission& s, const std::vector<int>& world) {
   std::string text = kind_name(s.kind);
-  if (s.kind == Kind::kBarrier) return text;
+  if (s.kind == Kind::kBarrier || s.kind == Kind::kSplit) return text;
   if (reduces(s.kind)) text += std::string(" ") + op_name(s.op);
   text += std::string(" of ") + info(s.dtype).name + " ";
   // allgather and alltoall: the first dimension may differ and is not part of the shape.

@@ -12,7 +12,10 @@
 
 namespace ringreduce {
 
-enum class Kind : uint8_t { kAllreduce, kBroadcast, kAllgather, kReducescatter, kAlltoall, kBarrier };
+enum class Kind : uint8_t {
+  kAllreduce, kBroadcast, kAllgather, kReducescatter, kAlltoall, kBarrier,
+  kSplit,  // of the GPU communicator, for a new process set (gpu/split.h)
+};
 const char* kind_name(Kind kind);
 
 // Horovod's numbers for the reduction operations of the Python API.

@@ -66,6 +66,9 @@ class Engine {
 
   // GPU (gpu/collective.h, gpu/gpu_plan.h).
   Status attach_gpu(std::shared_ptr<Device> device);
+  // Makes the GPU communicator of a new set from the world's, if that has one. By all ranks of the
+  // world, members or not.
+  Status submit_split(int set_id, OpRef* op);
   // This rank's part in making a plan's communicator; set rank 0 makes its unique id.
   Status gpu_info(int set_id, GpuInfo* info);
   // How operations of the set run; an error before its first one.

@@ -23,6 +23,18 @@ Status Engine::attach_gpu(std::shared_ptr<Device> device) {
   return Status::ok();
 }
 
+Status Engine::submit_split(int set_id, OpRef* op) {
+  *op = std::make_shared<Op>();
+  (*op)->submission.kind = Kind::kSplit;
+  (*op)->submission.name = "process set " + std::to_string(set_id);
+  Lock lock(mutex_);
+  ProcessSet* world;
+  RR_TRY(find(0, &world));
+  const auto child = sets_.find(set_id);
+  if (child != sets_.end()) (*op)->split_child = &child->second->gpu();
+  return world->submit(*op);
+}
+
 Status Engine::gpu_info(int set_id, GpuInfo* info) {
   Lock lock(mutex_);
   ProcessSet* set;

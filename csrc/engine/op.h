@@ -20,6 +20,7 @@ struct Op {
   uint32_t entry = 0;     // in the table of its set, once posted
   bool posted = false, decided = false, warned = false;
   Output output;
+  GpuSet* split_child = nullptr;
   std::shared_ptr<GpuOp> gpu;  // null on the CPU. Done then means: enqueued
   Status status;          // written before done
   std::atomic<bool> done{false};

@@ -9,6 +9,7 @@
 #include "common/clock.h"
 #include "common/keep.h"
 #include "common/log.h"
+#include "gpu/split.h"
 
 namespace ringreduce {
 
@@ -221,6 +222,10 @@ Status ProcessSet::start_group() {
     running_.emplace_back();
     RR_TRY(take(entry, &running_.back()));
     RR_TRY(table_.release(entry));
+  }
+  if (running_[0]->submission.kind == Kind::kSplit) {
+    machine_ = std::make_unique<Split>(&gpu_, running_[0]->split_child);
+    return Status::ok();
   }
   if (running_[0]->gpu) {
     std::vector<GpuCall> calls;

@@ -91,6 +91,17 @@ Status Communicator::without_nccl(std::shared_ptr<Device> device, std::shared_pt
   return Status::ok();
 }
 
+Status Communicator::split(bool member, int rank, int members, std::shared_ptr<Communicator>* child) {
+  std::shared_ptr<Communicator> made(new Communicator(device_, members));
+  if (member) RR_TRY(device_->create_stream(&made->stream_));
+  Device::Scope scope(*device_);
+  NcclConfig config;
+  const Status status = result(nccl().comm_split(comm_, member ? 0 : NcclApi::kNoColor, rank, &made->comm_, &config), "ncclCommSplit");
+  made->in_progress_ = member;  // to be asked for
+  *child = std::move(made);     // also outside: NCCL writes to it later
+  return status;
+}
+
 Communicator::~Communicator() {
   if (!comm_ || aborted_) return;
   // With work in flight, destroying would wait for peers that may not come.

@@ -43,6 +43,10 @@ class Communicator {
                       std::shared_ptr<Communicator>* communicator);
   // A stream only, for the path through host memory.
   static Status without_nccl(std::shared_ptr<Device> device, std::shared_ptr<Communicator>* communicator);
+  // Collective over this communicator, with nothing of it on the GPU: one more, of the
+  // `members` ranks that are members, in the order of `rank`. Then both must settle, this one first.
+  bool can_split() const { return comm_ && nccl().comm_split; }
+  Status split(bool member, int rank, int members, std::shared_ptr<Communicator>* child);
   ~Communicator();
 
   Device& device() { return *device_; }

@@ -61,7 +61,8 @@ Status NcclCollective::enqueue() {
     case Kind::kBroadcast: return communicator_.broadcast(piece.in, piece.out, piece.bytes, s().root);
     case Kind::kAllgather:
     case Kind::kAlltoall: return enqueue_received();
-    case Kind::kBarrier: break;
+    case Kind::kBarrier:
+    case Kind::kSplit: break;
   }
   return Status::ok();
 }
