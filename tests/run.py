@@ -10,6 +10,7 @@
     smoke      a part of it at 16 ranks
     mpich      tests/parallel at 2 and 4 ranks under MPICH, with the same built core
     hosts      pytest tests/hosts: several hosts in network namespaces
+    gpu        pytest tests/gpu at 1 and 2 ranks: real GPUs, skipped where there is none
 
 The last line has the totals; the exit status is 0 only if nothing failed. What each rank printed
 is in build/tests/STAGE/.
@@ -29,7 +30,7 @@ from runner.mpich import mpich_launcher
 from runner.pytest_stage import PytestStage
 from runner.results import StageReport, show_failures, show_summary
 
-KINDS = ("lint", "native", "sanitize", "single", "parallel", "split", "smoke", "mpich", "hosts")
+KINDS = ("lint", "native", "sanitize", "single", "parallel", "split", "smoke", "mpich", "hosts", "gpu")
 SPLITS = {"1+1": "0,1", "2+2": "0,0,1,1", "1+3": "0,1,1,1"}
 Stage = tuple[str, Callable[[], StageReport]]
 
@@ -108,6 +109,9 @@ def stages(options: argparse.Namespace) -> Iterator[Stage]:
             yield pytest(f"MPICH, {size} ranks", size, "tests/parallel", under=mpich)
     if "hosts" in wanted:
         yield pytest("hosts", 1, "tests/hosts", under=None, slow=5)
+    if "gpu" in wanted:
+        for size in {1, 2} & set(sizes):
+            yield pytest(f"GPU, {size} rank{'s' * (size > 1)}", size, "tests/gpu", slow=2)
 
 
 def main() -> int:
