@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT / "tests")  # in place of benchmarks/, where `hosts` would be this file
 
 from hosts.netns import Hosts, why_not  # noqa: E402
+from runner.launch import die_with_parent  # noqa: E402
 
 QUIET = {"TORCH_CPP_LOG_LEVEL": "ERROR"}  # Gloo's store looks for names that no server knows
 
@@ -68,10 +70,19 @@ def measure(hosts: Hosts, ranks_per_host: int, options: argparse.Namespace, resu
     ]
     print(f"\n{hosts.count} hosts at {hosts.rate}, {ranks_per_host} rank(s) on each", flush=True)
     command = launcher.command(hosts.count * ranks_per_host, *program)
-    return subprocess.run(command, cwd=ROOT, env=launcher.env(QUIET), stdin=subprocess.DEVNULL, check=False).returncode
+    # Whatever ends this process ends the job: mpirun passes the signal on.
+    with subprocess.Popen(
+        command, cwd=ROOT, env=launcher.env(QUIET), stdin=subprocess.DEVNULL, preexec_fn=die_with_parent()
+    ) as job:
+        try:
+            return job.wait()
+        except BaseException:
+            job.terminate()
+            raise
 
 
 def main() -> int:
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     options = parse()
     if reason := why_not():
         print(f"benchmarks/hosts.py: {reason}", file=sys.stderr)
