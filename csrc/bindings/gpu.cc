@@ -196,7 +196,15 @@ void bind_gpu_engine(nb::class_<PyEngine>& c) {
 void bind_gpu_op(nb::class_<PyOp>& c) {
   c.def_prop_ro("on_gpu", [](const PyOp& self) { return self.op->gpu != nullptr; });
   c.def_prop_ro("stream", [](const PyOp& self) { return reinterpret_cast<size_t>(self.op->gpu->stream.get()); });
-  c.def("join", [](const PyOp& self, size_t stream) { raise_if(self.engine->get().join(*self.op, pointer(stream))); }, "stream"_a);
+  c.def("join", [](const PyOp& self, size_t stream) {
+    Engine& engine = self.engine->get();
+    Status status;
+    {
+      nb::gil_scoped_release release;
+      status = engine.join(*self.op, pointer(stream));
+    }
+    raise_if(status);
+  }, "stream"_a);
   c.def("output_address", [](const PyOp& self) {
     return nb::make_tuple(reinterpret_cast<size_t>(self.op->gpu->output.get()), self.op->output.bytes);
   });

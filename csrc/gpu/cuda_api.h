@@ -102,7 +102,13 @@ struct CudaApi {
   int (*unpack)(const PackArgs* args, void* stream);
   int (*reduce)(const DeviceReduceArgs* args, void* stream);
   int (*merge_rows)(const MergeRowsArgs* args, void* stream);
+
+  // cudaThreadExchangeStreamCaptureMode: kCudaRelaxed lets this thread ask for events and allocate
+  // while another thread captures a graph.
+  int (*exchange_capture_mode)(int* mode);
 };
+
+constexpr int kCudaRelaxed = 2;
 
 // The one symbol that the CUDA library exports.
 using CudaApiFunction = const CudaApi* (*)();

@@ -28,21 +28,24 @@ class Device : public std::enable_shared_from_this<Device> {
   const std::string& pci() const { return pci_; }
 
   // CUDA's calls refer to the calling thread's current device, which the user may have set to
-  // another one: it is ours while a Scope lives.
+  // another one: it is ours while a Scope lives. Nor does what is called meanwhile break a graph
+  // that the user's thread captures.
   class Scope {
    public:
     explicit Scope(const Device& device) : cuda_(device.cuda()), index_(device.index()) {
       if (cuda_.get_device(&before_) != kCudaSuccess) before_ = index_;
       cuda_.set_device(index_);
+      cuda_.exchange_capture_mode(&mode_);
     }
     ~Scope() {
+      cuda_.exchange_capture_mode(&mode_);
       if (before_ != index_) cuda_.set_device(before_);
     }
     Scope(const Scope&) = delete;
 
    private:
     const CudaApi& cuda_;
-    int index_, before_ = 0;
+    int index_, before_ = 0, mode_ = kCudaRelaxed;
   };
 
   // `what` was being done, for the message.
