@@ -49,6 +49,8 @@ class World {
     return segment(name, options_.host_of[rank], ProcessSet::segment_bytes(locals, options_.chunk_bytes));
   }
 
+  const std::vector<int>& host_of() const { return options_.host_of; }
+
   std::unique_ptr<Engine> engine(int rank) {
     std::vector<int> all(size());
     for (int i = 0; i < size(); ++i) all[i] = i;

@@ -1,0 +1,89 @@
+// world.h with a GPU for every rank: the doubles of CUDA and NCCL (tests/doubles/), found as the
+// real ones are.
+#pragma once
+
+#include <cstdlib>
+#include <map>
+
+#include "gpu/library.h"
+#include "world.h"
+
+namespace ringreduce {
+
+inline std::string double_path(const std::string& name) {
+  const char* directory = std::getenv("RR_DOUBLES");  // set by the Makefile for the sanitizers
+  return std::string(directory ? directory : "build/doubles") + "/" + name;
+}
+
+// What an engine needs to know of CUDA and NCCL, loaded once.
+inline std::shared_ptr<const GpuLibrary> gpu_library() {
+  static std::shared_ptr<const GpuLibrary> library = [] {
+    std::shared_ptr<const GpuLibrary> loaded;
+    CHECK_OK(GpuLibrary::load(double_path("libcuda_double.so"), {double_path("libnccl_double.so")}, &loaded));
+    return loaded;
+  }();
+  return library;
+}
+
+// A rank's GPU, its stream as a user has one, and memory on it.
+class GpuRank {
+ public:
+  GpuRank(Engine& engine, int rank, std::shared_ptr<const GpuLibrary> library = gpu_library(), int device = -1) : engine_(engine) {
+    CHECK_OK(Device::open(std::move(library), device < 0 ? rank : device, &device_));
+    CHECK_OK(device_->create_stream(&stream_));
+    CHECK_OK(engine.attach_gpu(device_));
+    device_->cuda().set_device(device_->index());
+  }
+
+  Device& device() { return *device_; }
+  void* stream() { return stream_.get(); }
+
+  template <typename T>
+  T* upload(const std::vector<T>& values) {
+    std::shared_ptr<char> memory;
+    CHECK_OK(device_->allocate(values.size() * sizeof(T), stream_, &memory));
+    memory_.push_back(memory);
+    kept_.push_back(std::make_shared<std::vector<T>>(values));  // copies are read when the stream gets there
+    const auto& kept = *static_cast<std::vector<T>*>(kept_.back().get());
+    CHECK_OK(device_->copy(memory.get(), kept.data(), kept.size() * sizeof(T), stream_.get()));
+    return reinterpret_cast<T*>(memory.get());
+  }
+  template <typename T>
+  std::vector<T> download(const void* from, size_t count) {
+    std::vector<T> values(count);
+    CHECK_OK(device_->copy(values.data(), from, count * sizeof(T), stream_.get()));
+    CHECK_EQ(device_->cuda().stream_synchronize(stream_.get()), kCudaSuccess);
+    return values;
+  }
+
+  OpRef submit(Submission s, int set = 0) {
+    s.on_gpu = true;
+    s.stream = stream_.get();
+    OpRef op;
+    CHECK_OK(engine_.submit(set, std::move(s), true, &op));
+    return op;
+  }
+  void finish(const OpRef& op) {
+    CHECK_OK(wait_for(engine_, op));
+    CHECK_OK(engine_.join(*op, stream_.get()));
+  }
+
+ private:
+  Engine& engine_;
+  std::shared_ptr<Device> device_;
+  GpuStream stream_;
+  std::vector<std::shared_ptr<char>> memory_;
+  std::vector<std::shared_ptr<void>> kept_;
+};
+
+inline Submission gpu_submission(Kind kind, const std::string& name, DType dtype, const void* in, void* out, size_t count) {
+  Submission s;
+  s.kind = kind;
+  s.name = name;
+  s.dtype = dtype;
+  s.pieces = {{static_cast<const char*>(in), static_cast<char*>(out), count * info(dtype).size}};
+  s.shape = {static_cast<int64_t>(count)};
+  return s;
+}
+
+}  // namespace ringreduce

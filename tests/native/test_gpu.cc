@@ -1,0 +1,429 @@
+// The engine's GPU path end to end on the doubles of CUDA and NCCL: every rank a thread.
+#include <numeric>
+#include <random>
+
+#include "gpu/nccl_types.h"
+#include "gpu_world.h"
+
+using namespace ringreduce;
+
+namespace {
+
+WorldOptions layout(const std::vector<int>& host_of) {
+  WorldOptions options;
+  options.host_of = host_of;
+  options.net = {host_of.size() * 7 + 1, 0.3};
+  return options;
+}
+
+const std::vector<std::vector<int>> kLayouts = {{0}, {0, 0}, {0, 0, 0}, {0, 0, 0, 0}, {0, 1}, {0, 0, 1, 1}, {0, 1, 1}};
+
+// Runs body(rank, size, engine, gpu) on all ranks of every layout.
+template <typename Body>
+void everywhere(Body body, std::shared_ptr<const GpuLibrary> library = gpu_library(), bool one_gpu = false) {
+  for (const auto& hosts : kLayouts) {
+    World world(layout(hosts));
+    world.run([&](int rank, Engine& engine) {
+      GpuRank gpu(engine, rank, library, one_gpu ? 0 : -1);
+      body(rank, world.size(), engine, gpu);
+    });
+  }
+}
+
+template <typename T>
+T value(int rank, size_t i) {
+  return static_cast<T>((i * 7 + rank * 13) % 11) + 1;
+}
+template <typename T>
+std::vector<T> values(int rank, size_t count) {
+  std::vector<T> all(count);
+  for (size_t i = 0; i < count; ++i) all[i] = value<T>(rank, i);
+  return all;
+}
+
+// What the CPU's kernels make of all ranks' values.
+template <typename T>
+std::vector<T> reduced(int size, size_t count, DType dtype, const Submission& s) {
+  std::vector<std::vector<T>> inputs;
+  std::vector<const void*> sources;
+  for (int rank = 0; rank < size; ++rank) inputs.push_back(values<T>(rank, count));
+  for (const auto& input : inputs) sources.push_back(input.data());
+  std::vector<T> result(count);
+  void* dst[] = {result.data()};
+  reduce(dtype, s.reduction(), {dst, 1, sources.data(), size, count, s.scale(size)});
+  return result;
+}
+
+template <typename T>
+void check_allreduce(int size, int rank, GpuRank& gpu, DType dtype, int op, double pre, double post, size_t count) {
+  const T* in = gpu.upload(values<T>(rank, count));
+  T* out = gpu.upload(std::vector<T>(count));
+  Submission s = gpu_submission(Kind::kAllreduce, "", dtype, in, out, count);
+  s.op = op;
+  s.prescale = pre;
+  s.postscale = post;
+  gpu.finish(gpu.submit(s));
+  const std::vector<T> got = gpu.download<T>(out, count), expected = reduced<T>(size, count, dtype, s);
+  for (size_t i = 0; i < count; ++i) CHECK_EQ(+got[i], +expected[i]);
+}
+
+void check_all_collectives(int rank, int size, GpuRank& gpu) {
+  for (int op : {kAverage, kOpSum, kOpMin, kOpMax, kOpProduct}) {
+    check_allreduce<float>(size, rank, gpu, DType::kFloat32, op, 1, 1, 1000);
+    check_allreduce<double>(size, rank, gpu, DType::kFloat64, op, 2, 0.5, 7);
+    check_allreduce<int32_t>(size, rank, gpu, DType::kInt32, op, 1, 1, 33);
+    check_allreduce<int16_t>(size, rank, gpu, DType::kInt16, op, 1, 1, 65);  // NCCL lacks it
+    check_allreduce<uint8_t>(size, rank, gpu, DType::kUint8, op, 1, 1, 5);
+  }
+  check_allreduce<int64_t>(size, rank, gpu, DType::kInt64, kOpSum, 3, 1, 100);  // scaled before the sum
+  check_allreduce<float>(size, rank, gpu, DType::kFloat32, kOpSum, 1, 1, 0);
+  check_allreduce<float>(size, rank, gpu, DType::kFloat32, kOpSum, 4, 0.25, 100000);
+}
+
+// broadcast from each root
+void check_broadcast(int rank, int size, GpuRank& gpu) {
+  for (int root = 0; root < size; ++root) {
+    const float* in = gpu.upload(values<float>(rank, 77));
+    float* out = gpu.upload(std::vector<float>(77));
+    Submission s = gpu_submission(Kind::kBroadcast, "", DType::kFloat32, in, out, 77);
+    s.root = root;
+    gpu.finish(gpu.submit(s));
+    CHECK(gpu.download<float>(out, 77) == values<float>(root, 77));
+  }
+}
+
+void check_allgather(int rank, int size, GpuRank& gpu, bool even) {
+  const auto count = [&](int of) { return even ? size_t{6} : size_t(of) * 5; };  // uneven: rank 0 has nothing
+  const float* in = gpu.upload(values<float>(rank, count(rank)));
+  Submission s = gpu_submission(Kind::kAllgather, "", DType::kFloat32, in, nullptr, count(rank));
+  s.shape = {};
+  const OpRef op = gpu.submit(s);
+  gpu.finish(op);
+  std::vector<float> expected;
+  for (int from = 0; from < size; ++from) {
+    CHECK_EQ(op->output.counts[from], static_cast<int64_t>(count(from) * sizeof(float)));
+    const auto part = values<float>(from, count(from));
+    expected.insert(expected.end(), part.begin(), part.end());
+  }
+  CHECK_EQ(op->output.bytes, expected.size() * sizeof(float));
+  CHECK(gpu.download<float>(op->gpu->output.get(), expected.size()) == expected);
+}
+
+void check_reducescatter(int rank, int size, GpuRank& gpu, bool even, int op) {
+  std::vector<size_t> counts;
+  size_t total = 0, begin = 0;
+  for (int to = 0; to < size; ++to) {
+    if (to == rank) begin = total;
+    counts.push_back(even ? 8 : to * 3);
+    total += counts.back();
+  }
+  const float* in = gpu.upload(values<float>(rank, total));
+  float* out = gpu.upload(std::vector<float>(counts[rank]));
+  Submission s = gpu_submission(Kind::kReducescatter, "", DType::kFloat32, in, out, total);
+  s.op = op;
+  s.prescale = 2;
+  for (size_t each : counts) s.counts.push_back(static_cast<int64_t>(each * sizeof(float)));
+  gpu.finish(gpu.submit(s));
+  const auto all = reduced<float>(size, total, DType::kFloat32, s);
+  const std::vector<float> own(all.begin() + begin, all.begin() + begin + counts[rank]);
+  CHECK(gpu.download<float>(out, own.size()) == own);
+}
+
+void check_alltoall(int rank, int size, GpuRank& gpu) {
+  // rank r sends r + to elements of value 100 r + to
+  std::vector<float> in, expected;
+  Submission s = gpu_submission(Kind::kAlltoall, "", DType::kFloat32, nullptr, nullptr, 0);
+  s.shape = {};
+  for (int to = 0; to < size; ++to) {
+    in.insert(in.end(), rank + to, 100.0f * rank + to);
+    s.counts.push_back((rank + to) * sizeof(float));
+    expected.insert(expected.end(), to + rank, 100.0f * to + rank);
+  }
+  s.pieces = {{reinterpret_cast<const char*>(gpu.upload(in)), nullptr, in.size() * sizeof(float)}};
+  const OpRef op = gpu.submit(s);
+  gpu.finish(op);
+  CHECK(gpu.download<float>(op->gpu->output.get(), expected.size()) == expected);
+}
+
+void check_grouped(int rank, int size, GpuRank& gpu) {
+  Submission s = gpu_submission(Kind::kAllreduce, "group", DType::kFloat32, nullptr, nullptr, 0);
+  s.pieces.clear();
+  std::vector<float*> outs;
+  for (size_t count : {1, 17, 0, 300}) {
+    const float* in = gpu.upload(values<float>(rank, count));
+    outs.push_back(gpu.upload(std::vector<float>(count)));
+    s.pieces.push_back({reinterpret_cast<const char*>(in), reinterpret_cast<char*>(outs.back()), count * sizeof(float)});
+  }
+  gpu.finish(gpu.submit(s));
+  size_t i = 0;
+  for (size_t count : {1, 17, 0, 300})
+    CHECK(gpu.download<float>(outs[i++], count) == reduced<float>(size, count, DType::kFloat32, s));
+}
+
+void check_everything(int rank, int size, Engine&, GpuRank& gpu) {
+  check_all_collectives(rank, size, gpu);
+  check_broadcast(rank, size, gpu);
+  check_allgather(rank, size, gpu, true);
+  check_allgather(rank, size, gpu, false);
+  for (int op : {kAverage, kOpSum, kOpMax}) {
+    check_reducescatter(rank, size, gpu, true, op);
+    check_reducescatter(rank, size, gpu, false, op);
+  }
+  check_alltoall(rank, size, gpu);
+  check_grouped(rank, size, gpu);
+}
+
+void check_path(Engine& engine, GpuPath expected, const std::string& why_expected) {
+  GpuPath path;
+  std::string why;
+  CHECK_OK(engine.gpu_path(0, &path, &why));
+  CHECK(path == expected);
+  CHECK_EQ(why, why_expected);
+}
+
+TEST(collectives_through_nccl) {
+  everywhere([](int rank, int size, Engine& engine, GpuRank& gpu) {
+    check_everything(rank, size, engine, gpu);
+    check_path(engine, GpuPath::kNccl, "");
+  });
+}
+
+std::shared_ptr<const GpuLibrary> without_nccl() {
+  auto library = std::make_shared<GpuLibrary>(*gpu_library());
+  library->nccl_version = 0;
+  library->nccl_problem = "NCCL was not found";
+  return library;
+}
+
+TEST(collectives_through_host_memory) {
+  everywhere([](int rank, int size, Engine& engine, GpuRank& gpu) {
+    check_everything(rank, size, engine, gpu);
+    if (size > 1) check_path(engine, GpuPath::kHost, "rank 0: NCCL was not found");
+    else check_path(engine, GpuPath::kNccl, "");  // alone: there is nothing to ask of NCCL
+  }, without_nccl());
+}
+
+// Named operations in another order on each rank, all in flight at once, some of them fused, with
+// operations on the CPU between.
+TEST(any_order) {
+  everywhere([](int rank, int size, Engine& engine, GpuRank& gpu) {
+    constexpr int kOps = 40;
+    std::vector<int> order(kOps);
+    std::iota(order.begin(), order.end(), 0);
+    std::shuffle(order.begin(), order.end(), std::mt19937(rank));
+    std::vector<OpRef> ops(kOps), cpu(kOps);
+    std::vector<float*> outs(kOps);
+    std::vector<std::vector<float>> on_cpu(kOps, std::vector<float>(3)), ins(kOps, values<float>(rank, 3));
+    for (int i : order) {
+      const size_t count = 1 + i * 29;
+      outs[i] = gpu.upload(values<float>(rank, count));
+      ops[i] = gpu.submit(gpu_submission(Kind::kAllreduce, "gpu" + std::to_string(i), DType::kFloat32, outs[i], outs[i], count));
+      CHECK_OK(engine.submit(0, allreduce_of("cpu" + std::to_string(i), ins[i], &on_cpu[i], DType::kFloat32), true, &cpu[i]));
+    }
+    for (int i = 0; i < kOps; ++i) {
+      gpu.finish(ops[i]);
+      CHECK_OK(wait_for(engine, cpu[i]));
+      const size_t count = 1 + i * 29;
+      CHECK(gpu.download<float>(outs[i], count) == reduced<float>(size, count, DType::kFloat32, ops[i]->submission));
+      CHECK(on_cpu[i] == reduced<float>(size, 3, DType::kFloat32, cpu[i]->submission));
+    }
+  });
+}
+
+struct Buckets {
+  std::vector<float*> data;
+  std::shared_ptr<GpuPlan> plan;
+};
+const std::vector<size_t> kBuckets = {5, 4000, 1};
+
+Buckets make_plan(World& world, int rank, Engine& engine, GpuRank& gpu, int op, double pre, double post, int serial) {
+  static std::mutex mutex;
+  static std::map<std::pair<World*, int>, std::vector<GpuInfo>> offered;
+  // The first operation of a set decides how its operations run.
+  float* one = gpu.upload(std::vector<float>{1});
+  gpu.finish(gpu.submit(gpu_submission(Kind::kAllreduce, "", DType::kFloat32, one, one, 1)));
+  GpuPath path;
+  std::string why;
+  CHECK_OK(engine.gpu_path(0, &path, &why));
+  GpuInfo mine;
+  CHECK_OK(engine.gpu_info(0, &mine));
+  {
+    std::lock_guard<std::mutex> lock(mutex);
+    auto& infos = offered[{&world, serial}];
+    infos.resize(world.size());
+    infos[rank] = mine;
+  }
+  Submission barrier;
+  OpRef met;
+  CHECK_OK(engine.submit(0, barrier, true, &met));
+  CHECK_OK(wait_for(engine, met));
+  Buckets buckets;
+  std::vector<GpuBucketSpec> specs;
+  std::vector<BucketSpec> host_specs;
+  for (size_t count : kBuckets) {
+    buckets.data.push_back(gpu.upload(std::vector<float>(count)));
+    specs.push_back({reinterpret_cast<char*>(buckets.data.back()), count, DType::kFloat32});
+    host_specs.push_back({count, DType::kFloat32});
+  }
+  std::shared_ptr<Plan> host;
+  if (path == GpuPath::kHost) {
+    const auto& host_of = world.host_of();
+    const int locals = static_cast<int>(std::count(host_of.begin(), host_of.end(), host_of[rank]));
+    auto segment = world.segment("plan" + std::to_string(serial), host_of[rank], Plan::segment_bytes(locals, host_specs));
+    CHECK_OK(engine.add_plan(0, host_specs, op, pre, post, segment, 128 + serial, &host));
+  }
+  std::vector<GpuInfo> infos;
+  {
+    std::lock_guard<std::mutex> lock(mutex);
+    infos = offered[{&world, serial}];
+  }
+  CHECK_OK(engine.add_gpu_plan(0, infos, specs, op, pre, post, host, &buckets.plan));
+  return buckets;
+}
+
+void wait_for_bucket(Engine& engine, GpuPlan& plan, int bucket, void* stream) {
+  for (bool done = false; !done;) CHECK_OK(engine.wait_bucket(plan, bucket, stream, 1, &done));
+}
+
+// Several steps of several plans, negotiated operations in between in another order on each rank.
+void check_plans(int rank, World& world, Engine& engine, GpuRank& gpu) {
+  const int size = world.size();
+  std::vector<Buckets> plans = {make_plan(world, rank, engine, gpu, kAverage, 1, 1, 0),
+                                make_plan(world, rank, engine, gpu, kOpSum, 0.5, 2, 1)};
+  for (int step = 0; step < 5; ++step) {
+    std::vector<float*> others;
+    std::vector<OpRef> ops;
+    for (size_t p = 0; p < plans.size(); ++p)
+      for (size_t b = 0; b < kBuckets.size(); ++b) {
+        const float* fresh = gpu.upload(values<float>(rank + step, kBuckets[b]));
+        CHECK_OK(gpu.device().copy(plans[p].data[b], fresh, kBuckets[b] * sizeof(float), gpu.stream()));
+        if (static_cast<int>(b) == rank % 3) {
+          others.push_back(gpu.upload(values<float>(rank, 50)));
+          ops.push_back(gpu.submit(gpu_submission(Kind::kAllreduce, "between" + std::to_string(p), DType::kFloat32,
+                                                  others.back(), others.back(), 50)));
+        }
+        CHECK_OK(engine.launch(*plans[p].plan, static_cast<int>(b), gpu.stream()));
+      }
+    for (size_t p = 0; p < plans.size(); ++p) {
+      Submission how;
+      how.op = p == 0 ? kAverage : kOpSum;
+      for (size_t b = 0; b < kBuckets.size(); ++b) {
+        wait_for_bucket(engine, *plans[p].plan, static_cast<int>(b), gpu.stream());
+        std::vector<float> expected(kBuckets[b]);
+        for (size_t i = 0; i < expected.size(); ++i) {
+          for (int r = 0; r < size; ++r) expected[i] += value<float>(r + step, i);
+          if (p == 0) expected[i] *= static_cast<float>(1.0 / size);
+        }
+        CHECK(gpu.download<float>(plans[p].data[b], kBuckets[b]) == expected);
+      }
+      gpu.finish(ops[p]);
+      CHECK(gpu.download<float>(others[p], 50) == reduced<float>(size, 50, DType::kFloat32, ops[p]->submission));
+    }
+  }
+  for (Buckets& buckets : plans) engine.remove_plan(buckets.plan);
+}
+
+void run_plans(std::shared_ptr<const GpuLibrary> library) {
+  for (const auto& hosts : kLayouts) {
+    World world(layout(hosts));
+    world.run([&](int rank, Engine& engine) {
+      GpuRank gpu(engine, rank, library);
+      check_plans(rank, world, engine, gpu);
+    });
+  }
+}
+
+TEST(plans_through_nccl) { run_plans(gpu_library()); }
+TEST(plans_through_host_memory) { run_plans(without_nccl()); }
+
+TEST(process_sets) {
+  World world(layout({0, 0, 0, 0}));
+  world.run([&](int rank, Engine& engine) {
+    GpuRank gpu(engine, rank);
+    // The world's communicator exists: the first set is split from it.
+    float* one = gpu.upload(std::vector<float>{1});
+    gpu.finish(gpu.submit(gpu_submission(Kind::kAllreduce, "", DType::kFloat32, one, one, 1)));
+    int id = 0;
+    for (const std::vector<int>& members : {std::vector<int>{0, 2}, {1, 2, 3}, {3}}) {
+      ++id;
+      const auto at = std::find(members.begin(), members.end(), rank);
+      if (at != members.end())
+        CHECK_OK(engine.add_set(id, members, world.set_segment("set" + std::to_string(id), rank, members)));
+      OpRef split;
+      CHECK_OK(engine.submit_split(id, &split));
+      CHECK_OK(wait_for(engine, split));
+      if (at == members.end()) continue;
+      float* data = gpu.upload(values<float>(rank, 9));
+      gpu.finish(gpu.submit(gpu_submission(Kind::kAllreduce, "", DType::kFloat32, data, data, 9), id));
+      std::vector<float> expected(9);
+      for (size_t i = 0; i < 9; ++i)
+        for (int member : members) expected[i] += value<float>(member, i);
+      CHECK(gpu.download<float>(data, 9) == expected);
+      CHECK_OK(engine.remove_set(id));
+    }
+  });
+}
+
+TEST(ranks_disagree_about_the_device) {
+  World world(layout({0, 0}));
+  world.run([&](int rank, Engine& engine) {
+    GpuRank gpu(engine, rank);
+    const std::vector<float> in = values<float>(rank, 4);
+    std::vector<float> out(4);
+    Submission s = allreduce_of("x", in, &out, DType::kFloat32);
+    float* data = gpu.upload(in);
+    if (rank) s = gpu_submission(Kind::kAllreduce, "x", DType::kFloat32, data, data, 4);
+    OpRef op;
+    s.on_gpu = rank == 1;
+    s.stream = gpu.stream();
+    CHECK_OK(engine.submit(0, s, true, &op));
+    const Status status = wait_for(engine, op);
+    CHECK_EQ(status.code() == Code::kMismatch, true);
+    CHECK(status.text().find("rank 0 submitted allreduce Sum of float32 [4] on cpu") != std::string::npos);
+    CHECK(status.text().find("rank 1 submitted allreduce Sum of float32 [4] on cuda") != std::string::npos);
+  });
+}
+
+GpuInfo info_of(int host, int version, const std::string& pci, bool sharing = false) {
+  GpuInfo info;
+  info.host = host;
+  info.nccl_version = version;
+  info.shares_allowed = sharing;
+  std::snprintf(info.pci, sizeof info.pci, "%s", pci.c_str());
+  std::snprintf(info.problem, sizeof info.problem, "%s", version ? "" : "no NCCL here");
+  return info;
+}
+
+TEST(the_path_is_chosen_alike) {
+  const std::vector<int> world = {3, 5, 8};
+  std::string why;
+  const auto path = [&](const std::vector<GpuInfo>& infos) { return why.clear(), choose_path(infos, world, &why); };
+  CHECK(path({info_of(0, 22703, "a"), info_of(0, 22703, "b"), info_of(1, 22703, "a")}) == GpuPath::kNccl);
+  CHECK(path({info_of(0, 22703, "a"), info_of(0, 0, "b")}) == GpuPath::kHost);
+  CHECK_EQ(why, "rank 5: no NCCL here");
+  CHECK(path({info_of(0, 22703, "a"), info_of(0, 22703, "b"), info_of(0, 22703, "a")}) == GpuPath::kHost);
+  CHECK_EQ(why, "rank 3 and rank 8 share the GPU a of host 0, which NCCL refuses; give each rank a GPU of its own");
+  CHECK(path({info_of(0, 23001, "a", true), info_of(0, 23001, "a", true)}) == GpuPath::kNccl);
+  CHECK(path({info_of(0, 23001, "a", true), info_of(0, 23001, "a", false)}) == GpuPath::kHost);
+  CHECK(path({info_of(0, 23001, "a", true), info_of(0, 23001, "a", true), info_of(0, 23001, "a", true)}) == GpuPath::kHost);
+  CHECK(path({info_of(0, 22703, "a"), info_of(0, 22800, "b")}) == GpuPath::kHost);
+  CHECK_EQ(why, "rank 3 has NCCL 2.27.3, rank 5 has NCCL 2.28.0; install the same on all");
+  CHECK(path({info_of(0, 0, "a")}) == GpuPath::kNccl);  // alone: nothing to ask of NCCL
+}
+
+TEST(what_nccl_can_reduce) {
+  NcclReduction how;
+  CHECK(nccl_reduction(DType::kFloat16, Reduction::kSum, true, {2, 3}, 4, &how));
+  CHECK(how.op == kNcclAvg && how.scale.pre == 2 && how.scale.post == 3);
+  CHECK(nccl_reduction(DType::kInt32, Reduction::kSum, true, {1, 1}, 4, &how));
+  CHECK(how.op == kNcclSum && how.scale.post == 0.25);
+  CHECK(!nccl_reduction(DType::kInt32, Reduction::kSum, false, {2, 1}, 4, &how));
+  CHECK(!nccl_reduction(DType::kBool, Reduction::kMax, false, {1, 1}, 4, &how));
+  CHECK(!nccl_reduction(DType::kComplex64, Reduction::kProduct, false, {1, 1}, 4, &how));
+  CHECK(nccl_reduction(DType::kComplex128, Reduction::kSum, true, {1, 1}, 4, &how));
+  CHECK(how.dtype == kNcclFloat64 && how.factor == 2 && how.scale.post == 0.25);
+}
+
+}  // namespace
+
+TEST_MAIN()
