@@ -35,6 +35,8 @@ class GpuRank {
     device_->cuda().set_device(device_->index());
   }
 
+  ~GpuRank() { device_->cuda().stream_synchronize(stream_.get()); }  // it reads and writes our memory
+
   Device& device() { return *device_; }
   void* stream() { return stream_.get(); }
 
