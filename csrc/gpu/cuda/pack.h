@@ -1,0 +1,239 @@
+// Pack and unpack: many tensors to and from one bucket, in one launch.
+//
+//     bucket     |  0  |  1  |  2  |  3  |  4  |  5  |     chunks of kChunk elements
+//     tensors      aaaaaaaaaaa  bb c dddddddddddddd
+//     tasks        a0 a1 a2    b2  c2 d3 d4 d5             a warp does one task: a tensor in a chunk
+//
+// Tensor i's tasks begin with number offset(i) / kChunk + i. That grows with i, has room for all
+// the chunks which the tensor touches, and needs no memory; so a tensor takes 16 bytes of the
+// kernel's parameters (250 tensors in 4 KiB, 2,000 in 32,764 bytes), a warp finds its tensor by
+// binary search, and its chunk is the number of the task minus that of the tensor. The price is
+// a task without work for about one tensor in two.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "gpu/cuda/numbers.h"
+#include "gpu/cuda_api.h"
+
+namespace ringreduce {
+namespace gpu {
+
+// What CUDA passes to a kernel at most: up to 12.0, and from 12.1 on.
+constexpr uint32_t kSmallParameters = 4096, kLargeParameters = 32764;
+
+struct PackEntry {
+  char* tensor;
+  uint32_t offset, count;  // elements; the offset from PackParameters::bucket
+};
+
+template <typename Compute, uint32_t kBytes>
+struct PackParameters {
+  static constexpr uint32_t kCapacity = (kBytes - 32) / sizeof(PackEntry);
+  char* bucket;
+  Compute scale;
+  uint32_t entries;
+  bool to_bucket;
+  PackEntry entry[kCapacity];  // ordered by offset, without overlap
+};
+
+// Bytes as they are: the type of both sides where nothing is converted or scaled.
+template <uint32_t kSize>
+struct Opaque {
+  struct alignas(kSize) Memory {
+    char bytes[kSize];
+  };
+};
+
+template <class From, class To>
+struct Conversion {
+  static constexpr bool kDouble = sizeof(typename From::Memory) == 8 || sizeof(typename To::Memory) == 8;
+  using Compute = std::conditional_t<kDouble, double, float>;
+  RR_HD static typename To::Memory convert(typename From::Memory memory, Compute scale) {
+    return To::write(static_cast<Compute>(From::read(memory)) * scale);
+  }
+};
+template <uint32_t kSize>
+struct Conversion<Opaque<kSize>, Opaque<kSize>> {
+  using Compute = float;
+  RR_HD static typename Opaque<kSize>::Memory convert(typename Opaque<kSize>::Memory memory, float) { return memory; }
+};
+
+// What one warp does: `count` elements at `from` to `to`. The wider side moves in 16-byte vectors
+// where both sides can be aligned at the same element, else all goes element by element.
+template <class From, class To>
+struct Move {
+  using Source = typename From::Memory;
+  using Target = typename To::Memory;
+  using Convert = Conversion<From, To>;
+  using Compute = typename Convert::Compute;
+  static constexpr uint32_t kGroup = kVectorBytes / (sizeof(Source) > sizeof(Target) ? sizeof(Source) : sizeof(Target));
+  static constexpr uint32_t kBatch = 4;  // loads in flight in a thread
+  static constexpr uint32_t kChunk = kWarp * kBatch * kGroup;
+
+  // Loads of a batch come before its stores, as either may be the other's memory for all the
+  // compiler knows.
+  template <uint32_t kCount>
+  RR_HD static void groups(const char* from, char* to, uint32_t count, uint32_t lane, Compute scale) {
+    for (uint32_t first = lane; first < count; first += kWarp * kBatch) {
+      Group<Source, kCount> in[kBatch];
+      RR_UNROLL_ALL
+      for (uint32_t i = 0; i < kBatch; ++i) {
+        const uint32_t at = first + i * kWarp;
+        if (at < count) in[i] = load_group<Source, kCount>(from + at * sizeof(in[i]));
+      }
+      RR_UNROLL_ALL
+      for (uint32_t i = 0; i < kBatch; ++i) {
+        const uint32_t at = first + i * kWarp;
+        if (at >= count) break;
+        Group<Target, kCount> out;
+        RR_UNROLL_ALL
+        for (uint32_t k = 0; k < kCount; ++k) out.element[k] = Convert::convert(in[i].element[k], scale);
+        store_group(to + at * sizeof(out), out);
+      }
+    }
+  }
+
+  RR_HD static void run(const char* from, char* to, uint32_t count, uint32_t lane, Compute scale) {
+    const uint32_t head = elements_to(from, kGroup * sizeof(Source), sizeof(Source));
+    const bool alike = head == elements_to(to, kGroup * sizeof(Target), sizeof(Target));
+    uint32_t done = least(alike ? head : count, count);
+    if (done) groups<1>(from, to, done, lane, scale);
+    const uint32_t whole = (count - done) / kGroup;
+    if (whole) groups<kGroup>(from + done * sizeof(Source), to + done * sizeof(Target), whole, lane, scale);
+    done += whole * kGroup;
+    if (done < count)
+      groups<1>(from + done * sizeof(Source), to + done * sizeof(Target), count - done, lane, scale);
+  }
+};
+
+// The kernel's body. `Tensor` and `Bucket` are the types of the two sides.
+template <class From, class To, uint32_t kBytes>
+struct PackBody {
+  using Mover = Move<From, To>;
+  using Parameters = PackParameters<typename Mover::Compute, kBytes>;
+  static constexpr uint32_t kChunk = Mover::kChunk;
+
+  RR_HD static uint32_t first_task(const Parameters& p, uint32_t entry) { return p.entry[entry].offset / kChunk + entry; }
+
+  RR_HD static void run(const Parameters& p, uint32_t block, uint32_t thread) {
+    const uint32_t task = block * (kThreads / kWarp) + thread / kWarp;
+    uint32_t low = 0, high = p.entries;
+    while (high - low > 1) {
+      const uint32_t middle = (low + high) / 2;
+      if (first_task(p, middle) <= task) low = middle;
+      else high = middle;
+    }
+    const PackEntry& entry = p.entry[low];
+    const uint32_t chunk = (task - low) * kChunk, end_of_entry = entry.offset + entry.count;
+    const uint32_t begin = chunk > entry.offset ? chunk : entry.offset;
+    const uint32_t end = least(chunk + kChunk, end_of_entry);
+    if (begin >= end) return;
+    const uint64_t tensor_size = p.to_bucket ? sizeof(typename From::Memory) : sizeof(typename To::Memory);
+    const uint64_t bucket_size = p.to_bucket ? sizeof(typename To::Memory) : sizeof(typename From::Memory);
+    char* tensor = entry.tensor + (begin - entry.offset) * tensor_size;
+    char* bucket = p.bucket + begin * bucket_size;
+    Mover::run(p.to_bucket ? tensor : bucket, p.to_bucket ? bucket : tensor, end - begin, thread % kWarp, p.scale);
+  }
+};
+
+// --- which launches a call takes; `launch` is the device's or the host's ------------------------
+
+constexpr uint64_t kMostSpan = 1u << 31;  // elements of the bucket that one launch covers
+constexpr uint64_t kMostGap = 1u << 20;   // a launch does not reach over more: its tasks would be idle
+
+// The items still to be done. Long ones are taken in parts.
+struct PackQueue {
+  const PackItem* item;
+  const PackItem* end;
+  uint64_t taken = 0;  // elements of *item
+
+  // Moves into `parameters` as many as one launch takes.
+  template <class Parameters>
+  void fill(Parameters* parameters, char* bucket, uint32_t bucket_size, uint32_t tensor_size) {
+    // Chunks begin where 16-byte vectors do.
+    const uint64_t base = (item->offset + taken) / kVectorBytes * kVectorBytes;
+    uint64_t reached = item->offset + taken;
+    parameters->bucket = bucket + base * bucket_size;
+    parameters->entries = 0;
+    while (item != end && parameters->entries < Parameters::kCapacity) {
+      const uint64_t start = item->offset + taken;
+      if (start < reached || start - reached > kMostGap || start - base >= kMostSpan) return;
+      const uint64_t count = std::min(item->count - taken, kMostSpan - (start - base));
+      parameters->entry[parameters->entries++] = {static_cast<char*>(item->tensor) + taken * tensor_size,
+                                                  static_cast<uint32_t>(start - base), static_cast<uint32_t>(count)};
+      reached = start + count;
+      taken += count;
+      if (taken < item->count) return;
+      ++item;
+      taken = 0;
+    }
+  }
+};
+
+template <class Body, class Launch>
+int pack_some(PackQueue* queue, const PackArgs& args, bool to_bucket, Launch& launch) {
+  typename Body::Parameters parameters;  // not initialised: it is long, and the first entries matter only
+  queue->fill(&parameters, static_cast<char*>(args.bucket), info(args.bucket_dtype).size, info(args.tensor_dtype).size);
+  parameters.scale = static_cast<decltype(parameters.scale)>(args.scale);
+  parameters.to_bucket = to_bucket;
+  const PackEntry& last = parameters.entry[parameters.entries - 1];
+  const uint64_t tasks = (last.offset + uint64_t{last.count}) / Body::kChunk + parameters.entries;
+  return launch.template run<Body>(parameters, (tasks + kThreads / kWarp - 1) / (kThreads / kWarp));
+}
+
+template <class From, class To, class Launch>
+int pack_all(PackQueue queue, const PackArgs& args, bool to_bucket, Launch& launch) {
+  using Small = PackBody<From, To, kSmallParameters>;
+  using Large = PackBody<From, To, kLargeParameters>;
+  while (queue.item != queue.end) {
+    // Long parameters cost time in every launch.
+    const bool large = launch.large_parameters() && queue.end - queue.item > Small::Parameters::kCapacity;
+    const int error = large ? pack_some<Large>(&queue, args, to_bucket, launch)
+                            : pack_some<Small>(&queue, args, to_bucket, launch);
+    if (error) return error;
+  }
+  return kCudaSuccess;
+}
+
+// Items that have something to do, by their place in the bucket.
+inline std::vector<PackItem> ordered_items(const PackArgs& args, bool as_it_is) {
+  std::vector<PackItem> items;
+  items.reserve(args.item_count);
+  const size_t size = info(args.bucket_dtype).size;
+  for (int i = 0; i < args.item_count; ++i) {
+    const PackItem& item = args.items[i];
+    const bool in_place = static_cast<char*>(args.bucket) + item.offset * size == item.tensor;
+    if (item.count && !(as_it_is && in_place)) items.push_back(item);
+  }
+  const auto before = [](const PackItem& a, const PackItem& b) { return a.offset < b.offset; };
+  if (!std::is_sorted(items.begin(), items.end(), before)) std::stable_sort(items.begin(), items.end(), before);
+  return items;
+}
+
+template <class Launch>
+int pack_or_unpack(const PackArgs& args, bool to_bucket, Launch launch) {
+  const bool as_it_is = args.bucket_dtype == args.tensor_dtype && args.scale == 1;
+  const std::vector<PackItem> items = ordered_items(args, as_it_is);
+  const PackQueue queue{items.data(), items.data() + items.size()};
+  int error = kInvalidValue;
+  if (as_it_is) {
+    switch (info(args.bucket_dtype).size) {
+      case 1: return pack_all<Opaque<1>, Opaque<1>>(queue, args, to_bucket, launch);
+      case 2: return pack_all<Opaque<2>, Opaque<2>>(queue, args, to_bucket, launch);
+      case 4: return pack_all<Opaque<4>, Opaque<4>>(queue, args, to_bucket, launch);
+      case 8: return pack_all<Opaque<8>, Opaque<8>>(queue, args, to_bucket, launch);
+      default: return pack_all<Opaque<16>, Opaque<16>>(queue, args, to_bucket, launch);
+    }
+  }
+  with_float(to_bucket ? args.tensor_dtype : args.bucket_dtype, [&](auto from) {
+    with_float(to_bucket ? args.bucket_dtype : args.tensor_dtype, [&](auto to) {
+      error = pack_all<decltype(from), decltype(to)>(queue, args, to_bucket, launch);
+    });
+  });
+  return error;
+}
+
+}  // namespace gpu
+}  // namespace ringreduce
