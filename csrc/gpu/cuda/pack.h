@@ -6,9 +6,12 @@
 //
 // Tensor i's tasks begin with number offset(i) / kChunk + i. That grows with i, has room for all
 // the chunks which the tensor touches, and needs no memory; so a tensor takes 16 bytes of the
-// kernel's parameters (250 tensors in 4 KiB, 2,000 in 32,764 bytes), a warp finds its tensor by
-// binary search, and its chunk is the number of the task minus that of the tensor. The price is
-// a task without work for about one tensor in two.
+// kernel's parameters (2,000 tensors in 32,764 bytes), a warp finds its tensor by binary search,
+// and its chunk is the number of the task minus that of the tensor. The price is a task without
+// work for about one tensor in two.
+//
+// What a warp reads of the parameters comes from a cache that is cold at first, one miss after the
+// other; hints shorten the search, and it reads of each tensor only the offset.
 #pragma once
 
 #include <algorithm>
@@ -23,41 +26,52 @@ namespace gpu {
 // What CUDA passes to a kernel at most: up to 12.0, and from 12.1 on.
 constexpr uint32_t kSmallParameters = 4096, kLargeParameters = 32764;
 
-struct PackEntry {
-  char* tensor;
-  uint32_t offset, count;  // elements; the offset from PackParameters::bucket
-};
-
 template <typename Compute, uint32_t kBytes>
 struct PackParameters {
-  static constexpr uint32_t kCapacity = (kBytes - 32) / sizeof(PackEntry);
+  static constexpr uint32_t kHints = 64;
+  static constexpr uint32_t kCapacity = (kBytes - 40 - 2 * (kHints + 4)) / 16;
   char* bucket;
   Compute scale;
   uint32_t entries;
+  uint32_t hint_shift;
   bool to_bucket;
-  PackEntry entry[kCapacity];  // ordered by offset, without overlap
+  uint16_t hint[kHints + 1];  // which entry task k << hint_shift is of
+  // By entry, ordered by offset, without overlap. In elements, the offset from `bucket`.
+  uint32_t offset[kCapacity], count[kCapacity];
+  char* tensor[kCapacity];
 };
 
-// Bytes as they are: the type of both sides where nothing is converted or scaled.
-template <uint32_t kSize>
+// Bits as they are: the type of both sides where nothing is converted or scaled.
+template <typename T>
 struct Opaque {
-  struct alignas(kSize) Memory {
-    char bytes[kSize];
-  };
+  using Memory = T;
+};
+struct alignas(16) Bits128 {
+  uint64_t half[2];
 };
 
 template <class From, class To>
 struct Conversion {
-  static constexpr bool kDouble = sizeof(typename From::Memory) == 8 || sizeof(typename To::Memory) == 8;
-  using Compute = std::conditional_t<kDouble, double, float>;
-  RR_HD static typename To::Memory convert(typename From::Memory memory, Compute scale) {
-    return To::write(static_cast<Compute>(From::read(memory)) * scale);
+  using Source = typename From::Memory;
+  using Target = typename To::Memory;
+  using Compute = std::conditional_t<sizeof(Source) == 8 || sizeof(Target) == 8, double, float>;
+
+  template <uint32_t kCount>
+  RR_HD static Group<Target, kCount> convert(const Group<Source, kCount>& in, Compute scale) {
+    Group<Target, kCount> out;
+    RR_UNROLL_ALL
+    for (uint32_t k = 0; k < kCount; ++k)
+      out.element[k] = To::write(static_cast<Compute>(From::read(in.element[k])) * scale);
+    return out;
   }
 };
-template <uint32_t kSize>
-struct Conversion<Opaque<kSize>, Opaque<kSize>> {
+template <typename T>
+struct Conversion<Opaque<T>, Opaque<T>> {
   using Compute = float;
-  RR_HD static typename Opaque<kSize>::Memory convert(typename Opaque<kSize>::Memory memory, float) { return memory; }
+  template <uint32_t kCount>
+  RR_HD static const Group<T, kCount>& convert(const Group<T, kCount>& in, float) {
+    return in;
+  }
 };
 
 // What one warp does: `count` elements at `from` to `to`. The wider side moves in 16-byte vectors
@@ -87,10 +101,7 @@ struct Move {
       for (uint32_t i = 0; i < kBatch; ++i) {
         const uint32_t at = first + i * kWarp;
         if (at >= count) break;
-        Group<Target, kCount> out;
-        RR_UNROLL_ALL
-        for (uint32_t k = 0; k < kCount; ++k) out.element[k] = Convert::convert(in[i].element[k], scale);
-        store_group(to + at * sizeof(out), out);
+        store_group(to + at * sizeof(Group<Target, kCount>), Convert::convert(in[i], scale));
       }
     }
   }
@@ -115,26 +126,45 @@ struct PackBody {
   using Parameters = PackParameters<typename Mover::Compute, kBytes>;
   static constexpr uint32_t kChunk = Mover::kChunk;
 
-  RR_HD static uint32_t first_task(const Parameters& p, uint32_t entry) { return p.entry[entry].offset / kChunk + entry; }
+  RR_HD static uint32_t first_task(const Parameters& p, uint32_t entry) { return p.offset[entry] / kChunk + entry; }
 
-  RR_HD static void run(const Parameters& p, uint32_t block, uint32_t thread) {
-    const uint32_t task = block * (kThreads / kWarp) + thread / kWarp;
-    uint32_t low = 0, high = p.entries;
+  // The last entry in [low, high) whose tasks begin at `task` or before; `low` is one that does.
+  RR_HD static uint32_t find(const Parameters& p, uint32_t task, uint32_t low, uint32_t high) {
     while (high - low > 1) {
       const uint32_t middle = (low + high) / 2;
       if (first_task(p, middle) <= task) low = middle;
       else high = middle;
     }
-    const PackEntry& entry = p.entry[low];
-    const uint32_t chunk = (task - low) * kChunk, end_of_entry = entry.offset + entry.count;
-    const uint32_t begin = chunk > entry.offset ? chunk : entry.offset;
-    const uint32_t end = least(chunk + kChunk, end_of_entry);
+    return low;
+  }
+
+  RR_HD static void run(const Parameters& p, uint32_t block, uint32_t thread) {
+    const uint32_t task = block * (kThreads / kWarp) + thread / kWarp, hint = task >> p.hint_shift;
+    if (hint >= Parameters::kHints) return;  // the last block may have more warps than there are tasks
+    const uint32_t entry = find(p, task, p.hint[hint], p.hint[hint + 1] + 1u);
+    const uint32_t offset = p.offset[entry], chunk = (task - entry) * kChunk;
+    const uint32_t begin = chunk > offset ? chunk : offset, end = least(chunk + kChunk, offset + p.count[entry]);
     if (begin >= end) return;
     const uint64_t tensor_size = p.to_bucket ? sizeof(typename From::Memory) : sizeof(typename To::Memory);
     const uint64_t bucket_size = p.to_bucket ? sizeof(typename To::Memory) : sizeof(typename From::Memory);
-    char* tensor = entry.tensor + (begin - entry.offset) * tensor_size;
+    char* tensor = p.tensor[entry] + (begin - offset) * tensor_size;
     char* bucket = p.bucket + begin * bucket_size;
     Mover::run(p.to_bucket ? tensor : bucket, p.to_bucket ? bucket : tensor, end - begin, thread % kWarp, p.scale);
+  }
+
+  // Fills in the hints; returns the number of tasks.
+  static uint32_t prepare(Parameters* p) {
+    const uint32_t last = p->entries - 1;
+    const uint32_t tasks = (p->offset[last] + p->count[last]) / kChunk + p->entries;
+    p->hint_shift = 0;
+    while ((tasks - 1) >> p->hint_shift >= Parameters::kHints) ++p->hint_shift;
+    uint32_t entry = 0;
+    for (uint32_t k = 0; k <= Parameters::kHints; ++k) {
+      const uint64_t task = uint64_t{k} << p->hint_shift;
+      while (entry < last && first_task(*p, entry + 1) <= task) ++entry;
+      p->hint[k] = static_cast<uint16_t>(entry);
+    }
+    return tasks;
   }
 };
 
@@ -161,8 +191,10 @@ struct PackQueue {
       const uint64_t start = item->offset + taken;
       if (start < reached || start - reached > kMostGap || start - base >= kMostSpan) return;
       const uint64_t count = std::min(item->count - taken, kMostSpan - (start - base));
-      parameters->entry[parameters->entries++] = {static_cast<char*>(item->tensor) + taken * tensor_size,
-                                                  static_cast<uint32_t>(start - base), static_cast<uint32_t>(count)};
+      const uint32_t entry = parameters->entries++;
+      parameters->offset[entry] = static_cast<uint32_t>(start - base);
+      parameters->count[entry] = static_cast<uint32_t>(count);
+      parameters->tensor[entry] = static_cast<char*>(item->tensor) + taken * tensor_size;
       reached = start + count;
       taken += count;
       if (taken < item->count) return;
@@ -178,8 +210,7 @@ int pack_some(PackQueue* queue, const PackArgs& args, bool to_bucket, Launch& la
   queue->fill(&parameters, static_cast<char*>(args.bucket), info(args.bucket_dtype).size, info(args.tensor_dtype).size);
   parameters.scale = static_cast<decltype(parameters.scale)>(args.scale);
   parameters.to_bucket = to_bucket;
-  const PackEntry& last = parameters.entry[parameters.entries - 1];
-  const uint64_t tasks = (last.offset + uint64_t{last.count}) / Body::kChunk + parameters.entries;
+  const uint64_t tasks = Body::prepare(&parameters);
   return launch.template run<Body>(parameters, (tasks + kThreads / kWarp - 1) / (kThreads / kWarp));
 }
 
@@ -187,6 +218,8 @@ template <class From, class To, class Launch>
 int pack_all(PackQueue queue, const PackArgs& args, bool to_bucket, Launch& launch) {
   using Small = PackBody<From, To, kSmallParameters>;
   using Large = PackBody<From, To, kLargeParameters>;
+  static_assert(sizeof(typename Small::Parameters) <= kSmallParameters && Small::Parameters::kCapacity >= 240);
+  static_assert(sizeof(typename Large::Parameters) <= kLargeParameters && Large::Parameters::kCapacity >= 2000);
   while (queue.item != queue.end) {
     // Long parameters cost time in every launch.
     const bool large = launch.large_parameters() && queue.end - queue.item > Small::Parameters::kCapacity;
@@ -220,11 +253,11 @@ int pack_or_unpack(const PackArgs& args, bool to_bucket, Launch launch) {
   int error = kInvalidValue;
   if (as_it_is) {
     switch (info(args.bucket_dtype).size) {
-      case 1: return pack_all<Opaque<1>, Opaque<1>>(queue, args, to_bucket, launch);
-      case 2: return pack_all<Opaque<2>, Opaque<2>>(queue, args, to_bucket, launch);
-      case 4: return pack_all<Opaque<4>, Opaque<4>>(queue, args, to_bucket, launch);
-      case 8: return pack_all<Opaque<8>, Opaque<8>>(queue, args, to_bucket, launch);
-      default: return pack_all<Opaque<16>, Opaque<16>>(queue, args, to_bucket, launch);
+      case 1: return pack_all<Opaque<uint8_t>, Opaque<uint8_t>>(queue, args, to_bucket, launch);
+      case 2: return pack_all<Opaque<uint16_t>, Opaque<uint16_t>>(queue, args, to_bucket, launch);
+      case 4: return pack_all<Opaque<uint32_t>, Opaque<uint32_t>>(queue, args, to_bucket, launch);
+      case 8: return pack_all<Opaque<uint64_t>, Opaque<uint64_t>>(queue, args, to_bucket, launch);
+      default: return pack_all<Opaque<Bits128>, Opaque<Bits128>>(queue, args, to_bucket, launch);
     }
   }
   with_float(to_bucket ? args.tensor_dtype : args.bucket_dtype, [&](auto from) {

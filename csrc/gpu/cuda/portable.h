@@ -8,11 +8,14 @@
 
 #if defined(__CUDACC__)
 #define RR_HD __host__ __device__ __forceinline__
+#else
+#define RR_HD inline
+#endif
+#if defined(__CUDA_ARCH__)
 #define RR_PRAGMA(text) _Pragma(#text)
 #define RR_UNROLL(times) RR_PRAGMA(unroll times)
 #define RR_UNROLL_ALL _Pragma("unroll")
 #else
-#define RR_HD inline
 #define RR_UNROLL(times)
 #define RR_UNROLL_ALL
 #endif
