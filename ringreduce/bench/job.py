@@ -42,14 +42,16 @@ class Job:
 
     @classmethod
     def meet(cls) -> Job:
-        """Over all MPI ranks, ringreduce running. Collective."""
+        """Over all MPI ranks, with ringreduce running or without. Collective."""
         try:
             from mpi4py import MPI  # after init(), which settles who finalises MPI
         except (ImportError, RuntimeError) as error:
             raise Refused(f"the benchmark needs mpi4py and an MPI library ({error})") from None
         world = MPI.COMM_WORLD
         machines = world.allgather(MPI.Get_processor_name())
-        return cls(world.Dup(), world.rank, world.size, _context.require().host_of, machines)
+        context = _context.current
+        host_of = context.host_of if context else [[*dict.fromkeys(machines)].index(one) for one in machines]
+        return cls(world.Dup(), world.rank, world.size, host_of, machines)
 
     @property
     def hosts(self) -> int:
@@ -102,9 +104,14 @@ class Job:
 
 
 @contextmanager
-def joined() -> Iterator[Job]:
-    """Start ringreduce on every rank, and share the cores out; one rank's failure ends the job."""
-    rr.init()
+def joined(library: bool = True) -> Iterator[Job]:
+    """All ranks, the cores shared out among them; one rank's failure ends the job.
+
+    Args:
+        library: whether to start ringreduce. Without it there is MPI, and nothing else.
+    """
+    if library:
+        rr.init()
     job = Job.meet()
     try:
         cores = len(os.sched_getaffinity(0))
@@ -112,7 +119,8 @@ def joined() -> Iterator[Job]:
         yield job
         if dist.is_initialized():
             dist.destroy_process_group()
-        rr.shutdown()
+        if library:
+            rr.shutdown()
     except Refused:
         raise
     except BaseException as error:

@@ -47,19 +47,17 @@ class Timing:
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to measure one size (or model).
+    """How long to measure one size.
 
     Args:
         repeats: most rounds.
         seconds: budget, which cuts the rounds down to FEWEST_ROUNDS, no further.
         batched: whether a sample may hold many calls, without rewriting between them.
-        block: samples in a row before the next contender's turn.
     """
 
     repeats: int
     seconds: float
     batched: bool = False
-    block: int = 1
 
 
 def alternate(
@@ -77,7 +75,7 @@ def alternate(
         begin, rounds, done = time.perf_counter(), 1, 0
         while done < rounds:
             for one in contenders:
-                spans[one.name] += [_sample(job, one, batches[one.name]) for _ in range(effort.block)]
+                spans[one.name].append(_sample(job, one, batches[one.name]))
             done += 1
             if done == 1:  # the first round warms up, and tells how many there is time for
                 spans = {name: [] for name in spans}
@@ -86,7 +84,7 @@ def alternate(
             progress(done, rounds)
     finally:
         gc.enable()
-    return {name: _summary(job.durations(values), batches[name]) for name, values in spans.items()}
+    return {name: summary(job.durations(values), batches[name]) for name, values in spans.items()}
 
 
 def _sample(job: Job, one: Contender, batch: int) -> tuple[float, float]:
@@ -111,7 +109,8 @@ def _rounds(effort: Effort, cost: float) -> int:
     return min(effort.repeats, affordable)
 
 
-def _summary(durations: list[float], batch: int) -> Timing:
+def summary(durations: Sequence[float], batch: int = 1) -> Timing:
+    """Of samples, each as long as `batch` calls."""
     seconds = [duration / batch for duration in durations]
     low, median, high = statistics.quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else seconds * 3
     return Timing(median, low, high, len(seconds), batch)

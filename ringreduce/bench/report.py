@@ -20,6 +20,7 @@ from ringreduce.bench.collectives import OURS
 from ringreduce.bench.hosts import HostRow
 from ringreduce.bench.step import StepRow
 from ringreduce.bench.sweep import Row
+from ringreduce.bench.turns import Idle
 from ringreduce.bench.units import show_number, show_size, show_time
 
 LABELS = {"ringreduce": "tensor", "arena": "arena"}  # what our library works on
@@ -136,7 +137,9 @@ def collective_table(rows: Sequence[Row]) -> Table:
 
 def step_table(rows: Sequence[StepRow]) -> Table:
     """A line for each model and mode."""
-    table = _table(["model", "parameters", "mode", "step", "quartiles", "of none", "ddp / this"])
+    step = ["step", "quartiles", "of none", "ddp / this"]
+    memory = ["MiB", "added", "beside", "resident"]
+    table = _table(["model", "parameters", "mode", *step, "faults", *memory])
     times = {(row.model, row.mode): row.timing.median for row in rows}
     for row in rows:
         none, ddp = times.get((row.model, "none")), times.get((row.model, "ddp"))
@@ -149,8 +152,20 @@ def step_table(rows: Sequence[StepRow]) -> Table:
             f"{show_time(low)} - {show_time(high)}",
             f"{median / none:.3f}" if none else "-",
             _ratio(median, ddp),
+            f"{row.faults:.0f}",
+            f"{row.memory.taken / 2**20:.0f}",
+            *(f"{nbytes / 2**20:+.1f}" for nbytes in row.added or ()),
         )
     return table
+
+
+def idle_line(idle: Idle) -> str:
+    """What an idle init() costs."""
+    return (
+        f"an idle init() changes the step of one process ({show_time(idle.step.median)}) by {100 * idle.effect:+.2f}% "
+        f"({100 * idle.confidence:.0f}% sure: {100 * idle.low:+.2f}% to {100 * idle.high:+.2f}%); "
+        f"asleep it takes {idle.cpu * 1e3:.2f} ms of CPU time a second"
+    )
 
 
 def hosts_table(rows: Sequence[HostRow], rate: float | None) -> Table:
