@@ -23,7 +23,7 @@ import ringreduce as rr
 from ringreduce import _context
 from ringreduce.bench import link
 
-GLOO_TIMEOUT = timedelta(minutes=10)
+TORCH_TIMEOUT = timedelta(minutes=10)
 
 
 class Refused(Exception):
@@ -95,12 +95,24 @@ class Job:
         several = len(set(self.machines)) > 1
         interface = (interface or link.default_interface()) if several else "lo"
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
-        host = link.address_of(interface) if several else "127.0.0.1"
+        self._start_torch("gloo", link.address_of(interface) if several else "127.0.0.1")
+
+    def start_nccl(self, device: torch.device) -> None:
+        """torch.distributed over NCCL, on this rank's GPU."""
+        if not dist.is_initialized():
+            several = len(set(self.machines)) > 1
+            host = link.address_of(link.default_interface()) if several else "127.0.0.1"
+            self._start_torch("nccl", host, device_id=device)
+
+    def _start_torch(self, backend: str, host: str, **options: Any) -> None:
+        """`host`: of this rank; rank 0's is where all meet."""
         store = TCPStore(host, 0, self.size, is_master=True, wait_for_workers=False) if self.rank == 0 else None
         host, port = self.comm.bcast((host, store.port) if store else None)
         if store is None:
             store = TCPStore(host, port, self.size, is_master=False)
-        dist.init_process_group("gloo", store=store, rank=self.rank, world_size=self.size, timeout=GLOO_TIMEOUT)
+        dist.init_process_group(
+            backend, store=store, rank=self.rank, world_size=self.size, timeout=TORCH_TIMEOUT, **options
+        )
 
 
 @contextmanager

@@ -80,7 +80,7 @@ def alternate(
             if done == 1:  # the first round warms up, and tells how many there is time for
                 spans = {name: [] for name in spans}
                 (cost,) = job.largest([time.perf_counter() - begin])
-                rounds = 1 + _rounds(effort, cost)
+                rounds = 1 + affordable_rounds(effort, cost)
             progress(done, rounds)
     finally:
         gc.enable()
@@ -104,7 +104,8 @@ def _batch(job: Job, one: Contender) -> int:
     return max(1, min(LARGEST_BATCH, int(BATCH_SECONDS / fastest)))
 
 
-def _rounds(effort: Effort, cost: float) -> int:
+def affordable_rounds(effort: Effort, cost: float) -> int:
+    """How many rounds there are, where one takes `cost` seconds."""
     affordable = max(FEWEST_ROUNDS, int(effort.seconds / cost))
     return min(effort.repeats, affordable)
 

@@ -92,14 +92,15 @@ def save(path: Path, benchmark: str, machine: dict[str, Any], ranks: int, rows: 
     path.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def _table(columns: Sequence[str]) -> Table:
+def new_table(columns: Sequence[str]) -> Table:
+    """An empty one; numbers are to the right."""
     table = Table(box=None, padding=(0, 1), collapse_padding=True, pad_edge=False)
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     return table
 
 
-def _ratio(ours: float, other: float | None, unit: str = "x") -> Text:
+def ratio(ours: float, other: float | None, unit: str = "x") -> Text:
     """How many times longer the other takes; red where it is faster."""
     if other is None:
         return Text("-")
@@ -112,7 +113,7 @@ def collective_table(rows: Sequence[Row]) -> Table:
     others = [name for name in peers if name != "memcpy"]
     limit = ["memcpy", "limit"] if "memcpy" in peers else []
     heads = [column for name in others for column in (name, "ratio")]
-    table = _table(["size", "in", "time", "algbw", "busbw", *limit, *heads])
+    table = new_table(["size", "in", "time", "algbw", "busbw", *limit, *heads])
     times = {(row.library, row.nbytes): row.timing.median for row in rows}
     for row in rows:
         if row.library not in OURS:
@@ -130,7 +131,7 @@ def collective_table(rows: Sequence[Row]) -> Table:
             cells += [show_time(memcpy), f"{100 * memcpy / ours:.0f}%"]
         for name in others:
             other = times.get((name, row.nbytes))
-            cells += [show_time(other) if other else "-", _ratio(ours, other)]
+            cells += [show_time(other) if other else "-", ratio(ours, other)]
         table.add_row(*cells)
     return table
 
@@ -139,7 +140,7 @@ def step_table(rows: Sequence[StepRow]) -> Table:
     """A line for each model and mode."""
     step = ["step", "quartiles", "of none", "ddp / this"]
     memory = ["MiB", "added", "beside", "resident"]
-    table = _table(["model", "parameters", "mode", *step, "faults", *memory])
+    table = new_table(["model", "parameters", "mode", *step, "faults", *memory])
     times = {(row.model, row.mode): row.timing.median for row in rows}
     for row in rows:
         none, ddp = times.get((row.model, "none")), times.get((row.model, "ddp"))
@@ -151,7 +152,7 @@ def step_table(rows: Sequence[StepRow]) -> Table:
             show_time(median),
             f"{show_time(low)} - {show_time(high)}",
             f"{median / none:.3f}" if none else "-",
-            _ratio(median, ddp),
+            ratio(median, ddp),
             f"{row.faults:.0f}",
             f"{row.memory.taken / 2**20:.0f}",
             *(f"{nbytes / 2**20:+.1f}" for nbytes in row.added or ()),
@@ -170,7 +171,7 @@ def idle_line(idle: Idle) -> str:
 
 def hosts_table(rows: Sequence[HostRow], rate: float | None) -> Table:
     """A line for each size and library."""
-    table = _table(["size", "by", "time", "busbw a host", "of the link", "sent / least", "time / ours"])
+    table = new_table(["size", "by", "time", "busbw a host", "of the link", "sent / least", "time / ours"])
     times = {(row.library, row.nbytes): row.timing.median for row in rows}
     for row in rows:
         median = row.timing.median
@@ -181,7 +182,7 @@ def hosts_table(rows: Sequence[HostRow], rate: float | None) -> Table:
             f"{show_number(row.busbw / 1e6)} MB/s",
             f"{100 * row.busbw / rate:.1f}%" if rate else "-",
             f"{row.sent:.3f}" if row.sent is not None else "-",
-            "" if row.library in OURS else _ratio(times["ringreduce", row.nbytes], median),
+            "" if row.library in OURS else ratio(times["ringreduce", row.nbytes], median),
         )
     return table
 

@@ -23,6 +23,8 @@ class Common(Protocol):
     """The options that every benchmark has."""
 
     @property
+    def np(self) -> int | None: ...
+    @property
     def repeats(self) -> int: ...
     @property
     def seconds(self) -> float: ...
@@ -63,7 +65,7 @@ def steps(mpirun: str, ranks: int, models: Sequence[str], modes: Sequence[str], 
         rows, info = measure_steps(mpirun, ranks, models, modes, count, effort, shown)
         idle = measure_idle(count, effort, shown)
         info["busy"] = busy
-        _describe(info, shown)
+        describe(info, shown)
         _show_steps(shown, rows, info, ranks, common, idle)
 
 
@@ -125,11 +127,12 @@ def _effort(common: Common) -> Effort:
 
 def _introduce(job: Job, shown: Report) -> dict[str, Any]:
     info = machine.describe() | {"busy": machine.busy()}  # while all ranks sleep
-    _describe(info, shown)
+    describe(info, shown)
     return info
 
 
-def _describe(info: dict[str, Any], shown: Report) -> None:
+def describe(info: dict[str, Any], shown: Report) -> None:
+    """The lines above a table: the machine, and whether others use it."""
     shown.show(
         f"{info['cpu']}, {info['cores']} cores; ringreduce {info['ringreduce']} ({info['kernels']}), "
         f"torch {info['torch']}, {info['mpi']}"
