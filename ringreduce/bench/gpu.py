@@ -60,7 +60,7 @@ def check(wanted: Wanted, found: Found) -> None:
     """Refused where it cannot be measured, or not in one job and a launcher has started this one."""
     if not (wanted.parts and wanted.models and wanted.modes):
         raise Refused("--parts, --models and --modes must name at least one each")
-    if memory_needed(wanted.nbytes) > found.memory:
+    if "kernels" in wanted.parts and memory_needed(wanted.nbytes) > found.memory:
         raise Refused(f"--size {show_size(wanted.nbytes)}: the GPU has {found.memory / 2**30:.0f} GiB of memory")
     several_steps = "step" in wanted.parts and len(wanted.models) + len(wanted.modes) > 2
     if launch.launched_size() is not None and (len(wanted.parts) > 1 or several_steps):

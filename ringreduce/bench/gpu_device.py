@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,10 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-import ringreduce
+import ringreduce as rr
 from ringreduce._core import Gpu
 
-CUDA_LIBRARY = Path(ringreduce.__file__).with_name("libringreduce_cuda.so")
+CUDA_LIBRARY = Path(rr.__file__).with_name("libringreduce_cuda.so")
 IDLE_BYTES = 256 << 20  # read to keep the GPU busy, and larger than any L2 cache
 SHARING_NCCL = 23000  # the first NCCL in which two ranks may use one GPU
 SHARING = "NCCL_MULTI_RANK_GPU_ENABLE"  # what allows them to
@@ -35,9 +36,9 @@ def find() -> Found:
     probed: dict[str, Any] = Gpu.probe(str(CUDA_LIBRARY))
     missing = []
     if probed["problem"]:
-        missing.append(str(probed["problem"]))
+        missing.append(_explain(probed))
     elif not probed["devices"]:
-        missing.append("the CUDA driver reports no GPU")
+        missing.append("CUDA finds no GPU")
     if torch.version.cuda is None:
         missing.append(f"torch {torch.__version__} is built without CUDA")
     elif not torch.cuda.is_available():
@@ -46,6 +47,14 @@ def find() -> Found:
         return Found(0, 0, 0, missing)
     memory = torch.cuda.get_device_properties(0).total_memory
     return Found(torch.cuda.device_count(), _torch_nccl(), memory, [])
+
+
+def _explain(probed: Mapping[str, Any]) -> str:
+    """What is wrong with the library itself, which says so, or with what it found."""
+    if not probed["runtime"]:
+        return str(probed["problem"])
+    what = "CUDA finds no GPU" if probed["driver"] else "there is no CUDA driver"
+    return f"{what} ({probed['problem']})"
 
 
 def _torch_nccl() -> int:
@@ -97,6 +106,10 @@ class GpuDevice:
             "nccl_path": self.gpu.nccl_path,
             "nccl_problem": self.gpu.nccl_problem,
         }
+
+    def first_operation(self) -> None:
+        """The library's first on this GPU, which connects the ranks. Collective."""
+        rr.allreduce(torch.zeros(1, device=self.torch))
 
     @property
     def stream(self) -> int:

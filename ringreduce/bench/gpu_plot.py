@@ -55,11 +55,15 @@ def _submission(axes: Axes, rows: Sequence[SubmissionRow]) -> None:
 
 
 def _submitted(row: SubmissionRow) -> str:
-    return f"{row.way}, {show_size(row.nbytes)}, {row.ranks} ranks"
+    return f"{row.way}, {show_size(row.nbytes)}, {_ranks(row.ranks)}"
+
+
+def _ranks(number: int) -> str:
+    return f"{number} rank{'s' * (number > 1)}"
 
 
 def _steps(axes: Axes, rows: Sequence[GpuStepRow]) -> None:
-    values = {f"{row.model}, {row.ranks} ranks, {row.mode}": 1e3 * row.timing.median for row in rows}
+    values = {f"{row.model}, {_ranks(row.ranks)}, {row.mode}": 1e3 * row.timing.median for row in rows}
     _bars(axes, "ms a step", values, [row.mode == "ringreduce" for row in rows], [None] * len(rows), "%.2f")
 
 
@@ -74,4 +78,5 @@ def _bars(
             axes.plot([limit, limit], [place - 0.4, place + 0.4], color=_LIMIT)
     axes.set_yticks(places, list(values))
     axes.invert_yaxis()
+    axes.margins(x=0.12)
     axes.set_xlabel(label)

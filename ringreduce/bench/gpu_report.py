@@ -1,4 +1,4 @@
-"""The tables of `bench gpu`. "must" is what issue and documentation promise; red where it is missed."""
+"""The tables of `bench gpu`. "must" is what docs/performance.md says it must reach; red where it is missed."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ the host waits for the GPU within a step.
 from __future__ import annotations
 
 import gc
+import os
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -107,6 +108,7 @@ def count_waits(step: Callable[[], Any], steps: int = BLOCK) -> float | None:
 
     None where the trace has no calls of CUDA's at all.
     """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler writes to stderr; only errors matter here
     activity = torch.profiler.ProfilerActivity
     kinds = [activity.CPU, activity.CUDA] if torch.cuda.is_available() else [activity.CPU]
     with torch.profiler.profile(activities=kinds) as profile, torch.profiler.record_function(TRACED):

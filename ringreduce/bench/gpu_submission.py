@@ -69,12 +69,14 @@ class SubmissionRow:
 def measure_submission(
     job: Job, device: GpuDevice, sizes: Sequence[int], effort: Effort, progress: Progress
 ) -> tuple[list[SubmissionRow], list[str]]:
-    """Every size. Collective over all ranks, whose torch.distributed is on NCCL if it is up at all."""
+    """Every size. Collective over all ranks."""
     rows: list[SubmissionRow] = []
     notes: dict[str, None] = {}
-    rr.allreduce(torch.zeros(1, device=device.torch))
+    device.first_operation()
     path, why = _context.require().engine.gpu_path(0)
-    if path != "nccl":
+    if path == "nccl":
+        job.start_nccl(device.torch)
+    else:
         notes[f"ringreduce goes through host memory: {why}"] = None
     for nbytes in sizes:
         progress.begin(f"submission, {show_size(nbytes)}")
@@ -99,11 +101,10 @@ def _ways(job: Job, device: GpuDevice, nbytes: int, on_nccl: bool) -> Iterator[l
             Way("plan", partial(plan.launch, 0, stream), lambda _: plan.wait(0, stream)),
             Way("tensor", partial(rr.allreduce_async_, ours, op=rr.Sum), rr.synchronize),
         ]
-        if on_nccl and device.gpu.nccl_version:
+        if on_nccl:
             direct = DirectNccl(device.gpu.nccl_path, job.rank, job.size, partial(job.comm.bcast, root=0))
             closing.callback(direct.close)
             ways.append(Way("nccl", direct.all_reduce(next(tensors), stream), _succeeded))
-        if dist.is_initialized() and dist.get_backend() == "nccl":
             ways.append(Way("torch", partial(dist.all_reduce, next(tensors), async_op=True), lambda work: work.wait()))
         yield ways
         device.synchronize()
