@@ -14,7 +14,7 @@ VENV = .venv
 PIP = $(VENV)/bin/python -m pip --quiet --disable-pip-version-check
 STAMP = $(VENV)/stamps
 HEADERS = $(VENV)/headers/usr/include
-CORE_SOURCES = $(shell find csrc -name '*.cc' -o -name '*.h')
+CORE_SOURCES = $(shell find csrc -name "*.cc" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export MAX_JOBS = $(JOBS)
 
@@ -57,7 +57,7 @@ $(STAMP)/headers: $(STAMP)/venv tests/runner/python_headers.sh
 	@sh tests/runner/python_headers.sh $(VENV)/bin/python $(VENV)/headers
 	@touch $@
 
-$(STAMP)/ringreduce: $(STAMP)/torch-$(TORCH_VERSION) $(STAMP)/headers setup.py pyproject.toml $(CORE_SOURCES)
+$(STAMP)/ringreduce: $(STAMP)/torch-$(TORCH_VERSION) $(STAMP)/headers setup.py setup_objects.py setup_cuda.py pyproject.toml $(CORE_SOURCES)
 	@echo "== building and installing ringreduce"
 	@CPATH="$(CURDIR)/$(HEADERS)/$$($(PYTHON) -c 'import sys; print("python%d.%d" % sys.version_info[:2])'):$(CURDIR)/$(HEADERS)" \
 	  $(PIP) install --editable '.[test]' torch==$(TORCH_VERSION)

@@ -11,7 +11,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = ("csrc", "ringreduce", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE")
+SOURCES = (
+    "csrc",
+    "ringreduce",
+    "setup.py",
+    "setup_objects.py",
+    "setup_cuda.py",
+    "pyproject.toml",
+    "MANIFEST.in",
+    "README.md",
+    "LICENSE",
+)
 
 
 def run(*command: object, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -11,7 +11,8 @@ namespace ringreduce {
 namespace gpu {
 
 struct HostLaunch {
-  bool large = true;  // parameters as of CUDA 12.1
+  static constexpr bool kLargeParameters = true;
+  bool large = true;
   int* launches = nullptr;
 
   bool large_parameters() const { return large; }

@@ -1,4 +1,4 @@
-// A launch on the device: the counterpart of emulate.h's HostLaunch.
+// Launches on the device: the counterpart of emulate.h's HostLaunch.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -7,6 +7,12 @@
 
 namespace ringreduce {
 namespace gpu {
+
+// CUDA keeps an error for whoever asks cudaGetLastError next. It is returned already: forgotten.
+inline int forget(cudaError_t error) {
+  if (error != cudaSuccess) cudaGetLastError();
+  return error;
+}
 
 // Parameters stay where the driver puts them (__grid_constant__): a body that picks an entry by a
 // number known at run time must not make each thread copy them all.
@@ -22,8 +28,8 @@ struct DeviceLaunch {
 
   template <class Body>
   int run(const typename Body::Parameters& parameters, uint64_t blocks) const {
-    kernel<Body><<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(parameters);
-    return cudaGetLastError();
+    void* arguments[] = {const_cast<typename Body::Parameters*>(&parameters)};
+    return forget(cudaLaunchKernel(kernel<Body>, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), arguments, 0, stream));
   }
 };
 

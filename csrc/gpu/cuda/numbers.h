@@ -139,12 +139,16 @@ struct Integer {
   RR_HD static T add(T a, T b) { return static_cast<T>(static_cast<Wrapping>(a) + static_cast<Wrapping>(b)); }
   RR_HD static T multiply(T a, T b) { return static_cast<T>(static_cast<Wrapping>(a) * static_cast<Wrapping>(b)); }
   RR_HD static T scale(T value, const Factor& factor) {
-    if (factor.times == 1) return value;  // int64 does not survive float64
+    return factor.times == 1 ? value : scaled(value, factor.times, factor.over);  // int64 does not survive float64
+  }
+
+ private:
+  RR_HD_CALL static T scaled(T value, double times, double over) {
     const double exact = static_cast<double>(value);
-    const double scaled = factor.over != 0 ? exact / factor.over : exact * factor.times;
-    return scaled >= static_cast<double>(kMost)    ? kMost
-           : scaled <= static_cast<double>(kLeast) ? kLeast
-           : scaled == scaled                      ? static_cast<T>(scaled)
+    const double result = over != 0 ? exact / over : exact * times;
+    return result >= static_cast<double>(kMost)    ? kMost
+           : result <= static_cast<double>(kLeast) ? kLeast
+           : result == result                      ? static_cast<T>(result)
                                                    : T(0);
   }
 };

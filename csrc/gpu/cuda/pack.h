@@ -86,40 +86,38 @@ struct Move {
   static constexpr uint32_t kBatch = 4;  // loads in flight in a thread
   static constexpr uint32_t kChunk = kWarp * kBatch * kGroup;
 
-  // Loads of a batch come before its stores, as either may be the other's memory for all the
-  // compiler knows.
+  // `count` groups, which lie one after the other but for a gap of `gap` elements before number
+  // `before`. Loads of a batch come before its stores, as either may be the other's memory for all
+  // the compiler knows.
   template <uint32_t kCount>
-  RR_HD static void groups(const char* from, char* to, uint32_t count, uint32_t lane, Compute scale) {
+  RR_HD static void groups(const char* from, char* to, uint32_t count, uint32_t before, uint32_t gap, uint32_t lane,
+                           Compute scale) {
+    const auto place = [=](uint32_t group) { return group * kCount + (group < before ? 0 : gap); };
     for (uint32_t first = lane; first < count; first += kWarp * kBatch) {
       Group<Source, kCount> in[kBatch];
       RR_UNROLL_ALL
       for (uint32_t i = 0; i < kBatch; ++i) {
-        const uint32_t at = first + i * kWarp;
-        if (at < count) in[i] = load_group<Source, kCount>(from + at * sizeof(in[i]));
+        const uint32_t group = first + i * kWarp;
+        if (group < count) in[i] = load_group<Source, kCount>(from + place(group) * sizeof(Source));
       }
       RR_UNROLL_ALL
       for (uint32_t i = 0; i < kBatch; ++i) {
-        const uint32_t at = first + i * kWarp;
-        if (at >= count) break;
-        store_group(to + at * sizeof(Group<Target, kCount>), Convert::convert(in[i], scale));
+        const uint32_t group = first + i * kWarp;
+        if (group < count) store_group(to + place(group) * sizeof(Target), Convert::convert(in[i], scale));
       }
     }
   }
 
   RR_HD static void run(const char* from, char* to, uint32_t count, uint32_t lane, Compute scale) {
-    const uint32_t head = elements_to(from, kGroup * sizeof(Source), sizeof(Source));
-    const bool alike = head == elements_to(to, kGroup * sizeof(Target), sizeof(Target));
-    uint32_t done = least(alike ? head : count, count);
-    if (done) groups<1>(from, to, done, lane, scale);
-    const uint32_t whole = (count - done) / kGroup;
-    if (whole) groups<kGroup>(from + done * sizeof(Source), to + done * sizeof(Target), whole, lane, scale);
-    done += whole * kGroup;
-    if (done < count)
-      groups<1>(from + done * sizeof(Source), to + done * sizeof(Target), count - done, lane, scale);
+    uint32_t head = elements_to(from, kGroup * sizeof(Source), sizeof(Source));
+    if (head != elements_to(to, kGroup * sizeof(Target), sizeof(Target)) || head > count) head = count;
+    const uint32_t whole = (count - head) / kGroup, inside = whole * kGroup;
+    groups<kGroup>(from + head * sizeof(Source), to + head * sizeof(Target), whole, whole, 0, lane, scale);
+    if (kGroup > 1) groups<1>(from, to, count - inside, head, inside, lane, scale);  // head and tail
   }
 };
 
-// The kernel's body. `Tensor` and `Bucket` are the types of the two sides.
+// The kernel's body.
 template <class From, class To, uint32_t kBytes>
 struct PackBody {
   using Mover = Move<From, To>;
@@ -220,14 +218,19 @@ int pack_all(PackQueue queue, const PackArgs& args, bool to_bucket, Launch& laun
   using Large = PackBody<From, To, kLargeParameters>;
   static_assert(sizeof(typename Small::Parameters) <= kSmallParameters && Small::Parameters::kCapacity >= 240);
   static_assert(sizeof(typename Large::Parameters) <= kLargeParameters && Large::Parameters::kCapacity >= 2000);
-  while (queue.item != queue.end) {
-    // Long parameters cost time in every launch.
-    const bool large = launch.large_parameters() && queue.end - queue.item > Small::Parameters::kCapacity;
-    const int error = large ? pack_some<Large>(&queue, args, to_bucket, launch)
-                            : pack_some<Small>(&queue, args, to_bucket, launch);
-    if (error) return error;
+  int error = kCudaSuccess;
+  while (queue.item != queue.end && !error) {
+    // Conversions of float64 are too rare for more kernels.
+    if constexpr (Launch::kLargeParameters && std::is_same_v<typename Small::Mover::Compute, float>) {
+      // Long parameters cost time in every launch.
+      if (launch.large_parameters() && queue.end - queue.item > Small::Parameters::kCapacity) {
+        error = pack_some<Large>(&queue, args, to_bucket, launch);
+        continue;
+      }
+    }
+    error = pack_some<Small>(&queue, args, to_bucket, launch);
   }
-  return kCudaSuccess;
+  return error;
 }
 
 // Items that have something to do, by their place in the bucket.

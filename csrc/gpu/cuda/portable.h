@@ -8,8 +8,10 @@
 
 #if defined(__CUDACC__)
 #define RR_HD __host__ __device__ __forceinline__
+#define RR_HD_CALL __host__ __device__ __noinline__  // long code that is rarely run
 #else
 #define RR_HD inline
+#define RR_HD_CALL
 #endif
 #if defined(__CUDA_ARCH__)
 #define RR_PRAGMA(text) _Pragma(#text)

@@ -53,7 +53,7 @@ struct ReduceBody {
   RR_HD static void reduce(const Parameters& p, uint64_t at) {
     Value sum[kCount], value[kCount];
     read<kCount>(p, 0, at, sum);
-    RR_UNROLL(4)
+    RR_UNROLL(1)
     for (int source = 1; source < p.src_count; ++source) {
       read<kCount>(p, source, at, value);
       RR_UNROLL_ALL
