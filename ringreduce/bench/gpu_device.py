@@ -51,10 +51,8 @@ def find() -> Found:
 
 def _explain(probed: Mapping[str, Any]) -> str:
     """What is wrong with the library itself, which says so, or with what it found."""
-    if not probed["runtime"]:
-        return str(probed["problem"])
-    what = "CUDA finds no GPU" if probed["driver"] else "there is no CUDA driver"
-    return f"{what} ({probed['problem']})"
+    problem = str(probed["problem"])
+    return f"CUDA finds no GPU: {problem}" if probed["runtime"] else problem
 
 
 def _torch_nccl() -> int:

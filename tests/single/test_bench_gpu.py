@@ -216,7 +216,7 @@ def table_lines(table):
 
 
 def styles(table, column):
-    return [cell.style for cell in table.columns[column].cells]
+    return [getattr(cell, "style", "") for cell in table.columns[column].cells]
 
 
 @pytest.mark.parametrize("row", [KERNEL, SUBMISSION, step_row("ddp", 1e-3, 2, True)])
@@ -292,8 +292,8 @@ def run_here(monkeypatch, *arguments):
     ("probed", "missing"),
     [
         ({"problem": "our library is not built", "runtime": 0, "driver": 0, "devices": []}, "our library is not built"),
-        ({"problem": "too old", "runtime": 13000, "driver": 0, "devices": []}, "there is no CUDA driver (too old)"),
-        ({"problem": "none seen", "runtime": 13000, "driver": 13000, "devices": []}, "CUDA finds no GPU (none seen)"),
+        ({"problem": "too old", "runtime": 13000, "driver": 0, "devices": []}, "CUDA finds no GPU: too old"),
+        ({"problem": "none seen", "runtime": 13000, "driver": 13000, "devices": []}, "CUDA finds no GPU: none seen"),
         ({"problem": "", "runtime": 13000, "driver": 13000, "devices": []}, "CUDA finds no GPU"),
     ],
 )
