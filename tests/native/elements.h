@@ -60,5 +60,30 @@ class Fenced {
   char* start_;
 };
 
+// An element of a floating-point dtype; float64 holds them all.
+inline double value_of(DType dtype, const char* memory) {
+  double value = 0;
+  with_type(dtype, [&](auto type) {
+    using E = decltype(type);
+    if constexpr (std::is_floating_point_v<typename E::Work>) {
+      typename E::Memory element;
+      std::memcpy(&element, memory, sizeof(element));
+      value = E::read(element);
+    }
+  });
+  return value;
+}
+
+// The element nearest to `value`.
+inline void put(DType dtype, double value, char* memory) {
+  const auto store = [&](auto element) { std::memcpy(memory, &element, sizeof(element)); };
+  switch (dtype) {
+    case DType::kFloat16: return store(nearest16(value, half_value, 0x7c00, 0x1p16));
+    case DType::kBFloat16: return store(nearest16(value, bfloat_value, 0x7f80, 0x1p128));
+    case DType::kFloat32: return store(static_cast<float>(value));
+    default: return store(value);
+  }
+}
+
 }  // namespace oracle
 }  // namespace ringreduce
