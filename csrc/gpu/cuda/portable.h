@@ -42,15 +42,26 @@ struct alignas(sizeof(T) * kCount) Group {
   T element[kCount];
 };
 
+// A GPU stops a program that loads or stores a group elsewhere; so does the emulation.
+RR_HD void check_aligned(const void* address, uint32_t bytes) {
+#if !defined(__CUDA_ARCH__)
+  if (reinterpret_cast<uintptr_t>(address) % bytes) __builtin_trap();
+#else
+  (void)address, (void)bytes;
+#endif
+}
+
 template <typename T, uint32_t kCount>
 RR_HD Group<T, kCount> load_group(const void* from) {
   Group<T, kCount> group;
+  check_aligned(from, sizeof(group));
   memcpy(&group, __builtin_assume_aligned(from, sizeof(group)), sizeof(group));
   return group;
 }
 
 template <typename T, uint32_t kCount>
 RR_HD void store_group(void* to, const Group<T, kCount>& group) {
+  check_aligned(to, sizeof(group));
   memcpy(__builtin_assume_aligned(to, sizeof(group)), &group, sizeof(group));
 }
 
