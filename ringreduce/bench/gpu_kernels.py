@@ -214,8 +214,11 @@ def _merge(rows: int, out_rows: int, device: GpuDevice) -> Parts:
 
 def _copies(device: GpuDevice, nbytes: int, sets: int) -> list[Callable[[], Any]]:
     """As many bytes, half of them read and half written."""
-    pairs = [torch.zeros(2, max(1, nbytes // 2), dtype=torch.uint8, device=device.torch) for _ in range(sets)]
-    return [partial(pair[1].copy_, pair[0]) for pair in pairs]
+
+    def buffer() -> Tensor:
+        return torch.zeros(max(1, nbytes // 2), dtype=torch.uint8, device=device.torch)
+
+    return [partial(buffer().copy_, buffer()) for _ in range(sets)]
 
 
 # --- measuring -----------------------------------------------------------------------------------

@@ -266,6 +266,14 @@ def test_step_table_of_two_ranks_on_one_gpu():
     assert (styles(table, 8)[0], styles(table, 10)[0]) == ("red", "red")
 
 
+def test_what_plain_torch_waits_for_is_not_our_fault():
+    def of_ours(waits):
+        rows = [step_row("none", 1e-3, waits=1.0), step_row("ringreduce", 1e-3, waits=waits)]
+        return styles(gpu_report.step_table(rows), 10)[1]
+
+    assert (of_ours(1.0), of_ours(1.2)) == ("green", "red")
+
+
 def test_line_of_the_machine():
     info = {
         "gpu": "NVIDIA H100", "gpus": 1, "driver": "580.65.06", "driver_cuda": 13000, "cuda_runtime": 13010,
