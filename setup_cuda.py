@@ -49,15 +49,15 @@ class Toolkit:
     architectures: tuple[str, ...]  # all that it knows: "75", "80", ...
 
 
-def find_nvcc(environment: Mapping[str, str], usual_place: Path = USUAL_PLACE) -> str:
+def find_nvcc(environment: Mapping[str, str]) -> str:
     home = environment.get("CUDA_HOME")
     found = (
         (home and shutil.which("nvcc", path=f"{home}/bin"))
         or shutil.which("nvcc", path=environment.get("PATH", ""))
-        or shutil.which("nvcc", path=str(usual_place / "bin"))
+        or shutil.which("nvcc", path=str(USUAL_PLACE / "bin"))
     )
     if not found:
-        raise NotBuilt(f"there is no nvcc in CUDA_HOME, on PATH or in {usual_place}")
+        raise NotBuilt(f"there is no nvcc in CUDA_HOME, on PATH or in {USUAL_PLACE}")
     return found
 
 
@@ -68,8 +68,8 @@ def output_of(command: list[str]) -> str:
         raise NotBuilt(f"{shlex.join(command)} does not run ({error})") from None
 
 
-def find_toolkit(environment: Mapping[str, str], usual_place: Path = USUAL_PLACE) -> Toolkit:
-    nvcc = find_nvcc(environment, usual_place)
+def find_toolkit(environment: Mapping[str, str]) -> Toolkit:
+    nvcc = find_nvcc(environment)
     release = re.search(r"release (\d+)\.(\d+)", output_of([nvcc, "--version"]))
     version = (int(release[1]), int(release[2])) if release else (0, 0)
     if version < OLDEST:
