@@ -120,13 +120,14 @@ def build(cxx: str) -> Path:
     """Builds what is not current and returns the library; raises NotBuilt."""
     toolkit = find_toolkit(os.environ)
     host = [] if os.environ.get("NVCC_CCBIN") else ["-ccbin", cxx]
-    flags = [*host, *FLAGS, *code_flags(targets(os.environ.get("RINGREDUCE_CUDA_ARCHS", ""), toolkit))]
+    codes = code_flags(targets(os.environ.get("RINGREDUCE_CUDA_ARCHS", ""), toolkit))
+    flags = [*host, *FLAGS, *codes]
     sources = sorted(path.relative_to(ROOT) for path in ROOT.glob("csrc/gpu/cuda/*.cu"))
     threads = max(1, jobs() // len(sources))
     with ThreadPoolExecutor(jobs()) as pool:
         objects = list(pool.map(lambda source: compile_object(toolkit, source, flags, threads), sources))
     library = OBJECTS / LIBRARY
-    command = [toolkit.nvcc, *host, *map(str, objects), *LINK_FLAGS, "-o", str(library)]
+    command = [toolkit.nvcc, *host, *codes, *map(str, objects), *LINK_FLAGS, "-o", str(library)]
     if not is_current(library, objects, command):
         run(command, library, command, ADVICE)
     return library
