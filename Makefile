@@ -14,7 +14,7 @@ VENV = .venv
 PIP = $(VENV)/bin/python -m pip --quiet --disable-pip-version-check
 STAMP = $(VENV)/stamps
 HEADERS = $(VENV)/headers/usr/include
-CORE_SOURCES = $(shell find csrc -name '*.cc' -o -name '*.h')
+CORE_SOURCES = $(shell find csrc -name "*.cc" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export MAX_JOBS = $(JOBS)
 
@@ -27,7 +27,7 @@ export PRTE_MCA_hwloc_default_binding_policy = none
 export OMPI_MCA_rmaps_base_oversubscribe = 1
 export OMPI_MCA_hwloc_base_binding_policy = none
 
-.PHONY: demo test setup native native-build sanitize lint clean
+.PHONY: demo test setup doubles native native-build sanitize lint clean
 .DEFAULT_GOAL := demo
 
 demo: setup
@@ -57,7 +57,7 @@ $(STAMP)/headers: $(STAMP)/venv tests/runner/python_headers.sh
 	@sh tests/runner/python_headers.sh $(VENV)/bin/python $(VENV)/headers
 	@touch $@
 
-$(STAMP)/ringreduce: $(STAMP)/torch-$(TORCH_VERSION) $(STAMP)/headers setup.py pyproject.toml $(CORE_SOURCES)
+$(STAMP)/ringreduce: $(STAMP)/torch-$(TORCH_VERSION) $(STAMP)/headers setup.py setup_objects.py setup_cuda.py pyproject.toml $(CORE_SOURCES)
 	@echo "== building and installing ringreduce"
 	@CPATH="$(CURDIR)/$(HEADERS)/$$($(PYTHON) -c 'import sys; print("python%d.%d" % sys.version_info[:2])'):$(CURDIR)/$(HEADERS)" \
 	  $(PIP) install --editable '.[test]' torch==$(TORCH_VERSION)
@@ -86,7 +86,7 @@ NATIVE_TESTS = $(patsubst tests/native/%.cc,$(NATIVE)/%,$(wildcard tests/native/
 NATIVE_OBJECTS = $(patsubst %.cc,$(NATIVE)/%.o,$(NATIVE_SOURCES))
 CXX = g++
 
-native-build: $(NATIVE_TESTS)
+native-build: doubles $(NATIVE_TESTS)
 
 native: native-build
 	@for test in $(sort $(NATIVE_TESTS)); do echo "$$test"; timeout 900 $$test || exit 1; done
@@ -104,8 +104,24 @@ $(NATIVE)/%.o: %.cc Makefile
 	@echo "CXX $<$(if $(SANITIZE), [$(SANITIZE)])"
 	@$(CXX) $(NATIVE_FLAGS) -MMD -MP -c $< -o $@
 
+# Stand-ins for CUDA and NCCL, which the tests load (tests/doubles/). The old NCCL has no split.
+DOUBLES = $(subst /native,/doubles,$(NATIVE))
+DOUBLES_CORE = $(filter $(addprefix $(NATIVE)/csrc/,common/% kernels/% transport/bell.o),$(NATIVE_OBJECTS))
+DOUBLES_OF_CUDA = $(addprefix $(NATIVE)/tests/doubles/,control.o cuda.o cuda_control.o)
+DOUBLES_OF_NCCL = $(addprefix $(NATIVE)/tests/doubles/,comm.o meeting.o nccl.o)
+LINK_DOUBLE = mkdir -p $(@D) && $(CXX) $(NATIVE_FLAGS) -shared -Wl,-soname,$(@F) -Wl,-rpath,'$$ORIGIN' $^ -o $@
+
+doubles: $(addprefix $(DOUBLES)/,libcuda_double.so libnccl_double.so libnccl_double_old.so)
+
+$(DOUBLES)/libcuda_double.so: $(DOUBLES_OF_CUDA)
+	@$(LINK_DOUBLE)
+
+$(DOUBLES)/libnccl_double.so: $(NATIVE)/tests/doubles/nccl_split.o
+$(DOUBLES)/libnccl_double.so $(DOUBLES)/libnccl_double_old.so: $(DOUBLES_OF_NCCL) $(DOUBLES_CORE) $(DOUBLES)/libcuda_double.so
+	@$(LINK_DOUBLE)
+
 .SECONDARY:
--include $(NATIVE_OBJECTS:.o=.d) $(patsubst $(NATIVE)/%,$(NATIVE)/tests/native/%.d,$(NATIVE_TESTS))
+-include $(patsubst %.cc,$(NATIVE)/%.d,$(wildcard tests/doubles/*.cc)) $(NATIVE_OBJECTS:.o=.d) $(patsubst $(NATIVE)/%,$(NATIVE)/tests/native/%.d,$(NATIVE_TESTS))
 
 # --- the rest ---------------------------------------------------------------------------------
 

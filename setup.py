@@ -1,9 +1,11 @@
-"""Builds ringreduce/_core: every csrc/**/*.cc (but gpu/) and nanobind's own sources in one library.
+"""Builds ringreduce/_core: every csrc/**/*.cc (but gpu/cuda) and nanobind's own sources in one library.
 
 The build has its own build_ext command so that `pip install .`, `pip install -e .` and `make`
 share objects: they lie in build/objects/, are compiled in parallel, and only those whose sources
 or command changed are compiled again. Nothing is looked for on the machine but a C++17 compiler;
 MPI, CUDA and torch are found at run time. Settings: CXX (compiler), MAX_JOBS (parallel compiles).
+
+Where there is a CUDA toolkit, a second library is built for GPUs (setup_cuda.py).
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,8 +23,10 @@ import nanobind
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-ROOT = Path(__file__).resolve().parent
-OBJECTS = ROOT / "build" / "objects" / str(sysconfig.get_config_var("SOABI"))
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # pip does not put it there
+from setup_cuda import LIBRARY, build_where_wanted
+from setup_objects import OBJECTS, ROOT, dependencies, is_current, jobs, run
+
 NANOBIND = Path(nanobind.source_dir())
 
 # No -march: the library must run on another machine; kernels choose by CPU at run time.
@@ -81,24 +86,6 @@ def compile_command(source: Path) -> tuple[list[str], list[str]]:
     return flags + (NANOBIND_FLAGS if of_nanobind else OWN_FLAGS), includes
 
 
-def is_current(output: Path, inputs: list[Path], command: list[str]) -> bool:
-    """Whether `output` was made by `command` and is newer than all of `inputs`."""
-    stamp = output.with_suffix(".command")
-    if not output.exists() or not stamp.exists() or stamp.read_text() != shlex.join(command):
-        return False
-    return all(path.exists() and path.stat().st_mtime <= output.stat().st_mtime for path in inputs)
-
-
-def run(command: list[str], output: Path, signature: list[str]) -> None:
-    """Runs a compiler; its messages go through whole, whichever thread it ran in."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    print(f"{shlex.join(command)}\n{done.stdout}", end="", flush=True)
-    if done.returncode:
-        raise SystemExit(f"ringreduce: could not build {output.name}:\n{done.stdout}")
-    output.with_suffix(".command").write_text(shlex.join(signature))
-
-
 def compile_object(cxx: str, source: Path) -> Path:
     """Compiles one source unless its object is current; returns the object."""
     output = OBJECTS / (f"nanobind/{source.stem}.o" if source.is_absolute() else f"{source.with_suffix('')}.o")
@@ -110,20 +97,50 @@ def compile_object(cxx: str, source: Path) -> Path:
         signature += [f"nanobind-{nanobind.__version__}"]
     if source.is_absolute():
         inputs = []  # a released nanobind never changes under its version number
-    elif depfile.exists():
-        inputs += [ROOT / name for name in depfile.read_text().replace("\\\n", " ").split(":", 1)[1].split()]
+    else:
+        inputs += dependencies(depfile)
     if not is_current(output, inputs, signature):
         run([cxx, *flags, *includes, "-MMD", "-c", str(source), "-o", str(output)], output, signature)
     return output
 
 
-class BuildCore(build_ext):
-    """build_ext for the one extension that there is."""
+class BuildLibraries(build_ext):
+    """build_ext for the one extension that there is, and for the CUDA library.
+
+    The latter is no Extension: one that comes to nothing, as where there is no nvcc, breaks `pip install -e`.
+    """
+
+    with_cuda = False
+
+    def cuda_libraries(self) -> list[Path]:
+        """Where the CUDA library goes; first the one that is packed."""
+        packages = [Path(self.build_lib) / "ringreduce", ROOT / "ringreduce"]
+        return [package / LIBRARY for package in packages[: 1 + bool(self.inplace)]]
+
+    def run(self) -> None:
+        super().run()
+        library = build_where_wanted(compiler())
+        self.with_cuda = library is not None
+        for target in self.cuda_libraries():
+            target.unlink(missing_ok=True)  # may be of an earlier build
+            if library:
+                shutil.copyfile(library, target)
+
+    def get_outputs(self) -> list[str]:
+        packed = [] if self.inplace else [str(self.cuda_libraries()[0])] * self.with_cuda
+        return super().get_outputs() + packed
+
+    def get_output_mapping(self) -> dict[str, str]:
+        mapping = super().get_output_mapping()
+        if self.inplace and self.with_cuda:
+            packed, in_place = map(str, self.cuda_libraries())
+            mapping[packed] = in_place
+        return mapping
 
     def build_extension(self, ext: Extension) -> None:
         cxx = compiler()
         check_headers(cxx)
-        with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(jobs()) as pool:
             # nanobind first: it takes longest.
             sources = [NANOBIND / "nb_combined.cpp", *core_sources()]
             objects = list(pool.map(lambda source: compile_object(cxx, source), sources))
@@ -138,5 +155,5 @@ class BuildCore(build_ext):
 
 setup(
     ext_modules=[Extension("ringreduce._core", [str(path) for path in core_sources()], language="c++")],
-    cmdclass={"build_ext": BuildCore},
+    cmdclass={"build_ext": BuildLibraries},
 )

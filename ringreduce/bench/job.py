@@ -23,7 +23,7 @@ import ringreduce as rr
 from ringreduce import _context
 from ringreduce.bench import link
 
-GLOO_TIMEOUT = timedelta(minutes=10)
+TORCH_TIMEOUT = timedelta(minutes=10)
 
 
 class Refused(Exception):
@@ -42,14 +42,16 @@ class Job:
 
     @classmethod
     def meet(cls) -> Job:
-        """Over all MPI ranks, ringreduce running. Collective."""
+        """Over all MPI ranks, with ringreduce running or without. Collective."""
         try:
             from mpi4py import MPI  # after init(), which settles who finalises MPI
         except (ImportError, RuntimeError) as error:
             raise Refused(f"the benchmark needs mpi4py and an MPI library ({error})") from None
         world = MPI.COMM_WORLD
         machines = world.allgather(MPI.Get_processor_name())
-        return cls(world.Dup(), world.rank, world.size, _context.require().host_of, machines)
+        context = _context.current
+        host_of = context.host_of if context else [[*dict.fromkeys(machines)].index(one) for one in machines]
+        return cls(world.Dup(), world.rank, world.size, host_of, machines)
 
     @property
     def hosts(self) -> int:
@@ -93,18 +95,35 @@ class Job:
         several = len(set(self.machines)) > 1
         interface = (interface or link.default_interface()) if several else "lo"
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
-        host = link.address_of(interface) if several else "127.0.0.1"
+        self._start_torch("gloo", link.address_of(interface) if several else "127.0.0.1")
+
+    def start_nccl(self, device: torch.device) -> None:
+        """torch.distributed over NCCL, on this rank's GPU."""
+        if not dist.is_initialized():
+            several = len(set(self.machines)) > 1
+            host = link.address_of(link.default_interface()) if several else "127.0.0.1"
+            self._start_torch("nccl", host, device_id=device)
+
+    def _start_torch(self, backend: str, host: str, **options: Any) -> None:
+        """`host`: of this rank; rank 0's is where all meet."""
         store = TCPStore(host, 0, self.size, is_master=True, wait_for_workers=False) if self.rank == 0 else None
         host, port = self.comm.bcast((host, store.port) if store else None)
         if store is None:
             store = TCPStore(host, port, self.size, is_master=False)
-        dist.init_process_group("gloo", store=store, rank=self.rank, world_size=self.size, timeout=GLOO_TIMEOUT)
+        dist.init_process_group(
+            backend, store=store, rank=self.rank, world_size=self.size, timeout=TORCH_TIMEOUT, **options
+        )
 
 
 @contextmanager
-def joined() -> Iterator[Job]:
-    """Start ringreduce on every rank, and share the cores out; one rank's failure ends the job."""
-    rr.init()
+def joined(library: bool = True) -> Iterator[Job]:
+    """All ranks, the cores shared out among them; one rank's failure ends the job.
+
+    Args:
+        library: whether to start ringreduce. Without it there is MPI, and nothing else.
+    """
+    if library:
+        rr.init()
     job = Job.meet()
     try:
         cores = len(os.sched_getaffinity(0))
@@ -112,7 +131,8 @@ def joined() -> Iterator[Job]:
         yield job
         if dist.is_initialized():
             dist.destroy_process_group()
-        rr.shutdown()
+        if library:
+            rr.shutdown()
     except Refused:
         raise
     except BaseException as error:

@@ -3,15 +3,17 @@
     ringreduce bench allreduce --np 4
       └─exec─► mpirun -np 4 python -m ringreduce bench allreduce --np 4     (4 ranks)
 
-The launching process becomes mpirun, so signals and the exit status need no care.
+The launching process becomes mpirun, so signals and the exit status need no care. A benchmark
+that takes several jobs stays and runs them, one after the other.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -59,11 +61,33 @@ def find_mpirun() -> str | None:
     )
 
 
+def command(mpirun: str, np: int, *arguments: str) -> list[str]:
+    """`ringreduce ARGUMENTS` on `np` ranks."""
+    return [mpirun, "-np", str(np), sys.executable, "-m", "ringreduce", *arguments]
+
+
 def start(mpirun: str, np: int) -> NoReturn:
     """Become `mpirun -np NP` of this command. Does not return."""
-    command = [mpirun, "-np", str(np), sys.executable, "-m", "ringreduce", *sys.argv[1:]]
     sys.stdout.flush()
-    os.execvpe(mpirun, command, environment())
+    os.execvpe(mpirun, command(mpirun, np, *sys.argv[1:]), environment())
+
+
+class JobFailed(Exception):
+    """A job that did not end well. What it had to say is on stderr."""
+
+
+def run(job_command: Sequence[str]) -> str:
+    """Run a job to its end; returns what it printed. JobFailed if it fails."""
+    plain = {**environment(), "TTY_COMPATIBLE": "0"}
+    with subprocess.Popen(job_command, env=plain, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as job:
+        try:
+            output, _ = job.communicate()
+        except BaseException:
+            job.terminate()  # mpirun ends its ranks
+            raise
+    if job.returncode:
+        raise JobFailed(f"{' '.join(job_command)} ended with status {job.returncode}")
+    return output
 
 
 def environment() -> dict[str, str]:

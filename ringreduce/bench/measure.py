@@ -47,19 +47,17 @@ class Timing:
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to measure one size (or model).
+    """How long to measure one size.
 
     Args:
         repeats: most rounds.
         seconds: budget, which cuts the rounds down to FEWEST_ROUNDS, no further.
         batched: whether a sample may hold many calls, without rewriting between them.
-        block: samples in a row before the next contender's turn.
     """
 
     repeats: int
     seconds: float
     batched: bool = False
-    block: int = 1
 
 
 def alternate(
@@ -77,16 +75,16 @@ def alternate(
         begin, rounds, done = time.perf_counter(), 1, 0
         while done < rounds:
             for one in contenders:
-                spans[one.name] += [_sample(job, one, batches[one.name]) for _ in range(effort.block)]
+                spans[one.name].append(_sample(job, one, batches[one.name]))
             done += 1
             if done == 1:  # the first round warms up, and tells how many there is time for
                 spans = {name: [] for name in spans}
                 (cost,) = job.largest([time.perf_counter() - begin])
-                rounds = 1 + _rounds(effort, cost)
+                rounds = 1 + affordable_rounds(effort, cost)
             progress(done, rounds)
     finally:
         gc.enable()
-    return {name: _summary(job.durations(values), batches[name]) for name, values in spans.items()}
+    return {name: summary(job.durations(values), batches[name]) for name, values in spans.items()}
 
 
 def _sample(job: Job, one: Contender, batch: int) -> tuple[float, float]:
@@ -106,12 +104,14 @@ def _batch(job: Job, one: Contender) -> int:
     return max(1, min(LARGEST_BATCH, int(BATCH_SECONDS / fastest)))
 
 
-def _rounds(effort: Effort, cost: float) -> int:
+def affordable_rounds(effort: Effort, cost: float) -> int:
+    """How many rounds there are, where one takes `cost` seconds."""
     affordable = max(FEWEST_ROUNDS, int(effort.seconds / cost))
     return min(effort.repeats, affordable)
 
 
-def _summary(durations: list[float], batch: int) -> Timing:
+def summary(durations: Sequence[float], batch: int = 1) -> Timing:
+    """Of samples, each as long as `batch` calls."""
     seconds = [duration / batch for duration in durations]
     low, median, high = statistics.quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else seconds * 3
     return Timing(median, low, high, len(seconds), batch)

@@ -20,6 +20,7 @@ from ringreduce.bench.collectives import OURS
 from ringreduce.bench.hosts import HostRow
 from ringreduce.bench.step import StepRow
 from ringreduce.bench.sweep import Row
+from ringreduce.bench.turns import Idle
 from ringreduce.bench.units import show_number, show_size, show_time
 
 LABELS = {"ringreduce": "tensor", "arena": "arena"}  # what our library works on
@@ -91,14 +92,15 @@ def save(path: Path, benchmark: str, machine: dict[str, Any], ranks: int, rows: 
     path.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def _table(columns: Sequence[str]) -> Table:
+def new_table(columns: Sequence[str]) -> Table:
+    """An empty one; numbers are to the right."""
     table = Table(box=None, padding=(0, 1), collapse_padding=True, pad_edge=False)
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     return table
 
 
-def _ratio(ours: float, other: float | None, unit: str = "x") -> Text:
+def ratio(ours: float, other: float | None, unit: str = "x") -> Text:
     """How many times longer the other takes; red where it is faster."""
     if other is None:
         return Text("-")
@@ -111,7 +113,7 @@ def collective_table(rows: Sequence[Row]) -> Table:
     others = [name for name in peers if name != "memcpy"]
     limit = ["memcpy", "limit"] if "memcpy" in peers else []
     heads = [column for name in others for column in (name, "ratio")]
-    table = _table(["size", "in", "time", "algbw", "busbw", *limit, *heads])
+    table = new_table(["size", "in", "time", "algbw", "busbw", *limit, *heads])
     times = {(row.library, row.nbytes): row.timing.median for row in rows}
     for row in rows:
         if row.library not in OURS:
@@ -129,14 +131,16 @@ def collective_table(rows: Sequence[Row]) -> Table:
             cells += [show_time(memcpy), f"{100 * memcpy / ours:.0f}%"]
         for name in others:
             other = times.get((name, row.nbytes))
-            cells += [show_time(other) if other else "-", _ratio(ours, other)]
+            cells += [show_time(other) if other else "-", ratio(ours, other)]
         table.add_row(*cells)
     return table
 
 
 def step_table(rows: Sequence[StepRow]) -> Table:
     """A line for each model and mode."""
-    table = _table(["model", "parameters", "mode", "step", "quartiles", "of none", "ddp / this"])
+    step = ["step", "quartiles", "of none", "ddp / this"]
+    memory = ["MiB", "added", "beside", "resident"]
+    table = new_table(["model", "parameters", "mode", *step, "faults", *memory])
     times = {(row.model, row.mode): row.timing.median for row in rows}
     for row in rows:
         none, ddp = times.get((row.model, "none")), times.get((row.model, "ddp"))
@@ -148,14 +152,26 @@ def step_table(rows: Sequence[StepRow]) -> Table:
             show_time(median),
             f"{show_time(low)} - {show_time(high)}",
             f"{median / none:.3f}" if none else "-",
-            _ratio(median, ddp),
+            ratio(median, ddp),
+            f"{row.faults:.0f}",
+            f"{row.memory.taken / 2**20:.0f}",
+            *(f"{nbytes / 2**20:+.1f}" for nbytes in row.added or ()),
         )
     return table
 
 
+def idle_line(idle: Idle) -> str:
+    """What an idle init() costs."""
+    return (
+        f"an idle init() changes the step of one process ({show_time(idle.step.median)}) by {100 * idle.effect:+.2f}% "
+        f"({100 * idle.confidence:.0f}% sure: {100 * idle.low:+.2f}% to {100 * idle.high:+.2f}%); "
+        f"asleep it takes {idle.cpu * 1e3:.2f} ms of CPU time a second"
+    )
+
+
 def hosts_table(rows: Sequence[HostRow], rate: float | None) -> Table:
     """A line for each size and library."""
-    table = _table(["size", "by", "time", "busbw a host", "of the link", "sent / least", "time / ours"])
+    table = new_table(["size", "by", "time", "busbw a host", "of the link", "sent / least", "time / ours"])
     times = {(row.library, row.nbytes): row.timing.median for row in rows}
     for row in rows:
         median = row.timing.median
@@ -166,7 +182,7 @@ def hosts_table(rows: Sequence[HostRow], rate: float | None) -> Table:
             f"{show_number(row.busbw / 1e6)} MB/s",
             f"{100 * row.busbw / rate:.1f}%" if rate else "-",
             f"{row.sent:.3f}" if row.sent is not None else "-",
-            "" if row.library in OURS else _ratio(times["ringreduce", row.nbytes], median),
+            "" if row.library in OURS else ratio(times["ringreduce", row.nbytes], median),
         )
     return table
 

@@ -12,8 +12,9 @@ from ringreduce.bench.hosts import HostRow, measure_hosts
 from ringreduce.bench.job import Job, Refused, joined
 from ringreduce.bench.measure import Effort
 from ringreduce.bench.report import Report
-from ringreduce.bench.step import idle_cpu, time_steps
+from ringreduce.bench.step import MODES, StepRow, time_steps
 from ringreduce.bench.sweep import Row, sweep
+from ringreduce.bench.turns import Idle, measure_idle, measure_steps
 
 BUSY = 0.1  # share of the cores: from here on other programs are mentioned
 
@@ -21,6 +22,8 @@ BUSY = 0.1  # share of the cores: from here on other programs are mentioned
 class Common(Protocol):
     """The options that every benchmark has."""
 
+    @property
+    def np(self) -> int | None: ...
     @property
     def repeats(self) -> int: ...
     @property
@@ -46,23 +49,38 @@ def collective(name: str, sizes: Sequence[int], dtype: str, peers: Sequence[str]
             plot.lines(common.plot, f"{title}\n{info['cpu']}, {info['cores']} cores", _curves(rows))
 
 
-def step(models: Sequence[str], modes: Sequence[str], common: Common) -> None:
-    """`ringreduce bench step`."""
-    with joined() as job, Report(job.rank) as shown:
+def step(model: str, mode: str, steps: int, common: Common) -> None:
+    """One job of `ringreduce bench step`, on the ranks of a launcher."""
+    with joined(MODES[mode].library) as job, Report(job.rank) as shown:
         info = _introduce(job, shown)
-        (idle,) = job.largest([idle_cpu()])
-        rows = time_steps(job, models, modes, _effort(common), shown)
-        title = f"training step, {job.size} rank{'s' * (job.size > 1)}"
-        shown.show(title, report.step_table(rows), f"idle after init(): {idle * 1e3:.2f} ms of CPU time a second")
-        if job.rank != 0:
-            return
-        if common.json:
-            report.save(common.json, "step", info, job.size, rows, idle_cpu_seconds_a_second=idle)
-        if common.plot:
-            groups: dict[str, dict[str, float]] = {}
-            for row in rows:
-                groups.setdefault(row.model, {})[row.mode] = row.timing.median
-            plot.bars(common.plot, f"{title}\n{info['cpu']}, {info['cores']} cores", groups)
+        row = time_steps(job, model, mode, steps, shown)
+        _show_steps(shown, [row], info, job.size, common)
+
+
+def steps(mpirun: str, ranks: int, models: Sequence[str], modes: Sequence[str], count: int, common: Common) -> None:
+    """`ringreduce bench step`: jobs in turns, from a process that is no rank."""
+    with Report(0) as shown:
+        busy = machine.busy()
+        effort = _effort(common)
+        rows, info = measure_steps(mpirun, ranks, models, modes, count, effort, shown)
+        idle = measure_idle(count, effort, shown)
+        info["busy"] = busy
+        describe(info, shown)
+        _show_steps(shown, rows, info, ranks, common, idle)
+
+
+def _show_steps(
+    shown: Report, rows: Sequence[StepRow], info: dict[str, Any], ranks: int, common: Common, idle: Idle | None = None
+) -> None:
+    title = f"training step, {ranks} rank{'s' * (ranks > 1)}"
+    shown.show(title, report.step_table(rows), *([report.idle_line(idle)] if idle else []))
+    if not shown.is_shown:
+        return
+    if common.json:
+        more = {"idle_init": idle.as_dict()} if idle else {}
+        report.save(common.json, "step", info, ranks, rows, **more)
+    if common.plot:
+        plot.steps(common.plot, f"{title}\n{info['cpu']}, {info['cores']} cores", rows)
 
 
 def hosts(
@@ -109,10 +127,15 @@ def _effort(common: Common) -> Effort:
 
 def _introduce(job: Job, shown: Report) -> dict[str, Any]:
     info = machine.describe() | {"busy": machine.busy()}  # while all ranks sleep
+    describe(info, shown)
+    return info
+
+
+def describe(info: dict[str, Any], shown: Report) -> None:
+    """The lines above a table: the machine, and whether others use it."""
     shown.show(
         f"{info['cpu']}, {info['cores']} cores; ringreduce {info['ringreduce']} ({info['kernels']}), "
         f"torch {info['torch']}, {info['mpi']}"
     )
     if info["busy"] > BUSY:
         shown.show(f"note: other programs use {100 * info['busy']:.0f}% of this machine; expect odd results")
-    return info

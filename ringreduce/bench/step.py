@@ -1,16 +1,18 @@
-"""A training step without communication, with ringreduce, and with DDP over Gloo.
+"""A training step without communication, with ringreduce, and with DDP over Gloo: one mode's job.
 
-Every mode has its own instance of the model, from the same seed, and each rank its own inputs.
-Modes take turns in blocks of a few steps. A step is zero_grad, forward, backward and the
-optimizer (SGD with momentum): all that the ranks wait for.
+A step is zero_grad, forward, backward and the optimizer (SGD with momentum): all that the ranks
+wait for. Every job has one model in one mode, as programs do (turns.py runs the jobs): memory that
+another mode has freed would be there for this one to take, which is worth a fifth of the step of a
+large model without communication.
 """
 
 from __future__ import annotations
 
+import gc
 import resource
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,25 +21,38 @@ from torch.nn.parallel import DistributedDataParallel
 
 import ringreduce as rr
 from ringreduce.bench.job import Job
-from ringreduce.bench.measure import Contender, Effort, Timing, alternate
+from ringreduce.bench.measure import Timing, summary
+from ringreduce.bench.memory import Peak, Use
 from ringreduce.bench.models import MODELS, Model
 from ringreduce.bench.sweep import Progress
 
-BLOCK = 3  # steps in a row
-WARM_UP = 3  # the first step agrees on buckets, the second is the first to use them
+WARM_UP = 5  # the first step agrees on buckets, the second is the first to use them; then malloc settles
+
+Trained = tuple[nn.Module, torch.optim.Optimizer]
 
 
-def _ringreduce(module: nn.Module, optimizer: torch.optim.Optimizer, compression: Any) -> Any:
-    named = module.named_parameters()
-    return module, rr.DistributedOptimizer(optimizer, named_parameters=named, compression=compression)
+def _distributed(compression: Any) -> Callable[[nn.Module, torch.optim.Optimizer], Trained]:
+    def wrap(module: nn.Module, optimizer: torch.optim.Optimizer) -> Trained:
+        named = module.named_parameters()
+        return module, rr.DistributedOptimizer(optimizer, named_parameters=named, compression=compression)
+
+    return wrap
 
 
-# mode -> what it makes of a module and its optimizer
-MODES: dict[str, Callable[[nn.Module, torch.optim.Optimizer], tuple[nn.Module, torch.optim.Optimizer]]] = {
-    "none": lambda module, optimizer: (module, optimizer),
-    "ringreduce": lambda module, optimizer: _ringreduce(module, optimizer, rr.Compression.none),
-    "bf16": lambda module, optimizer: _ringreduce(module, optimizer, rr.Compression.bf16),
-    "ddp": lambda module, optimizer: (DistributedDataParallel(module), optimizer),
+@dataclass(frozen=True)
+class Mode:
+    """How ranks train together. `wrap` is what it makes of a module and its optimizer."""
+
+    wrap: Callable[[nn.Module, torch.optim.Optimizer], Trained]
+    library: bool = False  # whether ringreduce runs
+    gloo: bool = False
+
+
+MODES = {
+    "none": Mode(lambda module, optimizer: (module, optimizer)),
+    "ringreduce": Mode(_distributed(rr.Compression.none), library=True),
+    "bf16": Mode(_distributed(rr.Compression.bf16), library=True),
+    "ddp": Mode(lambda module, optimizer: (DistributedDataParallel(module), optimizer), gloo=True),
 }
 
 
@@ -48,60 +63,80 @@ class StepRow:
     model: str
     parameters: int
     mode: str
-    timing: Timing
+    timing: Timing  # of steps; where there were several jobs, of their medians
+    faults: float  # page faults a step that need no disk, of the rank with most
+    memory: Use  # of the rank with most of each
+    added: Use | None = None  # more than without communication
+    jobs: list[float] = field(default_factory=list)  # each job's median
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: seconds."""
-        return {"model": self.model, "parameters": self.parameters, "mode": self.mode, **vars(self.timing)}
+        """For JSON: seconds, bytes."""
+        memory = self.memory._asdict()
+        memory |= {f"added_{name}": nbytes for name, nbytes in self.added._asdict().items()} if self.added else {}
+        own = {"model": self.model, "parameters": self.parameters, "mode": self.mode, "faults": self.faults}
+        return own | vars(self.timing) | memory | {"jobs": self.jobs}
 
 
-def time_steps(
-    job: Job, models: Sequence[str], modes: Sequence[str], effort: Effort, progress: Progress
-) -> list[StepRow]:
-    """Measure every model in every mode. Collective over all ranks."""
-    if "ddp" in modes:
+def time_steps(job: Job, name: str, mode: str, steps: int, progress: Progress) -> StepRow:
+    """Measure one model in one mode. Collective over all ranks."""
+    if MODES[mode].gloo:
         job.start_gloo()
-    rows = []
-    for name in models:
-        progress.begin(f"step of {name}")
-        model = MODELS[name]
-        trainers = {mode: _Trainer(job, model, mode) for mode in modes}
-        contenders = [Contender(mode, lambda value: None, trainer.step) for mode, trainer in trainers.items()]
-        for one in contenders * WARM_UP:
-            one.call()
-        timings = alternate(job, contenders, Effort(effort.repeats, effort.seconds, block=BLOCK), progress.step)
-        for mode, trainer in trainers.items():
-            trainer.check(job)
-            rows.append(StepRow(name, trainer.parameters, mode, timings[mode]))
-    return rows
+    progress.begin(f"{name}, {mode}")
+    trainer = Trainer(MODELS[name], 1 + job.rank, MODES[mode])
+    for _ in range(WARM_UP):
+        trainer.step()
+    spans = []
+    gc.collect()
+    gc.disable()
+    faults: float = -_faults()
+    for done in range(steps):
+        job.barrier()
+        begin = time.perf_counter()
+        trainer.step()
+        spans.append((begin, time.perf_counter()))
+        progress.step(1 + done, steps)
+    faults = (faults + _faults()) / steps
+    gc.enable()
+    peak = trainer.peak()
+    if mode != "none":
+        trainer.check(job)
+    faults, *memory = job.largest([faults, *peak])
+    return StepRow(name, trainer.parameters, mode, summary(job.durations(spans)), faults, Use(*map(int, memory)))
 
 
-def idle_cpu(seconds: float = 5.0) -> float:
-    """CPU seconds that this process, all of its threads, uses a second while it sleeps."""
-    before = resource.getrusage(resource.RUSAGE_SELF)
-    time.sleep(seconds)
-    after = resource.getrusage(resource.RUSAGE_SELF)
-    return (after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime) / seconds
+def _faults() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
-class _Trainer:
-    def __init__(self, job: Job, model: Model, mode: str) -> None:
+class Trainer:
+    """A model, its optimizer and its data. Ranks have the same model, from one seed."""
+
+    def __init__(self, model: Model, data_seed: int, mode: Mode = MODES["none"]) -> None:
         torch.manual_seed(0)
         module = model.build()
-        self.mode = mode
         self.parameters = sum(p.numel() for p in module.parameters())
-        self.module, self.optimizer = MODES[mode](module, torch.optim.SGD(module.parameters(), lr=1e-3, momentum=0.9))
-        torch.manual_seed(1 + job.rank)
+        self.module, self.optimizer = mode.wrap(module, torch.optim.SGD(module.parameters(), lr=1e-3, momentum=0.9))
+        self.lasting = mode.library
+        torch.manual_seed(data_seed)
         self.inputs, self.targets = model.data()
         self.loss = model.loss
 
     def step(self) -> None:
+        """All that a program does for a batch."""
         self.optimizer.zero_grad()
         torch.autograd.backward(self.loss(self.module(self.inputs), self.targets))
         self.optimizer.step()
 
+    def peak(self) -> Use:
+        """What is in use at the peak of one more step, which is not timed."""
+        look = Peak(self.module.parameters(), self.lasting)
+        self.step()
+        look()
+        look.remove()
+        return look.use
+
     def check(self, job: Job) -> None:
         """Where ranks communicate, they have the same parameters in the end."""
         sums = job.comm.allgather([p.detach().sum().item() for p in self.module.parameters()])
-        if self.mode != "none" and any(one != sums[0] for one in sums):
-            raise AssertionError(f"{self.mode}: the ranks have different parameters")
+        if any(one != sums[0] for one in sums):
+            raise AssertionError("the ranks have different parameters")

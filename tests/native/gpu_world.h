@@ -2,24 +2,20 @@
 // real ones are.
 #pragma once
 
-#include <cstdlib>
 #include <map>
 
+#include "../doubles/load.h"
 #include "gpu/library.h"
 #include "world.h"
 
 namespace ringreduce {
 
-inline std::string double_path(const std::string& name) {
-  const char* directory = std::getenv("RR_DOUBLES");  // set by the Makefile for the sanitizers
-  return std::string(directory ? directory : "build/doubles") + "/" + name;
-}
-
 // What an engine needs to know of CUDA and NCCL, loaded once.
 inline std::shared_ptr<const GpuLibrary> gpu_library() {
   static std::shared_ptr<const GpuLibrary> library = [] {
     std::shared_ptr<const GpuLibrary> loaded;
-    CHECK_OK(GpuLibrary::load(double_path("libcuda_double.so"), {double_path("libnccl_double.so")}, &loaded));
+    const Doubles& doubles = Doubles::get();
+    CHECK_OK(GpuLibrary::load(doubles.cuda_path, {doubles.nccl_path}, &loaded));
     return loaded;
   }();
   return library;

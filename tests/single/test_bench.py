@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import io
 import json
+import mmap
 import os
+import re
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 pytest.importorskip("click")
 pytest.importorskip("rich")
@@ -19,7 +25,7 @@ from rich.console import Console
 from runner.launch import ROOT, clean_environment, find_launcher
 
 from ringreduce import cli
-from ringreduce.bench import launch, link, machine, measure, report, units
+from ringreduce.bench import launch, link, machine, measure, memory, report, turns, units
 from ringreduce.bench.collectives import COLLECTIVES
 from ringreduce.bench.measure import Contender, Effort, Timing
 from ringreduce.bench.models import MODELS
@@ -126,12 +132,6 @@ def test_contenders_take_turns_with_fresh_buffers():
     assert [timings[name].samples for name in "ab"] == [2, 2]
 
 
-def test_blocks():
-    log, timings = alternate(Effort(repeats=1, seconds=60, block=3))
-    assert [entry for entry in log if entry in "ab"] == list("aaabbb") * 2
-    assert timings["a"].samples == 3
-
-
 def test_batches_of_short_calls():
     log, timings = alternate(Effort(repeats=1, seconds=60, batched=True), names=("a",))
     batch = timings["a"].batch
@@ -150,6 +150,108 @@ def test_a_sample_is_divided_by_its_calls():
     timings = measure.alternate(job, [Contender("a", lambda value: None, lambda: None)], Effort(3, 60, batched=True))
     assert timings["a"].batch == 14  # what fits in 1 ms
     assert timings["a"].median == pytest.approx(5e-6)
+
+
+def test_jobs_take_turns():
+    log = []
+    jobs = {name: lambda name=name: log.append(name) or len(log) for name in "ab"}
+    results = turns.take_turns(jobs, Effort(repeats=9, seconds=1e-9), 3, lambda done, of: log.append((done, of)))
+    assert log == ["a", "b", (1, 3), "a", "b", (2, 3), "a", "b", (3, 3)]
+    assert results == {"a": [1, 4, 7], "b": [2, 5, 8]}
+
+
+def test_as_many_rounds_as_there_is_time_for():
+    slow = {name: lambda: time.sleep(0.05) for name in "ab"}
+    rounds = len(turns.take_turns(slow, Effort(repeats=100, seconds=0.5), 3, lambda done, of: None)["a"])
+    assert 3 <= rounds <= 10
+
+
+def job_row(median, beside):
+    memory = {"taken": 10 * MIB + beside, "beside": beside, "resident": 20 * MIB}
+    return {"median": median, "parameters": 7, "faults": median, **memory}
+
+
+def test_rows_are_medians_over_jobs():
+    results = {
+        "none": [job_row(median, beside) for median, beside in [(1.0, MIB), (9.0, MIB), (2.0, MIB)]],
+        "ddp": [job_row(median, beside) for median, beside in [(5.0, 3 * MIB), (4.0, MIB), (3.0, 4 * MIB)]],
+    }
+    none, ddp = turns.rows_of("mlp", results)
+    assert (none.timing.median, none.jobs, none.added) == (2.0, [1.0, 9.0, 2.0], (0, 0, 0))
+    assert (ddp.timing.median, ddp.faults, ddp.added) == (4.0, 4.0, (2 * MIB, 2 * MIB, 0))
+    assert ddp.as_dict()["added_beside"] == 2 * MIB
+
+
+@pytest.mark.parametrize(
+    ("count", "low", "high", "sure"),
+    [(1, 1, 1, 0.0), (5, 1, 5, 0.9375), (6, 1, 6, 0.96875), (9, 2, 8, 0.9609375), (20, 6, 15, 0.9586105)],
+)
+def test_confidence_of_a_median(count, low, high, sure):
+    """As the tables of the sign test have it."""
+    values = list(range(count, 0, -1))
+    assert turns.confidence_of_median(values) == (low, high, pytest.approx(sure))
+
+
+def test_effect_of_init_is_beyond_what_a_process_does_anyway():
+    plain = [{"before": 1.0, "after": 1.1, "cpu": 0.0}] * 6
+    init = [{"before": 2.0, "after": 2.2 * 1.01, "cpu": 1e-5}] * 6
+    idle = turns.idle_of(plain, init)
+    assert (idle.effect, idle.low, idle.high) == pytest.approx((0.01, 0.01, 0.01))
+    assert idle.cpu == 1e-5
+
+
+def test_memory_of_mappings_and_of_malloc():
+    """What is freed is no longer taken, wherever it came from."""
+    before = memory.used()
+    for block in (64 * MIB, 64 << 10):
+        count = 64 * MIB // block
+        blocks = [torch.ones(block // 4) for _ in range(count)]
+        assert memory.used()[0] - before[0] == pytest.approx(64 * MIB, abs=4 * MIB)
+        assert memory.used()[1] - before[1] > 32 * MIB
+        del blocks
+        assert memory.used()[0] - before[0] == pytest.approx(0, abs=4 * MIB)
+
+
+def test_shared_memory_is_counted_in_shares():
+    """Two processes have 64 MiB in common: half of it is each one's."""
+    before = memory.used()[0]
+    shared = mmap.mmap(-1, 64 * MIB)
+    shared.write(b"x" * (64 * MIB))
+    assert memory.used()[0] - before == pytest.approx(64 * MIB, abs=4 * MIB)
+    reading, writing = os.pipe()
+    other = os.fork()
+    if other == 0:
+        sum(shared[::4096])  # maps the pages here as well
+        os.write(writing, b"ready")
+        time.sleep(60)
+        os._exit(0)
+    try:
+        os.read(reading, 5)
+        assert memory.used()[0] - before == pytest.approx(32 * MIB, abs=4 * MIB)
+    finally:
+        os.kill(other, signal.SIGKILL)
+        os.waitpid(other, 0)
+
+
+@pytest.mark.parametrize("lasting", [False, True])
+def test_gradients_are_left_out(lasting):
+    """Those that are there, or the buckets in which all of them have their places."""
+    parameter = torch.zeros(MIB, requires_grad=True)  # 4 MiB
+    for has_gradient in (False, True):
+        parameter.grad = torch.zeros(MIB) if has_gradient else None
+        look = memory.Peak([parameter], lasting)
+        look()
+        assert look.use.taken - look.use.beside == 4 * MIB * (has_gradient or lasting)
+
+
+def test_the_peak_has_the_gradient_beside_its_place():
+    """When it arrives, the gradient is not the parameter's yet."""
+    parameter = torch.zeros(MIB, requires_grad=True)
+    before = memory.used()[0]
+    look = memory.Peak([parameter], lasting=False)
+    (parameter * 2).sum().backward()
+    look.remove()
+    assert look.use.beside - before >= 4 * MIB
 
 
 def test_counters_of_an_interface():
@@ -252,7 +354,8 @@ def test_becomes_mpirun(monkeypatch, by_hand):
         ("allreduce --sizes", "requires an argument"),
         ("reduce", "No such command 'reduce'"),
         ("step --modes", "requires an argument"),
-        ("step --np 1000", "4 modes: 1000 ranks need about 3125 GiB"),
+        ("step --np 1000", "a training step: 1000 ranks need about 781 GiB"),
+        ("step --steps 0", "0 is not in the range x>=1"),
         ("step --models vgg", "there is no model 'vgg'; choose from mlp, gpt"),
         ("hosts --link-rate slow", "'slow' is not a rate"),
         ("hosts --pretend-hosts 4 --np 2", "there are only 2 ranks"),
@@ -279,6 +382,18 @@ def test_np_and_a_launcher_that_disagree(monkeypatch, capsys, by_hand):
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
     assert run_here(monkeypatch, "bench", "allreduce", "--np", "4") == 2
     assert "the launcher has started 2 ranks already" in capsys.readouterr().err
+
+
+def test_a_launcher_has_started_one_job(monkeypatch, capsys, by_hand):
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    assert run_here(monkeypatch, "bench", "step", "--models", "gpt") == 2
+    assert "name one with --models and one with --modes" in capsys.readouterr().err
+
+
+def test_a_job_that_fails_is_told(monkeypatch, capsys, by_hand):
+    monkeypatch.setattr(launch, "find_mpirun", lambda: shutil.which("false"))
+    assert run_here(monkeypatch, "bench", "step") == 2
+    assert re.search(r"ringreduce: .*false -np 2 .* --modes none .* ended with status 1\n$", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("arguments", [[], ["bench"], ["bench", "allreduce", "--help"], ["--version"]])
@@ -339,12 +454,39 @@ def test_a_peer_without_the_dtype_is_named(tmp_path):
 
 @needs_mpirun
 def test_step(tmp_path):
-    file = tmp_path / "result.json"
-    done = bench("step", "--models", "gpt", "--modes", "none,ringreduce,ddp", "--repeats", 1, "--json", file)
+    """Also what training adds to memory: the buckets are the gradients, and beside them there is next to nothing.
+
+    DDP, which has buckets beside the gradients, shows that the measure finds what there is.
+    """
+    pytest.importorskip("matplotlib")
+    file, picture = tmp_path / "result.json", tmp_path / "result.png"
+    few = ["--models", "mlp", "--modes", "none,ringreduce,ddp", "--repeats", 1, "--steps", 2]
+    done = bench("step", *few, "--json", file, "--plot", picture)
     assert done.returncode == 0, done.stderr
-    rows = json.loads(file.read_text())["results"]
-    assert [(row["model"], row["mode"]) for row in rows] == [("gpt", mode) for mode in ("none", "ringreduce", "ddp")]
-    assert "idle after init()" in done.stdout
+    result = json.loads(file.read_text())
+    rows = {row["mode"]: row for row in result["results"]}
+    assert list(rows) == ["none", "ringreduce", "ddp"]
+    gradients = 4 * rows["none"]["parameters"]
+    for row in rows.values():
+        assert row["jobs"] == [row["median"]]
+        assert row["faults"] > 0
+        assert row["taken"] > 3 * gradients  # parameters, gradients, momentum
+    assert rows["ringreduce"]["added_beside"] < 32 * MIB
+    assert rows["ddp"]["added_beside"] > 0.9 * gradients
+    assert len(result["idle_init"]["effects"]) == 1
+    assert result["idle_init"]["cpu"] < 0.1
+    assert "an idle init() changes the step" in done.stdout
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@needs_mpirun
+def test_step_under_a_launcher(tmp_path):
+    file = tmp_path / "result.json"
+    options = ["--models", "gpt", "--modes", "bf16", "--steps", "3", "--json", str(file)]
+    done = LAUNCHER.run(2, "-m", "ringreduce", "bench", "step", *options, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (row,) = json.loads(file.read_text())["results"]
+    assert (row["model"], row["mode"], row["samples"]) == ("gpt", "bf16", 3)
 
 
 @needs_mpirun

@@ -1,0 +1,171 @@
+"""Submission: how long the host is busy with handing an allreduce to the GPU.
+
+    host   synchronize, barrier │ submit │ wait │ synchronize ...
+                                 └ timed ┘└timed┘
+
+The GPU is idle before each, so nothing waits for it. `submit` returns when the operation is on
+its way, `wait` when the caller's stream waits for it (the host does not wait for the GPU).
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+import ringreduce as rr
+from ringreduce import _context, _dtypes
+from ringreduce._core import SUM, GpuPlan
+from ringreduce.bench.collectives import Buffers
+from ringreduce.bench.gpu_device import GpuDevice
+from ringreduce.bench.gpu_nccl import DirectNccl
+from ringreduce.bench.job import Job
+from ringreduce.bench.measure import Effort, Timing, affordable_rounds, summary
+from ringreduce.bench.sweep import Progress
+from ringreduce.bench.units import show_size
+
+SIZES = (4 << 10, 25 << 20)  # bytes: a small tensor, a full bucket
+TARGET_SECONDS = 10e-6  # of a planned bucket
+
+
+@dataclass(frozen=True)
+class Way:
+    """One library's. `submit` returns what `wait` takes."""
+
+    name: str
+    submit: Callable[[], Any]
+    wait: Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class SubmissionRow:
+    """One way at one size; seconds of the host, on the rank that takes longest."""
+
+    way: str
+    ranks: int
+    nbytes: int
+    submit: Timing
+    wait: Timing
+    target: float | None
+
+    @property
+    def is_met(self) -> bool | None:
+        """Whether it reaches its target."""
+        return None if self.target is None else self.submit.median <= self.target
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: seconds, bytes."""
+        return {"part": "submission", **asdict(self)}
+
+
+def measure_submission(
+    job: Job, device: GpuDevice, sizes: Sequence[int], effort: Effort, progress: Progress
+) -> tuple[list[SubmissionRow], list[str]]:
+    """Every size. Collective over all ranks."""
+    rows: list[SubmissionRow] = []
+    notes: dict[str, None] = {}
+    device.first_operation()
+    path, why = _context.require().engine.gpu_path(0)
+    if path == "nccl":
+        job.start_nccl(device.torch)
+    else:
+        notes[f"ringreduce goes through host memory: {why}"] = None
+    for nbytes in sizes:
+        progress.begin(f"submission, {show_size(nbytes)}")
+        with _ways(job, device, nbytes, on_nccl=path == "nccl") as ways:
+            timings = _alternate(job, device, ways, effort, progress)
+        for way, (submit, wait) in timings.items():
+            target = TARGET_SECONDS if way == "plan" else None
+            rows.append(SubmissionRow(way, job.size, nbytes, submit, wait, target))
+    return rows, list(notes)
+
+
+@contextmanager
+def _ways(job: Job, device: GpuDevice, nbytes: int, on_nccl: bool) -> Iterator[list[Way]]:
+    """All there are, each on a tensor of its own."""
+    with ExitStack() as closing:
+        tensors = iter([torch.zeros(nbytes // 4, device=device.torch) for _ in range(4)])
+        stream = device.stream
+        bucket = next(tensors)
+        plan = _plan(job, bucket, closing, on_nccl)
+        ours = next(tensors)
+        ways = [
+            Way("plan", partial(plan.launch, 0, stream), lambda _: plan.wait(0, stream)),
+            Way("tensor", partial(rr.allreduce_async_, ours, op=rr.Sum), rr.synchronize),
+        ]
+        if on_nccl:
+            direct = DirectNccl(device.gpu.nccl_path, job.rank, job.size, partial(job.comm.bcast, root=0))
+            closing.callback(direct.close)
+            ways.append(Way("nccl", direct.all_reduce(next(tensors), stream), _succeeded))
+            ways.append(Way("torch", partial(dist.all_reduce, next(tensors), async_op=True), lambda work: work.wait()))
+        yield ways
+        device.synchronize()
+
+
+def _plan(job: Job, bucket: Tensor, closing: ExitStack, on_nccl: bool) -> GpuPlan:
+    """One bucket, as DistributedOptimizer has them."""
+    engine = _context.require().engine
+    host = None
+    if not on_nccl:
+        buffers = Buffers(job, "float32", bucket.numel())
+        host = buffers.plan
+        closing.enter_context(buffers.closing)
+    infos = job.comm.allgather(engine.gpu_info(0))
+    spec = (bucket.data_ptr(), bucket.numel(), _dtypes.CODES[bucket.dtype])
+    plan = GpuPlan(engine, 0, infos, [spec], SUM, 1.0, 1.0, host)
+    closing.callback(plan.close)
+    return plan
+
+
+def _succeeded(result: int) -> None:
+    if result != 0:
+        raise AssertionError(f"ncclAllReduce returned {result}")
+
+
+def _alternate(
+    job: Job, device: GpuDevice, ways: Sequence[Way], effort: Effort, progress: Progress
+) -> dict[str, tuple[Timing, Timing]]:
+    """Submission and waiting of each, in turns."""
+    seconds: dict[str, list[tuple[float, float]]] = {one.name: [] for one in ways}
+    gc.collect()
+    gc.disable()
+    try:
+        begin, rounds, done = time.perf_counter(), 1, 0
+        while done < rounds:
+            for one in ways:
+                seconds[one.name].append(_sample(job, device, one))
+            done += 1
+            if done == 1:  # the first round warms up: NCCL connects the ranks in it
+                seconds = {name: [] for name in seconds}
+            if done == 2:
+                (cost,) = job.largest([time.perf_counter() - begin])
+                rounds = 1 + affordable_rounds(effort, cost)
+            elif done == 1:
+                begin, rounds = time.perf_counter(), 2
+            progress.step(done, rounds)
+    finally:
+        gc.enable()
+    return {name: _timings(job, spans) for name, spans in seconds.items()}
+
+
+def _sample(job: Job, device: GpuDevice, one: Way) -> tuple[float, float]:
+    device.synchronize()
+    job.barrier()
+    begin = time.perf_counter()
+    token = one.submit()
+    submitted = time.perf_counter()
+    one.wait(token)
+    return submitted - begin, time.perf_counter() - submitted
+
+
+def _timings(job: Job, spans: Sequence[tuple[float, float]]) -> tuple[Timing, Timing]:
+    submit, wait = (job.largest(one) for one in zip(*spans, strict=True))
+    return summary(submit, 1), summary(wait, 1)

@@ -1,0 +1,97 @@
+"""`ringreduce bench gpu` where there is no GPU: the tests' doubles of CUDA and NCCL, and host memory.
+
+    python bench_gpu_on_doubles.py DOUBLES bench gpu ...     DOUBLES: the directory with both
+
+Its jobs are this program again. What is measured means nothing, but all of it runs: the kernels
+and the submission through the doubles, the step on the CPU.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ringreduce import _context, cli
+from ringreduce._core import SUM, Gpu
+from ringreduce.bench import gpu, gpu_device, gpu_models, gpu_step, job, launch
+from ringreduce.bench.gpu_device import Found, GpuDevice
+
+GPUS = 2
+DOUBLES = Path(sys.argv.pop(1))
+CUDA, NCCL = str(DOUBLES / "libcuda_double.so"), str(DOUBLES / "libnccl_double.so")
+double = ctypes.CDLL(CUDA)
+nothing = ctypes.c_void_p(None)
+
+
+class HostDevice(GpuDevice):
+    """A GPU of the double. Tensors are torch's on the CPU."""
+
+    count = GPUS
+    stream = 0
+    l2_bytes = 1 << 20
+
+    @classmethod
+    def of_rank(cls, local_rank):
+        double.rr_double_use_device(local_rank)
+        return cls(Gpu(CUDA, [NCCL], local_rank), torch.device("cpu"))
+
+    def describe(self):
+        probed = Gpu.probe(CUDA)
+        versions = {"driver": None, "driver_cuda": probed["driver"], "cuda_runtime": probed["runtime"]}
+        nccl = gpu_device.show_version(self.gpu.nccl_version)
+        return versions | {"gpu": probed["devices"][0][0], "gpus": GPUS, "torch_cuda": None, "nccl": nccl}
+
+    def first_operation(self):
+        engine = _context.require().engine
+        engine.attach_gpu(self.gpu)
+        ones = torch.ones(4)
+        address = ones.data_ptr()
+        operation = engine.allreduce(0, None, [address], [address], [4], [(4,)], 7, SUM, 1.0, 1.0, stream=0)
+        operation.wait()
+        operation.join(0)
+        self.synchronize()
+
+    def peak_memory(self):
+        return 0
+
+    def synchronize(self):
+        assert double.rr_double_stream_synchronize(nothing) == 0
+
+    def mark(self):
+        self.synchronize()
+        return time.perf_counter()
+
+    def passed(self, mark):
+        return False
+
+    def between(self, begin, end):
+        return end - begin
+
+    def hold(self, seconds):
+        pass
+
+
+def command(mpirun, np, *arguments):
+    return [mpirun, "-np", str(np), sys.executable, __file__, str(DOUBLES), *arguments]
+
+
+def tiny(name):
+    return gpu_models.Model(
+        name, lambda: nn.Linear(8, 8), lambda: (torch.randn(4, 8), torch.randn(4, 8)), nn.functional.mse_loss
+    )
+
+
+if __name__ == "__main__":
+    gpu.find = lambda: Found(GPUS, 22703, 1 << 30, [])
+    gpu.GpuDevice = HostDevice
+    launch.command = command
+    job.Job.start_nccl = lambda self, device: self.start_gloo()
+    gpu_step.GPU_MODELS.update({name: tiny(name) for name in gpu_step.GPU_MODELS})
+    status = cli.main()
+    assert double.rr_double_misuses() == 0
+    sys.exit(status)
