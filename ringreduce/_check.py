@@ -28,9 +28,9 @@ def tensor(argument: str, value: Any) -> int:
 
 
 def device(argument: str, value: Tensor) -> None:
-    """Check that some backend serves the tensor's device. A GPU backend plugs in here."""
-    if value.device.type != "cpu":
-        raise ValueError(f"{argument}: a tensor on device '{value.device}' is not supported; allowed: cpu")
+    """Check that the tensor is on a kind of device that is served."""
+    if value.device.type not in ("cpu", "cuda"):
+        raise ValueError(f"{argument}: a tensor on device '{value.device}' is not supported; allowed: cpu, cuda")
 
 
 def writable(argument: str, value: Tensor) -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from ringreduce.errors import RingreduceError
 
 if TYPE_CHECKING:
-    from ringreduce._core import Engine
+    from ringreduce._core import Engine, Gpu
     from ringreduce.process_set import ProcessSet
 
 
@@ -34,6 +34,7 @@ class Context:
     comm: Any  # our duplicate of the MPI communicator, None without MPI
     sets: dict[int, ProcessSet] = field(default_factory=dict)
     names: set[tuple[str, int, str]] = field(default_factory=set)  # (kind, set, name) in flight
+    gpu: Gpu | None = None  # attached with the first GPU tensor
     differentiable_calls: int = 0  # numbers the backward passes of unnamed collectives
 
     def __post_init__(self) -> None:

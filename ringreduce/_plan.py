@@ -1,4 +1,7 @@
-"""The buckets of one optimizer in the arena: agreed by all ranks, filled, launched in order.
+"""The buckets of one optimizer: agreed by all ranks, filled, launched in order.
+
+Their memory is the arena of the host, where gradients are reduced where they lie (`ArenaBuckets`),
+or on the GPU (`_gpu_buckets.GpuBuckets`).
 
 Launches are strictly in plan order, whatever the order in which buckets fill: the peers
 count on it. `GradientPlan` moves no gradient itself; the reducer does.
@@ -8,18 +11,44 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from ringreduce import _context, _dtypes, _segments
 from ringreduce._buckets import Bucket, view_like
 from ringreduce._core import Plan, Segment
+from ringreduce._gpu_buckets import GpuBuckets
+from ringreduce._slots import Slot
 from ringreduce.objects import allgather_object
 from ringreduce.process_set import ProcessSet
 
 
+class ArenaBuckets:
+    """Memory and reductions of the buckets in shared memory; the arguments are those of `Plan`."""
+
+    def __init__(self, plan: Plan, dtypes: Sequence[torch.dtype]) -> None:
+        self._plan = plan
+        self.flat: list[Tensor] = [from_dlpack(plan.buffer(index)).view(dtype) for index, dtype in enumerate(dtypes)]
+        self.launch, self.wait, self.close = plan.launch, plan.wait, plan.close
+
+    def fill(self, slot: Slot) -> None:
+        """The parameter's gradient is there: bring it into its view."""
+        slot.fill()
+
+    def convert(self, _bucket: int, slots: Sequence[Slot]) -> None:
+        """Bring reduced gradients from the bucket to where p.grad will be."""
+        for slot in slots:
+            assert slot.home is not None
+            assert slot.view is not None
+            slot.home.copy_(slot.view)
+
+    def begin_step(self) -> None:
+        """Nothing is held back."""
+
+
 class GradientPlan:
-    """Buckets in shared memory and the state of their current step.
+    """The buckets and the state of their current step.
 
     Args:
         buckets: the layout, the same on all ranks of the set.
@@ -27,13 +56,14 @@ class GradientPlan:
             for `launch_rest`.
         channel: number that is free on all ranks of the set, for messages between hosts.
         op, prescale, postscale: the reduction.
+        gpu: the number of the GPU on which the parameters are; None on the CPU.
     """
 
     def __init__(
         self, buckets: list[Bucket], early: int, channel: int, op: int, prescale: float, postscale: float,
-        process_set: ProcessSet,
+        process_set: ProcessSet, gpu: int | None,
     ) -> None:  # fmt: skip
-        self._plan: Plan | None = None
+        self._memory: ArenaBuckets | GpuBuckets | None = None
         self.context = _context.require()
         self.buckets = buckets
         self.early = early
@@ -41,9 +71,16 @@ class GradientPlan:
         if buckets:
             spec = [(bucket.elements, _dtypes.CODES[bucket.dtype]) for bucket in buckets]
             set_id = process_set.process_set_id or 0
-            segment = _share_arena(self.context, spec, process_set)
-            self._plan = plan = Plan(self.context.engine, set_id, spec, op, prescale, postscale, segment, channel)
-            self.flat = [from_dlpack(plan.buffer(index)).view(bucket.dtype) for index, bucket in enumerate(buckets)]
+
+            def arena_plan() -> Plan:
+                segment = _share_arena(self.context, spec, process_set)
+                return Plan(self.context.engine, set_id, spec, op, prescale, postscale, segment, channel)
+
+            if gpu is None:
+                self._memory = ArenaBuckets(arena_plan(), [bucket.dtype for bucket in buckets])
+            else:
+                self._memory = GpuBuckets(spec, gpu, op, prescale, postscale, process_set, arena_plan)
+            self.flat = self._memory.flat
         self._presence = [flat[bucket.end :] for flat, bucket in zip(self.flat, buckets, strict=True)]
         self.begin_step()
 
@@ -52,13 +89,20 @@ class GradientPlan:
         self.missing = [len(bucket.members) for bucket in self.buckets]
         self.absent: list[list[int]] = [[] for _ in self.buckets]  # places within the tail
         self.next = 0
+        if self._memory is not None:
+            self._memory.begin_step()
 
     def view(self, bucket: int, place: int, parameter: Tensor) -> Tensor:
         """The part of a bucket that is the gradient of its `place`-th member."""
         return view_like(self.flat[bucket], self.buckets[bucket].offsets[place], parameter)
 
+    def fill(self, slot: Slot) -> None:
+        """A gradient is there, or has changed."""
+        assert self._memory is not None
+        self._memory.fill(slot)
+
     def arrived(self, bucket: int) -> None:
-        """One more view of the bucket is filled: launch what is full and next in order."""
+        """One more member of the bucket has its gradient: launch what is full and next in order."""
         self.missing[bucket] -= 1
         while self.next < self.early and self.missing[self.next] == 0:
             self._launch_next()
@@ -78,8 +122,13 @@ class GradientPlan:
         for place in self.absent[index]:
             presence[place] = 0
         self.next += 1
-        assert self._plan is not None
-        self._plan.launch(index)
+        assert self._memory is not None
+        self._memory.launch(index)
+
+    def convert(self, bucket: int, slots: Sequence[Slot]) -> None:
+        """Bring reduced gradients from the bucket to `home`, where that is not the view."""
+        assert self._memory is not None
+        self._memory.convert(bucket, slots)
 
     def wait(self) -> list[list[bool]]:
         """Wait for the step's end. Returns, by bucket and place, whether any rank had a gradient.
@@ -88,8 +137,8 @@ class GradientPlan:
         """
         present = []
         for index, bucket in enumerate(self.buckets):
-            assert self._plan is not None
-            self._plan.wait(index)
+            assert self._memory is not None
+            self._memory.wait(index)
             if self.absent[index]:
                 present.append((self._presence[index] != 0).tolist())
             else:
@@ -99,9 +148,9 @@ class GradientPlan:
 
     def close(self) -> None:
         """Give the buckets up. Gradients that are views of them stay valid."""
-        if self._plan is not None and self.context is _context.current:
-            self._plan.close()
-        self._plan = None
+        if self._memory is not None and self.context is _context.current:
+            self._memory.close()
+        self._memory = None
 
     def __del__(self) -> None:
         self.close()

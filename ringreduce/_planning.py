@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from ringreduce import _agreement, _context
+from ringreduce import _agreement, _context, _gpu
 from ringreduce._buckets import BUCKET_BYTES, Bucket, lay_out
 from ringreduce._options import Options
 from ringreduce._plan import GradientPlan
@@ -69,7 +69,14 @@ def build(slots: Sequence[Slot], agreed: Agreed, early: bool, options: Options) 
         buckets.append(Bucket(torch.float32, unseen, [0] * len(unseen)))
     factor = options.gradient_predivide_factor
     plan = GradientPlan(
-        buckets, early_buckets, agreed.channel, int(options.op), 1.0 / factor, factor, options.process_set
+        buckets,
+        early_buckets,
+        agreed.channel,
+        int(options.op),
+        1.0 / factor,
+        factor,
+        options.process_set,
+        _gpu_of(slots),
     )
     for at, bucket in enumerate(buckets):
         for place, index in enumerate(bucket.members):
@@ -77,6 +84,16 @@ def build(slots: Sequence[Slot], agreed: Agreed, early: bool, options: Options) 
             view = plan.view(at, place, slot.parameter) if slot.kind is Kind.DENSE else None
             slot.assign(at, place, view)
     return plan
+
+
+def _gpu_of(slots: Sequence[Slot]) -> int | None:
+    """The GPU that has all parameters; None where the CPU has them."""
+    places = {_gpu.place(slot.parameter): slot for slot in slots}
+    if len(places) > 1:
+        where = "; ".join(f"{slot.name} on {place}" for place, slot in places.items())
+        raise ValueError(f"the parameters of an optimizer are on one device ({where}); make an optimizer for each")
+    first = slots[0].parameter if slots else None
+    return _gpu.backend.index(first) if first is not None and _gpu.backend.holds(first) else None
 
 
 def _wire_dtypes(slots: Sequence[Slot], options: Options) -> list[torch.dtype]:

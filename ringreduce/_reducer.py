@@ -109,7 +109,8 @@ class Reducer:
             self._order.append(slot.index)
         elif self._syncing and slot.view is not None:
             first = not slot.arrived
-            slot.fill()
+            if first or slot.parameter.grad is not slot.view:
+                plan.fill(slot)
             if first:
                 plan.arrived(slot.bucket)
 
@@ -170,7 +171,11 @@ class Reducer:
             self._open, self._plan = False, None
             raise
         appeared = False
-        for bucket, of_bucket in zip(plan.buckets, present, strict=True):
+        for at, (bucket, of_bucket) in enumerate(zip(plan.buckets, present, strict=True)):
+            pairs = zip(bucket.members, of_bucket, strict=True)
+            converted = [slot for i, anywhere in pairs if (slot := self._slots[i]).must_convert(anywhere)]
+            if converted:
+                plan.convert(at, converted)
             for index, anywhere in zip(bucket.members, of_bucket, strict=True):
                 slot = self._slots[index]
                 if slot.kind is Kind.UNSEEN:
@@ -228,7 +233,7 @@ class Reducer:
             plan.set_absent(slot.bucket, slot.place)
         elif slot.kind is Kind.DENSE:
             slot.save_home()
-            slot.fill()
+            plan.fill(slot)
             plan.arrived(slot.bucket)
 
     def _drop_plan(self) -> None:

@@ -67,18 +67,29 @@ class Slot:
         if self.aside is not None and self.aside is self.home:
             self.aside = self.home.clone()
 
+    def gradient(self) -> Tensor | None:
+        """p.grad, without the graph that backward(create_graph=True) gives it."""
+        grad = self.parameter.grad
+        return grad.detach() if grad is not None and grad.requires_grad else grad
+
     def fill(self) -> None:
         """Bring p.grad into the view."""
-        view, grad = self.view, self.parameter.grad
+        view, grad = self.view, self.gradient()
         assert view is not None
         assert grad is not None
         if grad is not view:
-            if grad.requires_grad:  # backward(create_graph=True)
-                grad = grad.detach()
             view.copy_(grad.to_dense() if grad.is_sparse else grad)
-            if self.home is view:
-                self.parameter.grad = view
+            self.settle_in_view()
         self.arrived = True
+
+    def settle_in_view(self) -> None:
+        """The view has the gradient: without compression it is p.grad from here on."""
+        if self.home is self.view:
+            self.parameter.grad = self.view
+
+    def must_convert(self, present: bool) -> bool:
+        """Whether the reduced gradient has to be brought from the view to `home`."""
+        return present and self.home is not None and self.home is not self.view
 
     def fill_absent(self) -> None:
         """This rank has no gradient: zeros. A reduced one from before is set aside."""
@@ -89,15 +100,16 @@ class Slot:
             view.zero_()
 
     def deliver(self, present: bool) -> None:
-        """After the reduction: p.grad becomes the result, if any rank had a gradient."""
+        """After the reduction: p.grad becomes the result, if any rank had a gradient.
+
+        `home` has it already (`must_convert`).
+        """
         home = self.home
         if self.arrived and self.aside is None and home is self.view:  # p.grad is the view already
             self.reduced, self.arrived = True, False
             return
         if home is not None and self.view is not None:
             if present:
-                if home is not self.view:
-                    home.copy_(self.view)
                 if self.aside is not None:
                     home.add_(self.aside)
                 self.parameter.grad = home

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ringreduce import _submit
+from ringreduce import _gpu, _submit
 from ringreduce.handle import Handle
 from ringreduce.process_set import ProcessSet
 
@@ -25,8 +25,8 @@ class SparseReduction:
         self._handles: list[Handle[tuple[Tensor, list[int]]]] = []
         if self._alone:
             return
-        rows = torch.empty(0, dtype=torch.int64)
-        values = torch.empty((0, *parameter.shape[1:]), dtype=parameter.dtype)
+        rows = torch.empty(0, dtype=torch.int64, device=parameter.device)
+        values = torch.empty((0, *parameter.shape[1:]), dtype=parameter.dtype, device=parameter.device)
         if gradient is not None:
             compact = _row_sparse(gradient).coalesce()
             rows, values = compact.indices()[0], compact.values()
@@ -45,6 +45,11 @@ class SparseReduction:
             return None
         if factor != 1.0:
             values = values * factor
+        if _gpu.backend.holds(values) and values.dtype.is_floating_point:
+            rows, values = _gpu.merge_rows(rows, values)
+            return torch.sparse_coo_tensor(
+                rows.unsqueeze(0), values, self._shape, is_coalesced=True, check_invariants=False
+            )
         return torch.sparse_coo_tensor(rows.unsqueeze(0), values, self._shape, check_invariants=False).coalesce()
 
 
@@ -57,6 +62,6 @@ def _row_sparse(gradient: Tensor) -> Tensor:
     gradient = gradient.coalesce()
     first, *others = gradient.indices().unbind()
     rows, place = torch.unique(first, return_inverse=True)
-    values = torch.zeros((rows.numel(), *gradient.shape[1:]), dtype=gradient.dtype)
+    values = torch.zeros((rows.numel(), *gradient.shape[1:]), dtype=gradient.dtype, device=gradient.device)
     values.index_put_((place, *others), gradient.values())
     return torch.sparse_coo_tensor(rows.unsqueeze(0), values, gradient.shape, check_invariants=False)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from ringreduce import _check, _dtypes
+from ringreduce import _check, _dtypes, _gpu
 from ringreduce._core import Op
 from ringreduce.handle import Handle, check_name
 from ringreduce.process_set import ProcessSet
@@ -25,12 +25,22 @@ def packed(tensor: Tensor) -> Tensor:
     return tensor.detach().resolve_conj().resolve_neg().contiguous()
 
 
-def received(op: Op, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-    """The output of an allgather or alltoall as a tensor, without a copy."""
+def received(op: Op, like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The output of an allgather or alltoall as a tensor beside `like`, without a copy."""
     if math.prod(shape) == 0:
-        return torch.empty(shape, dtype=dtype)
-    flat: Tensor = from_dlpack(op.output())
-    return flat.view(dtype).view(shape)
+        return torch.empty(shape, dtype=like.dtype, device=like.device)
+    flat: Tensor = _gpu.backend.take_over(op, _gpu.backend.index(like)) if op.on_gpu else from_dlpack(op.output())
+    return flat.view(like.dtype).view(shape)
+
+
+def _results_like(tensors: Sequence[Tensor], stream: int) -> list[Tensor]:
+    if stream == _gpu.NO_STREAM:
+        return [torch.empty_like(tensor) for tensor in tensors]
+    return [_gpu.backend.empty_like(tensor) for tensor in tensors]
+
+
+def _buffers(stream: int, *tensors: Tensor) -> Sequence[Tensor] | None:
+    return None if stream == _gpu.NO_STREAM else tensors
 
 
 def _copy_back(source: Tensor, target: Tensor) -> Tensor:
@@ -62,8 +72,9 @@ def allreduce(
         if in_place:
             _check.writable(argument(index), tensor)
     key = check_name("allreduce", set_id, name)
+    stream = _gpu.stream_of_all(argument, tensors)
     sources = [packed(tensor) for tensor in tensors]
-    outputs = sources if in_place else [torch.empty_like(source) for source in sources]
+    outputs = sources if in_place else _results_like(sources, stream)
     ops = []
     for code, members in groups.items():
         label = name
@@ -76,7 +87,7 @@ def allreduce(
                 [outputs[i].data_ptr() for i in members],
                 [sources[i].numel() for i in members],
                 [tuple(sources[i].shape) for i in members],
-                code, _check.reduction(op, _dtypes.BY_CODE[code]), pre, post,
+                code, _check.reduction(op, _dtypes.BY_CODE[code]), pre, post, stream,
             )
         )  # fmt: skip
 
@@ -85,7 +96,7 @@ def allreduce(
         pairs = zip(sources, tensors if in_place else outputs, strict=True)
         return [_copy_back(s, t) if in_place else t for s, t in pairs]
 
-    return Handle(ops, finish, key)
+    return Handle(ops, finish, key, _buffers(stream, *sources, *outputs))
 
 
 def broadcast(tensor: Any, root_rank: int, in_place: bool, name: str | None, process_set: ProcessSet) -> Handle[Tensor]:
@@ -97,15 +108,16 @@ def broadcast(tensor: Any, root_rank: int, in_place: bool, name: str | None, pro
         _check.writable("tensor", tensor)
     root = process_set.set_rank("root_rank", root_rank)
     key = check_name("broadcast", set_id, name)
+    stream = _gpu.stream_of("tensor", tensor)
     source = packed(tensor)
-    output = source if in_place else torch.empty_like(source)
+    (output,) = [source] if in_place else _results_like([source], stream)
     op = engine.broadcast(
         set_id, name, source.data_ptr(), output.data_ptr(), source.numel(),
-        tuple(source.shape), code, root,
+        tuple(source.shape), code, root, stream,
     )  # fmt: skip
     if in_place:
-        return Handle([op], lambda: _copy_back(source, tensor), key)
-    return Handle([op], lambda: (source, output)[1], key)
+        return Handle([op], lambda: _copy_back(source, tensor), key, _buffers(stream, source))
+    return Handle([op], lambda: (source, output)[1], key, _buffers(stream, source, output))
 
 
 def allgather(tensor: Any, name: str | None, process_set: ProcessSet) -> Handle[tuple[Tensor, list[int]]]:
@@ -114,24 +126,26 @@ def allgather(tensor: Any, name: str | None, process_set: ProcessSet) -> Handle[
     _check.op_name(name)
     code = _check.with_rows("tensor", tensor)
     key = check_name("allgather", set_id, name)
+    stream = _gpu.stream_of("tensor", tensor)
     source = packed(tensor)
     row = tuple(source.shape[1:])
     width = math.prod(row)
     if width:
-        op = engine.allgather(set_id, name, source.data_ptr(), source.numel(), row, code)
+        op = engine.allgather(set_id, name, source.data_ptr(), source.numel(), row, code, stream)
     else:
         # Rows without elements: nothing shows how many there are, so their number is sent.
+        stream = _gpu.NO_STREAM
         source = torch.tensor([source.shape[0]])
         op = engine.allgather(set_id, name, source.data_ptr(), 1, row, _dtypes.CODES[torch.int64])
 
     def finish() -> tuple[Tensor, list[int]]:
         if not width:
-            rows = received(op, source.dtype, (process_set.size(),)).tolist()
+            rows = received(op, source, (process_set.size(),)).tolist()
         else:
             rows = [count // width for count in op.counts()]
-        return received(op, tensor.dtype, (sum(rows), *row)), rows
+        return received(op, tensor, (sum(rows), *row)), rows
 
-    return Handle([op], finish, key)
+    return Handle([op], finish, key, _buffers(stream, source))
 
 
 def reducescatter(
@@ -144,18 +158,24 @@ def reducescatter(
     code = _check.with_rows("tensor", tensor)
     reduction = _check.reduction(op, tensor.dtype)
     key = check_name("reducescatter", set_id, name)
+    stream = _gpu.stream_of("tensor", tensor)
     source = packed(tensor)
     row = tuple(source.shape[1:])
     if rows is None:
         share, more = divmod(source.shape[0], process_set.size())
         rows = [share + (rank < more) for rank in range(process_set.size())]
-    output = torch.empty((rows[process_set.rank()], *row), dtype=source.dtype)
+    shape = (rows[process_set.rank()], *row)
+    if stream == _gpu.NO_STREAM:
+        output = torch.empty(shape, dtype=source.dtype)
+    else:
+        output = _gpu.backend.empty(shape, source.dtype, _gpu.backend.index(tensor))
     submitted = engine.reducescatter(
         set_id, name, source.data_ptr(), output.data_ptr(),
         [count * math.prod(row) for count in rows], tuple(source.shape), code, reduction,
         _check.scale("prescale_factor", prescale), _check.scale("postscale_factor", postscale),
+        stream,
     )  # fmt: skip
-    return Handle([submitted], lambda: (source, output)[1], key)
+    return Handle([submitted], lambda: (source, output)[1], key, _buffers(stream, source, output))
 
 
 def alltoall(tensor: Any, splits: Any, name: str | None, process_set: ProcessSet) -> Handle[tuple[Tensor, list[int]]]:
@@ -165,20 +185,22 @@ def alltoall(tensor: Any, splits: Any, name: str | None, process_set: ProcessSet
     code = _check.with_rows("tensor", tensor)
     parts = _check.splits(splits, tensor.shape[0], process_set.size())
     key = check_name("alltoall", set_id, name)
+    stream = _gpu.stream_of("tensor", tensor)
     source = packed(tensor)
     row = tuple(source.shape[1:])
     width = math.prod(row)
     counts = [part * width for part in parts]
     if not width:  # as in allgather: send the numbers of rows
+        stream = _gpu.NO_STREAM
         source, counts = torch.tensor(parts), [1] * len(parts)
         code = _dtypes.CODES[torch.int64]
-    op = engine.alltoall(set_id, name, source.data_ptr(), counts, row, code)
+    op = engine.alltoall(set_id, name, source.data_ptr(), counts, row, code, stream)
 
     def finish() -> tuple[Tensor, list[int]]:
         if not width:
-            rows = received(op, source.dtype, (process_set.size(),)).tolist()
+            rows = received(op, source, (process_set.size(),)).tolist()
         else:
             rows = [count // width for count in op.counts()]
-        return received(op, tensor.dtype, (sum(rows), *row)), rows
+        return received(op, tensor, (sum(rows), *row)), rows
 
-    return Handle([op], finish, key)
+    return Handle([op], finish, key, _buffers(stream, source))

@@ -7,10 +7,12 @@ is under way leaves them in `_orphans` until the core is done with them.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
-from ringreduce import _context
+from torch import Tensor
+
+from ringreduce import _context, _gpu
 from ringreduce._core import Op
 from ringreduce.errors import RingreduceError
 
@@ -35,12 +37,17 @@ class Handle(Generic[T]):
         finish: makes the result, once all ops are done; it refers to all buffers.
         key: (kind, set, name) of a named operation, which is in flight until the handle is
             synchronized or dropped.
+        gpu_buffers: the tensors of an operation on the GPU; None on the CPU.
     """
 
-    def __init__(self, ops: list[Op], finish: Callable[[], T], key: tuple[str, int, str] | None = None) -> None:
+    def __init__(
+        self, ops: list[Op], finish: Callable[[], T], key: tuple[str, int, str] | None = None,
+        gpu_buffers: Sequence[Tensor] | None = None,
+    ) -> None:  # fmt: skip
         self._ops = ops
         self._finish: Callable[[], T] | None = finish
         self._key = key
+        self._gpu_buffers = gpu_buffers
         self._context = _context.current
         if key is not None and self._context is not None:
             self._context.names.add(key)
@@ -54,12 +61,18 @@ class Handle(Generic[T]):
         return self._finish is None
 
     def wait(self) -> T:
-        """Wait, and return the result. Raises RingreduceError if the operation failed."""
+        """Wait, and return the result. Raises RingreduceError if the operation failed.
+
+        On the GPU: until the ranks have agreed and the work is enqueued; the caller's current
+        stream then waits for it, the host does not.
+        """
         finish = self._finish
         assert finish is not None, "the result was taken already"
         try:
             for op in self._ops:
                 op.wait()
+            if self._gpu_buffers is not None:
+                _gpu.after(self._ops, self._gpu_buffers)
         except RingreduceError:
             self._release()
             if not self.done():  # a deadline passed: the core may still come to the buffers
@@ -73,7 +86,7 @@ class Handle(Generic[T]):
         finish, key = self._finish, self._key
         assert finish is not None
         self._finish = self._key = None
-        return Handle(self._ops, lambda: convert(finish()), key)
+        return Handle(self._ops, lambda: convert(finish()), key, self._gpu_buffers)
 
     def _release(self) -> None:
         self._finish = None

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ringreduce import _context, _submit
+from ringreduce import _context, _gpu, _submit
 from ringreduce.objects import broadcast_object
 from ringreduce.process_set import ProcessSet, global_process_set
 
@@ -61,6 +61,7 @@ class _TensorLike(NamedTuple):
 
     shape: tuple[int, ...]
     dtype: torch.dtype
+    on_gpu: bool
 
 
 def broadcast_optimizer_state(
@@ -99,14 +100,15 @@ def _take_tensors(tree: Any, tensors: list[Tensor]) -> Any:
     """`tree` with each tensor moved to `tensors` and a description in its place."""
     if isinstance(tree, Tensor):
         tensors.append(tree)
-        return _TensorLike(tuple(tree.shape), tree.dtype)
+        return _TensorLike(tuple(tree.shape), tree.dtype, _gpu.backend.holds(tree))
     return _rebuilt(tree, lambda leaf: _take_tensors(leaf, tensors))
 
 
 def _make_tensors(tree: Any, tensors: list[Tensor]) -> Any:
     """The reverse: an empty tensor for each description, listed in the same order."""
     if isinstance(tree, _TensorLike):
-        tensors.append(torch.empty(tree.shape, dtype=tree.dtype))
+        empty = _gpu.backend.empty if tree.on_gpu else torch.empty
+        tensors.append(empty(tree.shape, dtype=tree.dtype))
         return tensors[-1]
     return _rebuilt(tree, lambda leaf: _make_tensors(leaf, tensors))
 

@@ -1,0 +1,165 @@
+"""GPU tensors: what ringreduce asks of torch.cuda, and the GPU that this rank has attached.
+
+    tensor ──► holds it a GPU?  no ──► stream -1: the CPU's path
+                                yes ─► the rank's GPU (attached at its first tensor), current stream
+
+The functions of `Cuda` are all that is asked of torch.cuda. Tests put another object in `backend`,
+for which chosen CPU tensors are on a GPU.
+"""
+
+from __future__ import annotations
+
+import sysconfig
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ringreduce import _context, _dtypes
+from ringreduce._core import Gpu, Op
+
+LIBRARY = Path(__file__).with_name("libringreduce_cuda.so")
+NO_STREAM = -1  # the tensor is on the CPU
+
+
+class _Output:
+    """The result of an operation in GPU memory, for torch to take over without a copy."""
+
+    def __init__(self, op: Op, index: int) -> None:
+        address, nbytes = op.output_address()
+        self._op, self._index = op, index
+        self.__cuda_array_interface__ = {
+            "shape": (nbytes,), "typestr": "|u1", "data": (address, False), "version": 3,
+        }  # fmt: skip
+
+    def __del__(self) -> None:
+        # Freed behind what the program has enqueued so far.
+        self._op.release_output(backend.current_stream(self._index))
+
+
+class Cuda:
+    """torch.cuda. `index` is a device's number, a stream is its address (0: the default stream)."""
+
+    def holds(self, tensor: Tensor) -> bool:
+        """Whether the tensor is on a GPU."""
+        return tensor.is_cuda
+
+    def index(self, tensor: Tensor) -> int:
+        """The number of the tensor's GPU."""
+        return tensor.get_device()
+
+    def current_stream(self, index: int) -> int:
+        """The stream on which the caller's work goes."""
+        stream: int = torch.cuda.current_stream(index).cuda_stream
+        return stream
+
+    def record(self, tensor: Tensor, stream: int, index: int) -> None:
+        """Keep the tensor's memory from reuse until what is on `stream` now has run."""
+        tensor.record_stream(torch.cuda.ExternalStream(stream, device=index))  # type: ignore[no-untyped-call]
+
+    def joined(self, stream: int) -> None:
+        """The current stream is ordered behind `stream` (for tests; CUDA does it itself)."""
+
+    def take_over(self, op: Op, index: int) -> Tensor:
+        """The operation's output: uint8, one dimension."""
+        return torch.as_tensor(_Output(op, index), device=torch.device("cuda", index))
+
+    def empty(self, shape: Sequence[int], dtype: torch.dtype, index: int | None = None) -> Tensor:
+        """A new tensor on a GPU (None: the current one)."""
+        return torch.empty(tuple(shape), dtype=dtype, device="cuda" if index is None else torch.device("cuda", index))
+
+    def empty_like(self, tensor: Tensor) -> Tensor:
+        """A new tensor beside another one."""
+        return torch.empty_like(tensor)
+
+
+backend = Cuda()
+
+
+def stream_of(argument: str, tensor: Tensor) -> int:
+    """The stream for the core: NO_STREAM for a CPU tensor, else the current one of its GPU.
+
+    ValueError if the GPU cannot be used, or is not the one that this rank uses.
+    """
+    if not backend.holds(tensor):
+        return NO_STREAM
+    gpu = attached(backend.index(tensor))
+    if gpu.device != backend.index(tensor):
+        raise ValueError(
+            f"{argument}: the tensor is on {place(tensor)}, but this rank communicates on cuda:{gpu.device}; "
+            "a rank uses one GPU (call torch.cuda.set_device() before the first tensor is made, and use that device)"
+        )
+    return backend.current_stream(gpu.device)
+
+
+def stream_of_all(argument: Any, tensors: Sequence[Tensor]) -> int:
+    """The same for a group, which must be on one device. `argument(i)` names the i-th tensor."""
+    streams = [stream_of(argument(index), tensor) for index, tensor in enumerate(tensors)]
+    for index, stream in enumerate(streams):
+        if (stream == NO_STREAM) != (streams[0] == NO_STREAM):
+            raise ValueError(
+                f"{argument(index)} is on {place(tensors[index])} and {argument(0)} on {place(tensors[0])}: "
+                "a group is on one device; move the tensors together, or make two calls"
+            )
+    return streams[0] if streams else NO_STREAM
+
+
+def place(tensor: Tensor) -> str:
+    """The device, for messages."""
+    return f"cuda:{backend.index(tensor)}" if backend.holds(tensor) else str(tensor.device)
+
+
+def attached(index: int) -> Gpu:
+    """The rank's GPU; attaches GPU `index` if there is none yet."""
+    context = _context.require()
+    if context.gpu is None:
+        gpu = Gpu(str(LIBRARY), nccl_candidates(), index)
+        context.engine.attach_gpu(gpu)
+        context.gpu = gpu
+    return context.gpu
+
+
+def nccl_candidates() -> list[str]:
+    """Where packages of PyPI put NCCL (torch's own is in the process already, if it has one)."""
+    roots = dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib"))
+    paths = (Path(root, "nvidia", "nccl", "lib", "libnccl.so.2") for root in roots)
+    return [str(path) for path in paths if path.is_file()]
+
+
+def after(ops: Iterable[Op], buffers: Iterable[Tensor]) -> None:
+    """Operations are enqueued: the current stream waits for them, and their buffers stay until then."""
+    gpu = _context.require().gpu
+    assert gpu is not None
+    current = backend.current_stream(gpu.device)
+    for op in ops:
+        op.join(current)
+        backend.joined(op.stream)
+        for tensor in buffers:
+            if backend.holds(tensor):
+                backend.record(tensor, op.stream, gpu.device)
+
+
+def merge_rows(rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of equal index summed in the order in which they come; ascending indices, and their rows.
+
+    Args:
+        rows: int64 [n], values: floating point [n, ...], both on this rank's GPU.
+    """
+    gpu = attached(backend.index(values))
+    ordered, order = torch.sort(rows, stable=True)
+    merged, counts = torch.unique_consecutive(ordered, return_counts=True)
+    first = torch.zeros(merged.numel() + 1, dtype=torch.int64, device=rows.device)
+    torch.cumsum(counts, 0, out=first[1:])
+    values = values.contiguous()
+    out = backend.empty((merged.numel(), *values.shape[1:]), values.dtype, backend.index(values))
+    width = values[0].numel() if values.shape[0] else 0
+    stream = backend.current_stream(gpu.device)
+    if width:
+        gpu.merge_rows(
+            out.data_ptr(), values.data_ptr(), order.data_ptr(), first.data_ptr(), merged.numel(), width,
+            _dtypes.CODES[values.dtype], 1.0, stream,
+        )  # fmt: skip
+    backend.joined(stream)
+    return merged, out
