@@ -163,6 +163,8 @@ class GpuPlan:
 
 def kernels_name() -> str: ...
 def load_settings() -> tuple[tuple[str, int], ...]: ...  # reads the environment; returns the settings that must agree over ranks; ValueError for a malformed one
+def setting_texts() -> list[tuple[str, str]]: ...  # every setting's variable and value in force, as load_settings found them
+def log(level: int, message: str) -> None: ...  # "ringreduce[rank]: message" on stderr, where RINGREDUCE_LOG is `level` or more
 
 class memoryview_like:  # a nanobind ndarray: __dlpack__, __dlpack_device__
     def __dlpack__(self, *args: object, **kwargs: object) -> object: ...

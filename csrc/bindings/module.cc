@@ -280,6 +280,8 @@ NB_MODULE(_core, m) {
                           nb::make_tuple("RINGREDUCE_FUSION_BYTES", s.fusion_bytes),
                           nb::make_tuple("RINGREDUCE_TREE_ARITY", s.tree_arity));
   });
+  m.def("setting_texts", [] { return setting_texts(); });
+  m.def("log", [](int level, const std::string& message) { log(level, message); }, "level"_a, "message"_a);
   bind_segment(m);
   bind_op(m);
   bind_engine(m);

@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <initializer_list>
+#include <utility>
 
 namespace ringreduce {
 
@@ -13,6 +14,7 @@ namespace {
 struct Parsed {
   Settings settings;
   std::string error;  // the first one
+  SettingTexts texts;
 };
 
 // Reads the variables one after the other. An unset or empty variable leaves the default.
@@ -21,6 +23,33 @@ class Reader {
   explicit Reader(Parsed* parsed) : parsed_(parsed) {}
 
   void choice(const char* name, std::string* value, std::initializer_list<const char*> allowed) {
+    parse_choice(name, value, allowed);
+    note(name, *value);
+  }
+
+  void text(const char* name, std::string* value) {
+    if (const char* text = get(name)) *value = text;
+    note(name, *value);
+  }
+
+  void number(const char* name, double* value, double least, double most, const std::string& unit) {
+    parse_number(name, value, least, most, unit);
+    note(name, brief(*value));
+  }
+
+  void integer(const char* name, int* value, int least, int most) {
+    parse_integer(name, value, least, most);
+    note(name, std::to_string(*value));
+  }
+
+  // Bytes, with an optional suffix K, M or G (powers of 1024).
+  void size(const char* name, size_t* value, size_t least, size_t most, size_t multiple = 1) {
+    parse_size(name, value, least, most, multiple);
+    note(name, std::to_string(*value));
+  }
+
+ private:
+  void parse_choice(const char* name, std::string* value, std::initializer_list<const char*> allowed) {
     const char* text = get(name);
     if (!text) return;
     std::string list;
@@ -31,11 +60,7 @@ class Reader {
     reject(name, text, "one of " + list);
   }
 
-  void text(const char* name, std::string* value) {
-    if (const char* text = get(name)) *value = text;
-  }
-
-  void number(const char* name, double* value, double least, double most, const std::string& unit) {
+  void parse_number(const char* name, double* value, double least, double most, const std::string& unit) {
     const char* text = get(name);
     if (!text) return;
     char* end = nullptr;
@@ -44,7 +69,7 @@ class Reader {
     reject(name, text, "a number of " + unit + " from " + brief(least) + " to " + brief(most));
   }
 
-  void integer(const char* name, int* value, int least, int most) {
+  void parse_integer(const char* name, int* value, int least, int most) {
     const char* text = get(name);
     if (!text) return;
     char* end = nullptr;
@@ -54,8 +79,7 @@ class Reader {
     reject(name, text, "a whole number from " + std::to_string(least) + " to " + std::to_string(most));
   }
 
-  // Bytes, with an optional suffix K, M or G (powers of 1024).
-  void size(const char* name, size_t* value, size_t least, size_t most, size_t multiple = 1) {
+  void parse_size(const char* name, size_t* value, size_t least, size_t most, size_t multiple) {
     const char* text = get(name);
     if (!text) return;
     char* end = nullptr;
@@ -73,7 +97,8 @@ class Reader {
                            (multiple > 1 ? ", and a multiple of " + std::to_string(multiple) : ""));
   }
 
- private:
+  void note(const char* name, std::string value) { parsed_->texts.emplace_back(name, std::move(value)); }
+
   static const char* get(const char* name) {
     const char* text = std::getenv(name);
     return text && *text ? text : nullptr;
@@ -123,6 +148,7 @@ Parsed& current() {
 
 const Settings& settings() { return current().settings; }
 const std::string& settings_error() { return current().error; }
+const SettingTexts& setting_texts() { return current().texts; }
 void reload_settings() { current() = parse(); }
 
 }  // namespace ringreduce

@@ -4,6 +4,8 @@
 
 #include <cstddef>
 #include <string>
+#include <utility>
+#include <vector>
 
 namespace ringreduce {
 
@@ -27,6 +29,10 @@ struct Settings {
 // Parsed at first use. A malformed value is an error text here, raised by init().
 const Settings& settings();
 const std::string& settings_error();
+// Every variable's name and the value in force: its default where it is not set or malformed, ""
+// or 0 where that is chosen later.
+using SettingTexts = std::vector<std::pair<std::string, std::string>>;
+const SettingTexts& setting_texts();
 void reload_settings();  // init() after a change of the environment
 
 }  // namespace ringreduce

@@ -32,7 +32,7 @@ class Exchange {
         advance(&in_[peer], meeting_.pipe(peer, comm_.rank), peer, false);
         finished = finished && out_[peer].empty() && in_[peer].empty();
       }
-      return finished && !mismatch_;
+      return finished;
     });
   }
 
@@ -51,6 +51,7 @@ class Exchange {
     Header mine, theirs{};
     char* data;
     size_t bytes, header_done = 0, done = 0;
+    bool mismatch = false;
     bool complete() const { return header_done == sizeof(Header) && done == bytes; }
   };
 
@@ -62,26 +63,28 @@ class Exchange {
   void advance(std::deque<Message>* messages, Pipe& pipe, int peer, bool sending) {
     const auto move = [&](char* data, size_t bytes) { return sending ? pipe.write(data, bytes) : pipe.take(data, bytes); };
     bool moved = false;
-    while (!messages->empty() && !mismatch_) {
+    while (!messages->empty() && !messages->front().mismatch) {
       Message& m = messages->front();
       const size_t before = m.header_done + m.done;
       if (m.header_done < sizeof(Header)) {
         char* header = reinterpret_cast<char*>(sending ? &m.mine : &m.theirs);
         m.header_done += move(header + m.header_done, sizeof(Header) - m.header_done);
-        if (m.header_done == sizeof(Header) && !sending && !(m.theirs == m.mine)) mismatch(m, peer);
+        if (m.header_done == sizeof(Header) && !sending && !(m.theirs == m.mine)) mismatch(&m, peer);
       }
-      if (m.header_done == sizeof(Header) && !mismatch_) m.done += move(m.data + m.done, m.bytes - m.done);
+      if (m.header_done == sizeof(Header) && !m.mismatch) m.done += move(m.data + m.done, m.bytes - m.done);
       moved = moved || m.header_done + m.done > before;
-      if (!m.complete()) break;
+      if (m.mismatch || !m.complete()) break;
       messages->pop_front();
     }
     if (moved) meeting_.seat(peer).bell.ring();
   }
 
-  void mismatch(const Message& m, int peer) {
-    mismatch_ = true;
-    const Call theirs{m.theirs.kind, nullptr, nullptr, m.theirs.count, m.theirs.dtype, m.theirs.op, m.theirs.root};
-    const std::string text = "ranks disagree: rank " + std::to_string(comm_.rank) + " calls " + describe(m.call) + ", rank " +
+  // The message stays, so that this rank hangs, as it would with NCCL; but it knows why.
+  void mismatch(Message* m, int peer) {
+    m->mismatch = true;
+    const Header& h = m->theirs;
+    const Call theirs{h.kind, nullptr, nullptr, h.count, h.dtype, h.op, h.root};
+    const std::string text = "ranks disagree: rank " + std::to_string(comm_.rank) + " calls " + describe(m->call) + ", rank " +
                              std::to_string(peer) + " calls " + describe(theirs);
     rr_double_misuse(text.c_str());
     comm_.fail(kNcclInvalidUsage, text);
@@ -90,7 +93,6 @@ class Exchange {
   Comm& comm_;
   Meeting& meeting_;
   std::vector<std::deque<Message>> out_, in_;  // by peer
-  bool mismatch_ = false;
 };
 
 }  // namespace ringreduce::doubles

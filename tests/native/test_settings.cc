@@ -125,6 +125,20 @@ TEST(the_first_error_stays_and_reload_forgets_it) {
   CHECK_EQ(settings_error(), "");
 }
 
+TEST(all_are_told_with_their_values) {
+  with({{"RINGREDUCE_CHUNK_BYTES", "64K"}, {"RINGREDUCE_SPIN_US", "0.5"}, {"RINGREDUCE_LOG", "loud"}});
+  const auto told = [](const std::string& name) {
+    for (const auto& [variable, text] : setting_texts())
+      if (variable == name) return text;
+    return std::string("(not told)");
+  };
+  for (const char* name : kNames) CHECK(told(name) != "(not told)");
+  CHECK_EQ(told("RINGREDUCE_CHUNK_BYTES"), "65536");
+  CHECK_EQ(told("RINGREDUCE_SPIN_US"), "0.5");
+  CHECK_EQ(told("RINGREDUCE_KERNELS"), "");
+  CHECK_EQ(told("RINGREDUCE_LOG"), "1");
+}
+
 TEST(log_lines_name_the_rank_and_respect_the_level) {
   with({{"RINGREDUCE_LOG", "1"}});
   const auto lines = [] { log(kError, "bad"), log(kWarning, "odd"), log(kInfo, "fine"); };
