@@ -207,7 +207,7 @@ def test_memory_of_mappings_and_of_malloc():
         count = 64 * MIB // block
         blocks = [torch.ones(block // 4) for _ in range(count)]
         assert memory.used()[0] - before[0] == pytest.approx(64 * MIB, abs=4 * MIB)
-        assert memory.used()[1] - before[1] > 32 * MIB
+        assert memory.used()[1] > 64 * MIB  # they were written
         del blocks
         assert memory.used()[0] - before[0] == pytest.approx(0, abs=4 * MIB)
 
