@@ -1,0 +1,84 @@
+"""GPUs for tests: chosen CPU tensors are "on a GPU", whose streams are the threads of the double of CUDA.
+
+torch's own operations on them run at once, on the host. Where CUDA would order torch's next
+kernel behind a stream, `joined` waits for the double's.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ringreduce._core import Op
+from ringreduce._gpu import Cuda
+
+
+class FakeCuda(Cuda):
+    """In the place of `ringreduce._gpu.backend`. `device` is the GPU of every tensor made here."""
+
+    def __init__(self, library: str, device: int) -> None:
+        self.double = ctypes.CDLL(library)
+        self.double.rr_double_misuse_text.restype = ctypes.c_char_p
+        self.device = device
+        self._devices: dict[int, int] = {}  # address of a storage -> GPU
+        self._kept: list[object] = []  # addresses stay taken for as long as this object lives
+
+    def cuda(self, tensor: Tensor, device: int | None = None) -> Tensor:
+        """The tensor, which counts as on the GPU from here on (a tensor without elements: a new one)."""
+        if tensor.numel() == 0:
+            tensor = tensor.new_empty(1)[:0].view(tensor.shape)
+        self._devices[tensor.untyped_storage().data_ptr()] = self.device if device is None else device
+        self._kept.append(tensor.untyped_storage())
+        return tensor
+
+    def module(self, module: torch.nn.Module) -> torch.nn.Module:
+        """A module with all its parameters on the GPU."""
+        for tensor in module.parameters():
+            self.cuda(tensor.data)
+        return module
+
+    def holds(self, tensor: Tensor) -> bool:
+        return tensor.layout is torch.strided and tensor.untyped_storage().data_ptr() in self._devices
+
+    def index(self, tensor: Tensor) -> int:
+        return self._devices[tensor.untyped_storage().data_ptr()]
+
+    def current_stream(self, index: int) -> int:
+        return 0
+
+    def record(self, tensor: Tensor, stream: int, index: int) -> None:
+        self._kept.append(tensor)
+
+    def joined(self, stream: int) -> None:
+        self.double.rr_double_use_device(self.device)
+        assert self.double.rr_double_stream_synchronize(ctypes.c_void_p(stream)) == 0
+
+    def take_over(self, op: Op, index: int) -> Tensor:
+        address, nbytes = op.output_address()
+        self._kept.append(op)
+        return self.cuda(torch.frombuffer((ctypes.c_ubyte * nbytes).from_address(address), dtype=torch.uint8))
+
+    def empty(self, shape: Sequence[int], dtype: torch.dtype, index: int | None = None) -> Tensor:
+        return self.cuda(torch.empty(tuple(shape), dtype=dtype))
+
+    def empty_like(self, tensor: Tensor) -> Tensor:
+        return self.cuda(torch.empty_like(tensor))
+
+    def misuses(self) -> str:
+        """What real CUDA and NCCL would have punished."""
+        return str(self.double.rr_double_misuse_text().decode())
+
+    def count(self, function: str) -> int:
+        """Calls so far; "host_sync": those that made the host wait for the GPU."""
+        return int(self.double.rr_double_count(function.encode()))
+
+    def fail(self, function: str, error: int = 0, skip: int = 0) -> None:
+        """A call of the function fails once, after `skip` calls that do not (tests/doubles/control.h)."""
+        self.double.rr_double_fail(function.encode(), error, ctypes.c_long(skip), -1)
+
+    def set(self, name: str, value: int) -> None:
+        """A setting of the doubles, the same on all ranks."""
+        self.double.rr_double_set(name.encode(), ctypes.c_long(value))
