@@ -15,8 +15,9 @@ import socket
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from ringreduce import _context, _mpi, _segments
+from ringreduce import _context, _mpi, _placement, _segments
 from ringreduce._core import Engine, load_settings
+from ringreduce._gpu_report import Report, Seat
 from ringreduce._membership import add_process_set
 from ringreduce.errors import RingreduceError
 from ringreduce.process_set import ProcessSet, global_process_set
@@ -35,6 +36,7 @@ class _Rank(NamedTuple):
     cores: frozenset[int]
     settings: tuple[tuple[str, int], ...]  # those that must agree
     problem: str | None  # a setting that cannot be read
+    gpus: Report | None  # None: no GPU
 
 
 def init(comm: Any = None, process_sets: Iterable[ProcessSet | Iterable[int]] | None = None) -> None:
@@ -108,6 +110,8 @@ def _meet(comm: Any) -> _context.Context:
     context = _context.Context(engine, rank, size, host_of, comm)
     context.sets[0] = global_process_set
     global_process_set.bind(0, list(range(size)), engine)
+    if everyone[rank].gpus is not None:
+        _placement.settle(rank, _seats(everyone, host_of))
     _register_exit()
     return context
 
@@ -128,7 +132,7 @@ def _introduce(comm: Any, rank: int) -> _Rank:
         problem = str(error)
     return _Rank(
         os.environ.get("RINGREDUCE_HOST_ID"), leader, socket.gethostname(), os.getpid(),
-        frozenset(os.sched_getaffinity(0)), settings, problem,
+        frozenset(os.sched_getaffinity(0)), settings, problem, _placement.look(os.environ),
     )  # fmt: skip
 
 
@@ -155,6 +159,15 @@ def _number_hosts(everyone: list[_Rank]) -> list[int]:
     keys = [one.shm_leader if one.host_id is None else one.host_id for one in everyone]
     order = list(dict.fromkeys(keys))
     return [order.index(key) for key in keys]
+
+
+def _seats(everyone: list[_Rank], host_of: list[int]) -> list[Seat]:
+    taken = [0] * (max(host_of) + 1)
+    seats = []
+    for rank, (host, one) in enumerate(zip(host_of, everyone, strict=True)):
+        seats.append(Seat(rank, host, one.hostname, taken[host], one.cores, one.gpus))
+        taken[host] += 1
+    return seats
 
 
 def _crowding(everyone: list[_Rank]) -> dict[str, float]:
