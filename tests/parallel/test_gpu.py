@@ -14,7 +14,7 @@ from training import batches, loss_of, part
 from training import make as make_model
 
 import ringreduce as rr
-from ringreduce import _gpu
+from ringreduce import _context, _gpu
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "-")
 OPS = [rr.Average, rr.Sum, rr.Min, rr.Max, rr.Product]
@@ -183,11 +183,12 @@ def _train(
     "options", [{}, {"compression": rr.Compression.bf16}, {"passes": 2}, {"skip_layer": True}], ids=str
 )
 def test_training_is_as_on_the_cpu(gpu, options):
-    """Bit for bit: the doubles add in rank order, as the CPU does."""
+    """The doubles add in rank order, as the CPU does within a host; between hosts it rounds to 16 bits more often."""
+    tolerance = 1e-2 if "compression" in options and len(set(_context.require().host_of)) > 1 else 1e-6
     expected = _train(None, **options)
     result = _train(gpu, **options)
     for got, want in zip(result, expected, strict=True):
-        torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance)
 
 
 def test_a_steady_step_never_waits_for_the_gpu(start, rank):
@@ -210,10 +211,11 @@ def test_a_steady_step_never_waits_for_the_gpu(start, rank):
 
 
 def test_one_warning_says_why_nccl_is_not_used(start, rank, size, capfd):
-    for settings, why in (
-        ({"nccl_version": 21203}, "too old"),
-        ({"same_pci": 1}, "share the GPU"),
-    ):
+    host_of = _context.require().host_of
+    cases = [({"nccl_version": 21203}, "too old")]
+    if len(set(host_of)) < size:
+        cases.append(({"same_pci": 1}, "share the GPU"))
+    for settings, why in cases:
         capfd.readouterr()
         fake = start(**settings)
         for _ in range(3):
