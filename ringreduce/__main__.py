@@ -7,6 +7,10 @@ import sys
 
 def main() -> int:
     """Run the command line; returns the exit status."""
+    if sys.argv[1:2] == ["doctor"]:  # for when things are broken: needs no extra
+        from ringreduce.doctor import command
+
+        return command.main(sys.argv[2:])
     try:
         import click  # noqa: F401
         import rich  # noqa: F401

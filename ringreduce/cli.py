@@ -1,4 +1,4 @@
-"""The command line: `ringreduce bench ...`. Options in, everything checked, then bench/ does it.
+"""The command line: `ringreduce bench ...`, `ringreduce doctor`. Options in, everything checked, then bench/ does it.
 
 The process that the user starts checks the options and becomes mpirun; each rank comes here
 again, and runs the benchmark.
@@ -58,6 +58,15 @@ def main() -> int:
 @click.version_option(_version.__version__, prog_name="ringreduce")
 def cli() -> None:
     """ringreduce: collective communication for PyTorch."""
+
+
+@cli.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def doctor(arguments: tuple[str, ...]) -> int:
+    """Say what there is on this machine, and whether each path works."""
+    from ringreduce.doctor import command
+
+    return command.main(arguments)
 
 
 @cli.group()
