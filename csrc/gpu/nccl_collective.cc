@@ -81,27 +81,29 @@ Status NcclCollective::enqueue_received() {
   return communicator_.all_gather_uneven(in, op.output.get(), sizes_);
 }
 
-// All tensors of all calls, end to end.
-std::vector<PackItem> NcclCollective::items(bool outputs) const {
+// All tensors of all calls, each on a line of its own so that the kernels can use wide accesses;
+// *bytes of them and the gaps.
+std::vector<PackItem> NcclCollective::items(bool outputs, size_t* bytes) const {
   std::vector<PackItem> items;
   const size_t size = info(s().dtype).size;
   uint64_t offset = 0;
   for (const GpuCall& call : calls_)
     for (const Piece& piece : call.submission->pieces) {
       items.push_back({outputs ? piece.out : const_cast<char*>(piece.in), offset, piece.bytes / size});
-      offset += piece.bytes / size;
+      offset += round_up(piece.bytes, kLine) / size;
     }
+  *bytes = offset * size;
   return items;
 }
 
 Status NcclCollective::enqueue_allreduce() {
   size_t bytes = 0;
-  for (const GpuCall& call : calls_) bytes += call.submission->bytes();
+  const std::vector<PackItem> inputs = items(false, &bytes);
   if (!bytes) return Status::ok();
   const char* in = s().pieces[0].in;
   char* out = s().pieces[0].out;
-  const std::vector<PackItem> inputs = items(false);
   const bool packed = inputs.size() > 1;
+  if (!packed) bytes = s().pieces[0].bytes;
   void* stream = communicator_.stream().get();
   if (packed) {
     char* buffer;
@@ -113,7 +115,8 @@ Status NcclCollective::enqueue_allreduce() {
   std::function<Status()> unpack = [] { return Status::ok(); };
   if (packed)
     unpack = [this, buffer = out, stream] {
-      const std::vector<PackItem> outputs = items(true);
+      size_t all = 0;
+      const std::vector<PackItem> outputs = items(true, &all);
       const PackArgs args{buffer, s().dtype, s().dtype, outputs.data(), static_cast<int>(outputs.size()), 1.0};
       return device_.check(device_.cuda().unpack(&args, stream), "unpacking tensors");
     };

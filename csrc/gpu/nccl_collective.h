@@ -37,7 +37,7 @@ class NcclCollective : public Machine {
   Status scaled(void* dst, const void* src, size_t count, Scale scale);
   Status finish();
   Status scratch(size_t bytes, char** memory);
-  std::vector<PackItem> items(bool outputs) const;
+  std::vector<PackItem> items(bool outputs, size_t* bytes) const;
 
   GpuSet* set_;
   Communicator& communicator_;
