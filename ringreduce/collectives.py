@@ -3,8 +3,9 @@
 Common to all: `process_set` limits a call to its ranks, all of which must make it. `name`
 matches the call between ranks (unnamed calls are matched by their order). Tensors are dense,
 on the CPU or on this rank's GPU, on the same kind of device on all ranks; non-contiguous ones are
-copied. On a GPU a call returns once the work is enqueued; the current stream waits for it. The forms with `_async` return a Handle for `poll`
-and `synchronize`, those that end in `_` write the result into their argument.
+copied. On a GPU a call returns once the work is enqueued; the current stream waits for it. The
+forms with `_async` return a Handle for `poll` and `synchronize`, those that end in `_` write the
+result into their argument.
 
 Raises, in all of them: TypeError or ValueError on the calling rank for a bad argument, such
 as a name in flight or a rank outside the set; RingreduceError on every rank that takes part

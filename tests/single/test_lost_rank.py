@@ -1,0 +1,94 @@
+"""A rank that is killed in the middle of an operation: an error on every survivor, at once, that names it."""
+
+from __future__ import annotations
+
+import subprocess
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+from runner.doubles import build, why_not
+from runner.launch import ROOT, find_launcher
+
+LAUNCHER = find_launcher()
+pytestmark = pytest.mark.skipif(LAUNCHER is None, reason="no mpirun on this machine")
+
+# The launcher ends a job that has lost a rank: survivors ignore its first, friendly signal and
+# have what is left of a second until the next one.
+PREAMBLE = """
+    import os, signal, sys, time
+    import torch
+    import ringreduce as rr
+
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.path.insert(0, os.environ["TESTS"])
+    rr.init()
+
+    def lose(submit):
+        began = time.monotonic()
+        try:
+            submit()
+        except rr.RingreduceError as error:
+            with open(f"{rr.rank()}.tmp", "w") as file:
+                file.write(f"{time.monotonic() - began:.2f} s: {error}")
+            os.rename(file.name, f"{rr.rank()}.error")
+"""
+
+ON_CPU = """
+    if rr.rank() == 2:
+        rr.barrier()
+        time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGKILL)
+    rr.barrier()
+    lose(lambda: rr.allreduce(torch.ones(1 << 20), name="lost"))
+"""
+
+# All have agreed and NCCL runs, when the rank whose GPU does not get there is killed.
+ON_GPU = """
+    from fake_gpu import FakeCuda
+    from ringreduce import _gpu
+
+    fake = _gpu.backend = FakeCuda(os.environ["RINGREDUCE_CUDA_LIBRARY"], rr.rank())
+    rr.allreduce(fake.cuda(torch.ones(4)))
+    if rr.rank() == 2:
+        fake.double.rr_double_stall_all(1)
+    handle = rr.allreduce_async(fake.cuda(torch.ones(1 << 20)), name="lost")
+    if rr.rank() == 2:
+        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def finish():
+        while not rr.poll(handle):
+            time.sleep(0.01)
+        rr.synchronize(handle)
+
+    lose(finish)
+"""
+
+
+@pytest.mark.parametrize("where", ["cpu", "gpu"])
+def test_every_survivor_has_an_error(tmp_path, where):
+    environment = {"TESTS": str(ROOT / "tests" / "parallel")}
+    if where == "gpu":
+        if reason := why_not():
+            pytest.skip(reason)
+        cuda, nccl = build()
+        environment |= {"RINGREDUCE_CUDA_LIBRARY": str(cuda), "RINGREDUCE_NCCL": str(nccl)}
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(PREAMBLE) + textwrap.dedent(ON_GPU if where == "gpu" else ON_CPU))
+    assert LAUNCHER is not None
+    began = time.monotonic()
+    with subprocess.Popen(
+        LAUNCHER.command(3, str(script)), cwd=tmp_path, env=LAUNCHER.env(environment), stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    ) as job:  # fmt: skip
+        output, _ = job.communicate(timeout=100)
+    assert job.returncode != 0
+    assert time.monotonic() - began < 60
+    for rank in (0, 1):
+        found = Path(tmp_path, f"{rank}.error")
+        assert found.exists(), output
+        assert "lost" in found.read_text()
+        assert "rank 2 (process " in found.read_text()
+        assert "has died" in found.read_text()
