@@ -70,7 +70,7 @@ class Allgather(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, name: str | None, process_set: ProcessSet) -> Tensor:
-        output, rows = _submit.allgather(tensor, name, process_set).wait()
+        output, rows = _submit.allgather(tensor, name, process_set, wake=False).wait()
         ctx.call = (_grad_name(name), rows, process_set)
         return output
 
@@ -87,7 +87,7 @@ class Broadcast(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, root_rank: int, name: str | None, process_set: ProcessSet) -> Tensor:
         ctx.call = (_grad_name(name), root_rank, process_set)
-        return _submit.broadcast(tensor, root_rank, False, name, process_set).wait()
+        return _submit.broadcast(tensor, root_rank, False, name, process_set, wake=False).wait()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
@@ -108,7 +108,7 @@ class Reducescatter(torch.autograd.Function):
         process_set: ProcessSet,
     ) -> Tensor:  # fmt: skip
         ctx.call = (_grad_name(name), op, prescale * postscale, process_set)
-        return _submit.reducescatter(tensor, name, op, prescale, postscale, process_set).wait()
+        return _submit.reducescatter(tensor, name, op, prescale, postscale, process_set, wake=False).wait()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
@@ -118,7 +118,7 @@ class Reducescatter(torch.autograd.Function):
                 f"reducescatter with op={ReduceOp(op).name} has no gradient; call it on "
                 "tensor.detach() where none is needed"
             )
-        output, _ = _submit.allgather(grad, name, process_set).wait()
+        output, _ = _submit.allgather(grad, name, process_set, wake=False).wait()
         if op == ReduceOp.Sum:
             factor *= process_set.size()
         return (output if factor == 1 else output * factor), None, None, None, None, None
@@ -131,7 +131,7 @@ class Alltoall(torch.autograd.Function):
     def forward(
         ctx: Any, tensor: Tensor, splits: Any, name: str | None, process_set: ProcessSet
     ) -> tuple[Tensor, Tensor]:
-        output, rows = _submit.alltoall(tensor, splits, name, process_set).wait()
+        output, rows = _submit.alltoall(tensor, splits, name, process_set, wake=False).wait()
         ctx.call = (_grad_name(name), rows, process_set)
         received = torch.tensor(rows, dtype=torch.int32)
         ctx.mark_non_differentiable(received)
@@ -140,5 +140,5 @@ class Alltoall(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
         name, rows, process_set = ctx.call
-        output, _rows = _submit.alltoall(grad, rows, name, process_set).wait()
+        output, _rows = _submit.alltoall(grad, rows, name, process_set, wake=False).wait()
         return output, None, None, None

@@ -1,7 +1,7 @@
 """From tensors to the core's operations: each function checks, submits and returns a Handle.
 
 Results are made when the handle is waited for. `None` for a name lets the core match the
-operation by a counter.
+operation by a counter. With `wake=False` the caller waits at once: no other thread need be woken.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ def allreduce(
     postscale: float,
     process_set: ProcessSet,
     argument: Callable[[int], str] = lambda index: f"tensors[{index}]",
+    wake: bool = True,
 ) -> Handle[list[Tensor]]:
     """One allreduce of a group of tensors: one operation for each dtype among them."""
     engine, set_id = process_set.usable_engine(), process_set.process_set_id or 0
@@ -87,7 +88,7 @@ def allreduce(
                 [outputs[i].data_ptr() for i in members],
                 [sources[i].numel() for i in members],
                 [tuple(sources[i].shape) for i in members],
-                code, _check.reduction(op, _dtypes.BY_CODE[code]), pre, post, stream,
+                code, _check.reduction(op, _dtypes.BY_CODE[code]), pre, post, stream, wake,
             )
         )  # fmt: skip
 
@@ -99,7 +100,9 @@ def allreduce(
     return Handle(ops, finish, key, _buffers(stream, *sources, *outputs))
 
 
-def broadcast(tensor: Any, root_rank: int, in_place: bool, name: str | None, process_set: ProcessSet) -> Handle[Tensor]:
+def broadcast(
+    tensor: Any, root_rank: int, in_place: bool, name: str | None, process_set: ProcessSet, wake: bool = True
+) -> Handle[Tensor]:
     """Broadcast from the global rank `root_rank`."""
     engine, set_id = process_set.usable_engine(), process_set.process_set_id or 0
     _check.op_name(name)
@@ -113,14 +116,16 @@ def broadcast(tensor: Any, root_rank: int, in_place: bool, name: str | None, pro
     (output,) = [source] if in_place else _results_like([source], stream)
     op = engine.broadcast(
         set_id, name, source.data_ptr(), output.data_ptr(), source.numel(),
-        tuple(source.shape), code, root, stream,
+        tuple(source.shape), code, root, stream, wake,
     )  # fmt: skip
     if in_place:
         return Handle([op], lambda: _copy_back(source, tensor), key, _buffers(stream, source))
     return Handle([op], lambda: (source, output)[1], key, _buffers(stream, source, output))
 
 
-def allgather(tensor: Any, name: str | None, process_set: ProcessSet) -> Handle[tuple[Tensor, list[int]]]:
+def allgather(
+    tensor: Any, name: str | None, process_set: ProcessSet, wake: bool = True
+) -> Handle[tuple[Tensor, list[int]]]:
     """Gather along dimension 0; the result is the output and the rows from each rank."""
     engine, set_id = process_set.usable_engine(), process_set.process_set_id or 0
     _check.op_name(name)
@@ -131,12 +136,12 @@ def allgather(tensor: Any, name: str | None, process_set: ProcessSet) -> Handle[
     row = tuple(source.shape[1:])
     width = math.prod(row)
     if width:
-        op = engine.allgather(set_id, name, source.data_ptr(), source.numel(), row, code, stream)
+        op = engine.allgather(set_id, name, source.data_ptr(), source.numel(), row, code, stream, wake)
     else:
         # Rows without elements: nothing shows how many there are, so their number is sent.
         stream = _gpu.NO_STREAM
         source = torch.tensor([source.shape[0]])
-        op = engine.allgather(set_id, name, source.data_ptr(), 1, row, _dtypes.CODES[torch.int64])
+        op = engine.allgather(set_id, name, source.data_ptr(), 1, row, _dtypes.CODES[torch.int64], stream, wake)
 
     def finish() -> tuple[Tensor, list[int]]:
         if not width:
@@ -150,7 +155,7 @@ def allgather(tensor: Any, name: str | None, process_set: ProcessSet) -> Handle[
 
 def reducescatter(
     tensor: Any, name: str | None, op: Any, prescale: float, postscale: float,
-    process_set: ProcessSet, rows: list[int] | None = None,
+    process_set: ProcessSet, rows: list[int] | None = None, wake: bool = True,
 ) -> Handle[Tensor]:  # fmt: skip
     """Reduce, and give rank i of the set its rows: `rows[i]`, or nearly equal parts."""
     engine, set_id = process_set.usable_engine(), process_set.process_set_id or 0
@@ -173,12 +178,14 @@ def reducescatter(
         set_id, name, source.data_ptr(), output.data_ptr(),
         [count * math.prod(row) for count in rows], tuple(source.shape), code, reduction,
         _check.scale("prescale_factor", prescale), _check.scale("postscale_factor", postscale),
-        stream,
+        stream, wake,
     )  # fmt: skip
     return Handle([submitted], lambda: (source, output)[1], key, _buffers(stream, source, output))
 
 
-def alltoall(tensor: Any, splits: Any, name: str | None, process_set: ProcessSet) -> Handle[tuple[Tensor, list[int]]]:
+def alltoall(
+    tensor: Any, splits: Any, name: str | None, process_set: ProcessSet, wake: bool = True
+) -> Handle[tuple[Tensor, list[int]]]:
     """Send `splits[i]` rows to rank i; the result is the output and the rows received."""
     engine, set_id = process_set.usable_engine(), process_set.process_set_id or 0
     _check.op_name(name)
@@ -194,7 +201,7 @@ def alltoall(tensor: Any, splits: Any, name: str | None, process_set: ProcessSet
         stream = _gpu.NO_STREAM
         source, counts = torch.tensor(parts), [1] * len(parts)
         code = _dtypes.CODES[torch.int64]
-    op = engine.alltoall(set_id, name, source.data_ptr(), counts, row, code, stream)
+    op = engine.alltoall(set_id, name, source.data_ptr(), counts, row, code, stream, wake)
 
     def finish() -> tuple[Tensor, list[int]]:
         if not width:

@@ -64,7 +64,7 @@ def allreduce(
     if _autograd.wanted(tensor):
         (result,) = _autograd.apply(_autograd.Allreduce, *arguments, tensor)
     else:
-        (result,) = _submit.allreduce([tensor], False, *arguments, _named_tensor).wait()
+        (result,) = _submit.allreduce([tensor], False, *arguments, _named_tensor, wake=False).wait()
     return compression.decompress(result, context)
 
 
@@ -157,7 +157,7 @@ def grouped_allreduce(
     if _autograd.wanted(*inputs):
         results = _autograd.apply(_autograd.Allreduce, *arguments, *inputs)
     else:
-        results = _submit.allreduce(inputs, False, *arguments).wait()
+        results = _submit.allreduce(inputs, False, *arguments, wake=False).wait()
     return [compression.decompress(result, context) for result, (_, context) in zip(results, pairs, strict=True)]
 
 
@@ -214,7 +214,7 @@ def broadcast(
     if _autograd.wanted(tensor):
         result: Tensor = _autograd.apply(_autograd.Broadcast, tensor, root_rank, name, process_set)
         return result
-    return broadcast_async(tensor, root_rank, name, process_set).wait()
+    return _submit.broadcast(tensor, root_rank, False, name, process_set, wake=False).wait()
 
 
 def broadcast_async(
@@ -234,7 +234,7 @@ def broadcast_(
     process_set: ProcessSet = global_process_set,
 ) -> Tensor:
     """`broadcast` in place; returns `tensor`. ValueError if the tensor requires grad."""
-    return broadcast_async_(tensor, root_rank, name, process_set).wait()
+    return _submit.broadcast(tensor, root_rank, True, name, process_set, wake=False).wait()
 
 
 def broadcast_async_(
@@ -258,7 +258,7 @@ def allgather(tensor: Tensor, name: str | None = None, process_set: ProcessSet =
     if _autograd.wanted(tensor):
         result: Tensor = _autograd.apply(_autograd.Allgather, tensor, name, process_set)
         return result
-    return _submit.allgather(tensor, name, process_set).wait()[0]
+    return _submit.allgather(tensor, name, process_set, wake=False).wait()[0]
 
 
 def allgather_async(
@@ -292,7 +292,7 @@ def reducescatter(
     if _autograd.wanted(tensor):
         result: Tensor = _autograd.apply(_autograd.Reducescatter, tensor, *arguments)
     else:
-        result = _submit.reducescatter(tensor, *arguments).wait()
+        result = _submit.reducescatter(tensor, *arguments, wake=False).wait()
     return compression.decompress(result, context)
 
 

@@ -38,10 +38,10 @@ def broadcast_object(
     is_root = process_set.set_rank("root_rank", root_rank) == process_set.rank()
     data = _to_bytes(obj) if is_root else torch.empty(0, dtype=torch.uint8)
     length = torch.tensor([data.numel()])
-    _submit.broadcast(length, root_rank, True, f"{label}.length", process_set).wait()
+    _submit.broadcast(length, root_rank, True, f"{label}.length", process_set, wake=False).wait()
     if not is_root:
         data = torch.empty(int(length), dtype=torch.uint8)
-    _submit.broadcast(data, root_rank, True, f"{label}.data", process_set).wait()
+    _submit.broadcast(data, root_rank, True, f"{label}.data", process_set, wake=False).wait()
     return obj if is_root else _from_bytes(data)
 
 
@@ -52,5 +52,5 @@ def allgather_object(obj: Any, name: str | None = None, process_set: ProcessSet 
         obj: anything that can be pickled.
     """
     label = name or "ringreduce.allgather_object"
-    data, lengths = _submit.allgather(_to_bytes(obj), label, process_set).wait()
+    data, lengths = _submit.allgather(_to_bytes(obj), label, process_set, wake=False).wait()
     return [_from_bytes(part) for part in torch.split(data, lengths)]

@@ -37,7 +37,7 @@ Submission make_submission(Kind kind, const std::optional<std::string>& name, in
 }
 
 // `stream`: -1 where the tensors are on the CPU.
-PyOp submit(PyEngine& engine, int set_id, Submission submission, int64_t stream = -1) {
+PyOp submit(PyEngine& engine, int set_id, Submission submission, int64_t stream = -1, bool wake = true) {
   submission.on_gpu = stream >= 0;
   if (submission.on_gpu) submission.stream = pointer(stream);
   PyOp result{&engine, nullptr};
@@ -45,7 +45,7 @@ PyOp submit(PyEngine& engine, int set_id, Submission submission, int64_t stream 
   Status status;
   {
     nb::gil_scoped_release release;
-    status = target.submit(set_id, std::move(submission), true, &result.op);
+    status = target.submit(set_id, std::move(submission), wake, &result.op);
   }
   raise_if(status);
   return result;
@@ -110,7 +110,7 @@ void bind_op(nb::module_& m) {
 void bind_submissions(nb::class_<PyEngine>& c) {
   c.def("allreduce", [](PyEngine& self, int set_id, std::optional<std::string> name, const std::vector<size_t>& inputs,
                         const std::vector<size_t>& outputs, const std::vector<size_t>& counts, nb::list shapes, int dtype,
-                        int op, double prescale, double postscale, int64_t stream) {
+                        int op, double prescale, double postscale, int64_t stream, bool wake) {
     Submission s = make_submission(Kind::kAllreduce, name, dtype);
     s.op = op;
     s.prescale = prescale;
@@ -120,9 +120,9 @@ void bind_submissions(nb::class_<PyEngine>& c) {
       if (i) s.shape.push_back(Submission::kNextTensor);
       append_shape(shapes[i], &s.shape);
     }
-    return submit(self, set_id, std::move(s), stream);
+    return submit(self, set_id, std::move(s), stream, wake);
   }, nb::keep_alive<0, 1>(), "set_id"_a, "name"_a.none(), "inputs"_a, "outputs"_a, "counts"_a, "shapes"_a, "dtype"_a, "op"_a, "prescale"_a, "postscale"_a,
-     "stream"_a = -1);
+     "stream"_a = -1, "wake"_a = true);
   c.def("allreduce_sync", [](PyEngine& self, int set_id, std::optional<std::string> name, size_t input, size_t output,
                              size_t count, nb::handle shape, int dtype, int op, double prescale, double postscale) {
     Submission s = make_submission(Kind::kAllreduce, name, dtype);
@@ -142,23 +142,23 @@ void bind_submissions(nb::class_<PyEngine>& c) {
     wait_with_signals([&](double slice, bool* done) { return engine.wait(*done_op, -1, slice, done); });
   });
   c.def("broadcast", [](PyEngine& self, int set_id, std::optional<std::string> name, size_t input, size_t output,
-                        size_t count, nb::handle shape, int dtype, int root, int64_t stream) {
+                        size_t count, nb::handle shape, int dtype, int root, int64_t stream, bool wake) {
     Submission s = make_submission(Kind::kBroadcast, name, dtype);
     s.root = root;
     s.pieces.push_back({address(input), writable(output), count * info(s.dtype).size});
     append_shape(shape, &s.shape);
-    return submit(self, set_id, std::move(s), stream);
-  }, nb::keep_alive<0, 1>(), "set_id"_a, "name"_a.none(), "input"_a, "output"_a, "count"_a, "shape"_a, "dtype"_a, "root"_a, "stream"_a = -1);
+    return submit(self, set_id, std::move(s), stream, wake);
+  }, nb::keep_alive<0, 1>(), "set_id"_a, "name"_a.none(), "input"_a, "output"_a, "count"_a, "shape"_a, "dtype"_a, "root"_a, "stream"_a = -1, "wake"_a = true);
   c.def("allgather", [](PyEngine& self, int set_id, std::optional<std::string> name, size_t input, size_t count,
-                        nb::handle shape, int dtype, int64_t stream) {
+                        nb::handle shape, int dtype, int64_t stream, bool wake) {
     Submission s = make_submission(Kind::kAllgather, name, dtype);
     s.pieces.push_back({address(input), nullptr, count * info(s.dtype).size});
     append_shape(shape, &s.shape);
-    return submit(self, set_id, std::move(s), stream);
-  }, nb::keep_alive<0, 1>(), "set_id"_a, "name"_a.none(), "input"_a, "count"_a, "shape"_a, "dtype"_a, "stream"_a = -1);
+    return submit(self, set_id, std::move(s), stream, wake);
+  }, nb::keep_alive<0, 1>(), "set_id"_a, "name"_a.none(), "input"_a, "count"_a, "shape"_a, "dtype"_a, "stream"_a = -1, "wake"_a = true);
   c.def("reducescatter", [](PyEngine& self, int set_id, std::optional<std::string> name, size_t input, size_t output,
                             const std::vector<int64_t>& recv_counts, nb::handle shape, int dtype, int op, double prescale,
-                            double postscale, int64_t stream) {
+                            double postscale, int64_t stream, bool wake) {
     Submission s = make_submission(Kind::kReducescatter, name, dtype);
     s.op = op;
     s.prescale = prescale;
@@ -168,19 +168,19 @@ void bind_submissions(nb::class_<PyEngine>& c) {
     for (int64_t count : s.counts) bytes += count;
     s.pieces.push_back({address(input), writable(output), bytes});
     append_shape(shape, &s.shape);
-    return submit(self, set_id, std::move(s), stream);
+    return submit(self, set_id, std::move(s), stream, wake);
   }, nb::keep_alive<0, 1>(), "set_id"_a, "name"_a.none(), "input"_a, "output"_a, "recv_counts"_a, "shape"_a, "dtype"_a, "op"_a, "prescale"_a,
-     "postscale"_a, "stream"_a = -1);
+     "postscale"_a, "stream"_a = -1, "wake"_a = true);
   c.def("alltoall", [](PyEngine& self, int set_id, std::optional<std::string> name, size_t input,
-                       const std::vector<int64_t>& send_counts, nb::handle shape, int dtype, int64_t stream) {
+                       const std::vector<int64_t>& send_counts, nb::handle shape, int dtype, int64_t stream, bool wake) {
     Submission s = make_submission(Kind::kAlltoall, name, dtype);
     s.counts = in_bytes(send_counts, s.dtype);
     size_t bytes = 0;
     for (int64_t count : s.counts) bytes += count;
     s.pieces.push_back({address(input), nullptr, bytes});
     append_shape(shape, &s.shape);
-    return submit(self, set_id, std::move(s), stream);
-  }, nb::keep_alive<0, 1>(), "set_id"_a, "name"_a.none(), "input"_a, "send_counts"_a, "shape"_a, "dtype"_a, "stream"_a = -1);
+    return submit(self, set_id, std::move(s), stream, wake);
+  }, nb::keep_alive<0, 1>(), "set_id"_a, "name"_a.none(), "input"_a, "send_counts"_a, "shape"_a, "dtype"_a, "stream"_a = -1, "wake"_a = true);
   c.def("barrier", [](PyEngine& self, int set_id) {
     return submit(self, set_id, make_submission(Kind::kBarrier, std::nullopt, 0));
   }, nb::keep_alive<0, 1>());

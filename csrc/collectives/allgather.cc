@@ -6,6 +6,9 @@
 
 namespace ringreduce {
 
+// Results from here on are in no cache when they are read.
+static constexpr size_t kPastCaches = 16 << 20;
+
 Allgather::Plan Allgather::make_plan(const Topology& t) {
   const int hosts = t.host_count(), locals = t.local_size();
   Plan plan;
@@ -129,7 +132,7 @@ Status Allgather::drain(bool* moved) {
       std::memcpy(&output_->counts[ranks[i]], from, sizeof(int64_t));
     } else {
       if (ranks[i] == topology_.rank) from = in_ + bytes.begin;
-      copy(output_->data.get() + offsets_[ranks[i]] + bytes.begin, from, bytes.bytes());
+      copy(output_->data.get() + offsets_[ranks[i]] + bytes.begin, from, bytes.bytes(), past_caches_);
     }
   }
   channel_->stream.drain_unsettled(step);
@@ -150,6 +153,7 @@ Status Allgather::finish_header() {
   const uint64_t more = divide_up(largest, channel_->stream.chunk()) * per_round_;
   channel_->stream.reserve(more);  // follows the header's steps: one machine runs at a time
   steps_ += more;
+  past_caches_ = offset >= kPastCaches;
   return Status::ok();
 }
 

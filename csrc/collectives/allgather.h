@@ -49,6 +49,7 @@ class Allgather : public Machine {
   uint64_t per_round_;       // steps of a round
   uint64_t steps_, first_;   // known so far: the header round, later all
   bool header_done_ = false;
+  bool past_caches_ = false;  // a result that no cache holds is written without reading it first
   std::vector<size_t> offsets_;
   uint64_t staged_ = 0, published_ = 0, drained_ = 0, sent_rounds_ = 0;
   std::vector<std::vector<Request>> sends_;  // [round % kSlots][other host]

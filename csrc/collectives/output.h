@@ -1,39 +1,35 @@
 // The result of an operation whose size is known only once the ranks have met (allgather,
 // alltoall): owned memory, handed to Python without a copy.
+//
+// Fresh memory costs more than the collective: the system zeroes it page by page at the first
+// touch. So the memory of results that the program has dropped is kept, up to
+// RINGREDUCE_RESULT_BYTES a process, and given to the next that fit.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
 #include <memory>
 #include <vector>
-
-#include <sys/mman.h>
 
 #include "common/status.h"
 
 namespace ringreduce {
 
+struct KeepResult {
+  size_t size = 0;  // of the whole block
+  void operator()(char* block) const;
+};
+
 struct Output {
-  static constexpr size_t kHugePage = 2 << 20, kLarge = 2 * kHugePage;
-  struct Free {
-    void operator()(char* p) const { std::free(p); }
-  };
-  std::unique_ptr<char, Free> data;
+  std::unique_ptr<char, KeepResult> data;
   size_t bytes = 0;
   std::vector<int64_t> counts;  // bytes from each rank of the set
 
-  Status allocate() {
-    bytes = 0;
-    for (int64_t count : counts) bytes += static_cast<size_t>(count);
-    // A large result is fresh memory: with huge pages its first touch costs 1/512 of the faults.
-    const bool large = bytes >= kLarge;
-    const size_t unit = large ? kHugePage : 64;
-    data.reset(static_cast<char*>(std::aligned_alloc(unit, (bytes + unit) / unit * unit)));
-    if (data && large) madvise(data.get(), bytes, MADV_HUGEPAGE);  // a hint: failure does no harm
-    if (data) return Status::ok();
-    return {Code::kSystem, "no memory for a result of " + std::to_string(bytes) + " bytes"};
-  }
+  // Memory for the sum of `counts`.
+  Status allocate();
 };
+
+// Gives back to the system what is kept. Results that are in use are not concerned.
+void drop_kept_results();
 
 }  // namespace ringreduce

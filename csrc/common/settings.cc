@@ -124,6 +124,7 @@ Parsed parse() {
   read.choice("RINGREDUCE_KERNELS", &s.kernels, {"scalar", "avx2", "avx512"});
   read.size("RINGREDUCE_CHUNK_BYTES", &s.chunk_bytes, 4096, size_t{1} << 30, kLine);
   read.size("RINGREDUCE_FUSION_BYTES", &s.fusion_bytes, 0, size_t{1} << 40);
+  read.size("RINGREDUCE_RESULT_BYTES", &s.result_bytes, 0, size_t{1} << 40);
   read.number("RINGREDUCE_TIMEOUT", &s.timeout_s, 0.1, kYear, "seconds");
   read.number("RINGREDUCE_STALL_WARNING", &s.stall_warning_s, 0.1, kYear, "seconds");
   read.number("RINGREDUCE_SPIN_US", &s.spin_us, 0, 1e6, "microseconds");

@@ -13,6 +13,7 @@ struct Settings {
   std::string kernels;                    // RINGREDUCE_KERNELS: scalar|avx2|avx512, "" chooses
   size_t chunk_bytes = 0;                 // RINGREDUCE_CHUNK_BYTES: one rank's staging slot, 0 chooses
   size_t fusion_bytes = 4 << 20;          // RINGREDUCE_FUSION_BYTES: largest fused group
+  size_t result_bytes = 260 << 20;        // RINGREDUCE_RESULT_BYTES: memory of dropped results to keep
   double timeout_s = 300;                 // RINGREDUCE_TIMEOUT: seconds until a wait fails
   double stall_warning_s = 30;            // RINGREDUCE_STALL_WARNING: seconds until a warning
   double spin_us = 50;                    // RINGREDUCE_SPIN_US: spin before sleeping

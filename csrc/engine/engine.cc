@@ -417,6 +417,7 @@ void Engine::close(double timeout_s) {
   (void)wait_until(lock, [&] { return check_gpu(), !watching_gpu(); }, timeout_s);
   fail({Code::kShutdown, "ringreduce was shut down on this rank while the operation was in flight"});
   closed_ = true;
+  drop_kept_results();
   wake_.notify_all();
   bell_->ring();
   lock.unlock();
