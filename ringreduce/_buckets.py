@@ -72,12 +72,12 @@ def view_like(flat: Tensor, offset: int, parameter: Tensor) -> Tensor:
     These are the strides that autograd gives the gradient, so optimizers and foreach
     kernels take the same paths as without buckets.
     """
-    if not _is_dense(parameter):
+    if not is_dense(parameter):
         return flat[offset : offset + parameter.numel()].view(parameter.shape)
     return flat.as_strided(parameter.shape, parameter.stride(), flat.storage_offset() + offset)
 
 
-def _is_dense(tensor: Tensor) -> bool:
+def is_dense(tensor: Tensor) -> bool:
     """Whether the elements fill a range of memory, each position once."""
     expected = 1
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ringreduce import _context, _dtypes, _gpu, _submit
+from ringreduce._buckets import is_dense
 from ringreduce._core import Gpu, GpuPlan, Plan
 from ringreduce._slots import Slot
 from ringreduce.objects import allgather_object
@@ -102,7 +103,7 @@ class GpuBuckets:
             view = slot.view
             assert view is not None
             same = tensor.dtype == view.dtype or (tensor.dtype in _FLOATS and view.dtype in _FLOATS)
-            if same and not tensor.is_sparse and tensor.stride() == view.stride() and _fills_memory(view):
+            if same and not tensor.is_sparse and tensor.stride() == view.stride() and is_dense(view):
                 groups.setdefault(tensor.dtype, []).append((tensor, view))
             elif unpack:
                 tensor.copy_(view)
@@ -119,14 +120,3 @@ class GpuBuckets:
             )  # fmt: skip
         if groups:
             _gpu.backend.joined(self._stream())
-
-
-def _fills_memory(view: Tensor) -> bool:
-    """Whether the elements are those of one range of memory, so that a flat copy moves them."""
-    expected = 1
-    for stride, size in sorted(zip(view.stride(), view.shape, strict=True)):
-        if size > 1:
-            if stride != expected:
-                return False
-            expected *= size
-    return True

@@ -12,4 +12,6 @@ inline int64_t now_ns() {
       .count();
 }
 
+inline int64_t to_ns(double seconds) { return static_cast<int64_t>(seconds * 1e9); }
+
 }  // namespace ringreduce

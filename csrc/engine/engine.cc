@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cstdio>
 
-#include <poll.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -16,15 +15,8 @@ namespace ringreduce {
 namespace {
 
 constexpr int64_t kMillisecond = 1'000'000;
-constexpr int64_t kPeerCheckNs = 100 * kMillisecond;
-constexpr int kTurns = 64;
-constexpr int kYields = 8;
-constexpr int64_t kPollNs = 300'000;  // between hosts: how long to poll without a pause
-constexpr auto kGpuCheck = std::chrono::milliseconds(50);  // while the GPU has work of ours
 constexpr double kFarewellS = 0.2;
 constexpr int64_t kGoneGraceNs = 500 * kMillisecond;  // what was launched before may still finish
-
-int64_t to_ns(double seconds) { return static_cast<int64_t>(seconds * 1e9); }
 
 std::string seconds(int64_t ns) {
   char text[32];
@@ -140,118 +132,6 @@ Status Engine::submit(int set_id, Submission submission, bool wake, OpRef* op) {
   return Status::ok();
 }
 
-Status Engine::advance(bool* moved) {
-  for (auto& [id, set] : sets_)
-    if (!set->idle() || set->on_net()) RR_TRY(set->advance(moved));
-  for (auto& plan : plans_)
-    if (!plan->idle()) RR_TRY(plan->advance(moved));
-  for (auto& plan : gpu_plans_)
-    if (!plan->idle()) RR_TRY(plan->advance(moved));
-  return Status::ok();
-}
-
-// Nothing rings when the GPU or NCCL get on.
-bool Engine::gpu_polled() const {
-  if (!device_) return false;
-  return std::any_of(gpu_plans_.begin(), gpu_plans_.end(), [](const auto& plan) { return !plan->idle(); }) ||
-         std::any_of(sets_.begin(), sets_.end(), [](const auto& set) { return set.second->on_net(); });
-}
-
-bool Engine::on_net() const {
-  if (gpu_polled()) return true;
-  if (!config_.net) return false;
-  for (const auto& [id, set] : sets_)
-    if (set->on_net()) return true;
-  return std::any_of(plans_.begin(), plans_.end(), [](const auto& plan) { return plan->on_net(); });
-}
-
-// Buckets on one host are worked off in the hooks and at the end of backward: a background
-// thread would only take the core from the computation, unless there are cores to spare.
-bool Engine::background_work() const {
-  for (const auto& [id, set] : sets_)
-    if (!set->idle() || set->sending()) return true;
-  if (gpu_polled()) return true;
-  if (!config_.net && !config_.spare_cores) return false;
-  return std::any_of(plans_.begin(), plans_.end(), [](const auto& plan) { return !plan->idle(); });
-}
-
-// Called when nothing moved.
-void Engine::pause(Lock& lock, Idle* idle, int64_t most_ns) {
-  const int64_t now = now_ns();
-  if (!idle->since_ns) idle->since_ns = now;
-  const int64_t idle_ns = now - idle->since_ns;
-  const bool polling = on_net();
-  if (polling && idle_ns < kPollNs) {
-    lock.unlock();
-    std::this_thread::yield();  // the message may come from a rank that waits for this core
-    lock.lock();
-    return;
-  }
-  if (!config_.oversubscribed && idle_ns < to_ns(config_.settings.spin_us * 1e-6)) {
-    lock.unlock();
-    for (int i = 0; i < 32; ++i) __builtin_ia32_pause();
-    lock.lock();
-    return;
-  }
-  // More ranks than cores: let the others run a few times before falling asleep. A yield is
-  // cheaper than a sleep and a wake-up, but yielding on would keep them from running.
-  if (config_.oversubscribed && idle->yields < kYields) {
-    ++idle->yields;
-    lock.unlock();
-    std::this_thread::yield();
-    lock.lock();
-    return;
-  }
-  const uint32_t ticket = bell_->ticket();
-  bell_->enter();
-  bool moved = false;
-  const Status status = advance(&moved);
-  if (!status.is_ok()) fail(status);
-  if (!moved && status.is_ok()) {
-    // Between hosts: pauses that grow with the time nothing has come.
-    int64_t sleep_ns = most_ns;
-    if (polling) sleep_ns = std::min(most_ns, std::clamp<int64_t>(idle_ns / 8, 50'000, kMillisecond));
-    lock.unlock();
-    bell_->sleep(ticket, sleep_ns);
-    lock.lock();
-  } else {
-    *idle = {};
-    if (drivers_ > 1) bell_->ring();
-  }
-  bell_->leave();
-  if (now_ns() - peers_checked_ns_ < kPeerCheckNs) return;
-  check_peers();
-  check_gpu();
-  for (auto& [id, set] : sets_) set->warn_of_stalls(now_ns(), to_ns(config_.settings.stall_warning_s));
-}
-
-Status Engine::wait_until(Lock& lock, const std::function<bool()>& done, double slice_s) {
-  const int64_t end = now_ns() + to_ns(slice_s);
-  Idle idle;
-  ++drivers_;
-  for (int turn = 1; !done() && broken_.is_ok(); ++turn) {
-    bool moved = false;
-    const Status status = advance(&moved);
-    if (!status.is_ok()) fail(status);
-    if (moved) {
-      idle = {};
-      if (turn % kTurns == 0) {  // others want the engine, and the caller may have been interrupted
-        if (now_ns() > end) break;
-        lock.unlock();
-        lock.lock();
-      }
-      if (drivers_ > 1) bell_->ring();  // it may be another thread's operation that has moved
-      continue;
-    }
-    if (done()) break;
-    const int64_t left = idle.since_ns ? end - now_ns() : to_ns(slice_s);
-    if (left <= 0) break;
-    pause(lock, &idle, left);
-  }
-  if (!--drivers_ && background_work()) wake_.notify_one();
-  return broken_;
-}
-
 Status Engine::wait(const Op& op, double timeout_s, double slice_s, bool* done) {
   if (timeout_s < 0) timeout_s = config_.settings.timeout_s;
   Lock lock(mutex_);
@@ -333,63 +213,6 @@ Status Engine::look_for_farewells(const Plan& plan) {
   for (int rank : sets_[0]->gone_ranks())
     if (plan.includes(rank)) return {Code::kPeerLost, "rank " + std::to_string(rank) + " has shut down"};
   return Status::ok();
-}
-
-// The background thread.
-void Engine::run() {
-  Lock lock(mutex_);
-  Idle idle;
-  while (!closed_) {
-    if (drivers_ || !background_work()) {
-      idle = {};
-      if (!watching_gpu()) {
-        wake_.wait(lock);
-      } else if (wake_.wait_for(lock, kGpuCheck) == std::cv_status::timeout) {
-        check_peers();
-        check_gpu();
-      }
-      continue;
-    }
-    bool moved = false;
-    const Status status = advance(&moved);
-    if (!status.is_ok()) fail(status);
-    if (moved) {
-      idle = {};
-      if (drivers_) bell_->ring();
-      // Whoever wants to submit or wait comes first.
-      lock.unlock();
-      std::this_thread::yield();
-      lock.lock();
-    } else {
-      pause(lock, &idle, kPeerCheckNs);
-    }
-  }
-}
-
-void Engine::check_peers() {
-  peers_checked_ns_ = now_ns();
-  const std::vector<int>& locals = sets_[0]->topology().local_ranks();
-  for (size_t i = 0; i < peer_fds_.size(); ++i) {
-    pollfd peer{peer_fds_[i], POLLIN, 0};
-    if (peer_fds_[i] < 0 || poll(&peer, 1, 0) <= 0) continue;
-    ::close(peer_fds_[i]);
-    peer_fds_[i] = -1;
-    const std::vector<int> gone = sets_[0]->gone_ranks();
-    const int rank = locals[i];
-    if (std::find(gone.begin(), gone.end(), rank) != gone.end()) continue;  // it said goodbye
-    fail({Code::kPeerLost, "rank " + std::to_string(rank) + " (process " + std::to_string(config_.peer_pids[i]) +
-                               " on this host) has died"});
-  }
-}
-
-void Engine::fail(const Status& status) {
-  if (!broken_.is_ok()) return;
-  broken_ = status;
-  lost_transfers_ = config_.net && !closing_;
-  for (auto& [id, set] : sets_) set->fail(status);
-  for (auto& plan : gpu_plans_) plan->communicator().abort();
-  for (auto& communicator : retired_) communicator->abort();
-  bell_->ring();
 }
 
 void Engine::close(double timeout_s) {

@@ -8,12 +8,6 @@
 
 namespace ringreduce {
 
-namespace {
-
-int64_t to_ns(double seconds) { return static_cast<int64_t>(seconds * 1e9); }
-
-}  // namespace
-
 Status Engine::attach_gpu(std::shared_ptr<Device> device) {
   Lock lock(mutex_);
   RR_TRY(usable());
