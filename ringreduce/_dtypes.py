@@ -9,5 +9,3 @@ from ringreduce._core import DTYPES
 NAMES: tuple[str, ...] = DTYPES
 BY_CODE: tuple[torch.dtype, ...] = tuple(getattr(torch, name) for name in DTYPES)
 CODES: dict[torch.dtype, int] = {dtype: code for code, dtype in enumerate(BY_CODE)}
-# The dtypes without a lazily conjugated form: their memory is what the tensor says it is.
-REAL_CODES: dict[torch.dtype, int] = {d: c for d, c in CODES.items() if not d.is_complex}

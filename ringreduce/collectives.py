@@ -20,13 +20,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ringreduce import _autograd, _submit
-from ringreduce._dtypes import REAL_CODES
+from ringreduce import _autograd, _core, _submit
 from ringreduce.compression import Compression, Compressor, effective
 from ringreduce.errors import RingreduceTimeoutError
 from ringreduce.handle import Handle, keep_until_done
 from ringreduce.process_set import ProcessSet, global_process_set
 from ringreduce.reduction import ReduceOp
+
+_core.use_exchange_api(Tensor)
 
 
 def _only(tensors: list[Tensor]) -> Tensor:
@@ -92,32 +93,15 @@ def allreduce_(
 ) -> Tensor:
     """`allreduce` in place; returns `tensor`. ValueError if the tensor requires grad."""
     engine = process_set.engine
-    # The common case goes straight to the core; everything that needs a check, a copy or
-    # an explanation takes the way below.
-    if (
-        type(tensor) is Tensor
-        and tensor.dtype in REAL_CODES
-        and tensor.is_cpu
-        and tensor.layout is torch.strided
-        and tensor.is_contiguous()
-        and not tensor.is_neg()
-        and not tensor.requires_grad
-        and tensor.dtype is not torch.bool
-        and engine is not None
-        and name is None
-        and (op is None or type(op) is ReduceOp)
-        and type(prescale_factor) is type(postscale_factor) is float
-    ):
-        address = tensor.data_ptr()
+    # The common case goes straight to the core, which refuses what needs a check, a copy or an
+    # explanation.
+    if engine is not None and name is None:
         try:
-            engine.allreduce_sync(
-                process_set.process_set_id or 0, None, address, address, tensor.numel(),
-                tensor.shape, REAL_CODES[tensor.dtype], op or 0, prescale_factor, postscale_factor,
-            )  # fmt: skip
+            if engine.allreduce_plain(process_set.process_set_id or 0, tensor, op, prescale_factor, postscale_factor):
+                return tensor
         except (KeyboardInterrupt, RingreduceTimeoutError):
             keep_until_done([], tensor)  # the core may still be at work on it
             raise
-        return tensor
     return allreduce_async_(tensor, name, op, prescale_factor, postscale_factor, process_set).wait()
 
 

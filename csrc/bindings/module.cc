@@ -11,6 +11,7 @@
 #include <pthread.h>
 
 #include "bindings/support.h"
+#include "bindings/tensor.h"
 #include "common/log.h"
 #include "transport/mpi_net.h"
 
@@ -34,6 +35,20 @@ Submission make_submission(Kind kind, const std::optional<std::string>& name, in
   s.dtype = static_cast<DType>(dtype);
   if (name) s.name = *name;
   return s;
+}
+
+// False for what the caller must check, convert or explain.
+bool read_numbers(nb::handle op, nb::handle prescale, nb::handle postscale, Arithmetic* to) {
+  if (!PyFloat_CheckExact(prescale.ptr()) || !PyFloat_CheckExact(postscale.ptr())) return false;
+  to->prescale = PyFloat_AS_DOUBLE(prescale.ptr());
+  to->postscale = PyFloat_AS_DOUBLE(postscale.ptr());
+  to->op = kAverage;
+  if (op.is_none()) return true;
+  if (!PyLong_Check(op.ptr()) || PyBool_Check(op.ptr())) return false;
+  const long number = PyLong_AsLong(op.ptr());
+  if (number == -1 && PyErr_Occurred()) return PyErr_Clear(), false;
+  to->op = static_cast<int>(number);
+  return number == kAverage || (number >= kOpSum && number <= kOpProduct && number != 2);
 }
 
 // `stream`: -1 where the tensors are on the CPU.
@@ -123,24 +138,20 @@ void bind_submissions(nb::class_<PyEngine>& c) {
     return submit(self, set_id, std::move(s), stream, wake);
   }, nb::keep_alive<0, 1>(), "set_id"_a, "name"_a.none(), "inputs"_a, "outputs"_a, "counts"_a, "shapes"_a, "dtype"_a, "op"_a, "prescale"_a, "postscale"_a,
      "stream"_a = -1, "wake"_a = true);
-  c.def("allreduce_sync", [](PyEngine& self, int set_id, std::optional<std::string> name, size_t input, size_t output,
-                             size_t count, nb::handle shape, int dtype, int op, double prescale, double postscale) {
-    Submission s = make_submission(Kind::kAllreduce, name, dtype);
-    s.op = op;
-    s.prescale = prescale;
-    s.postscale = postscale;
-    s.pieces.push_back({address(input), writable(output), count * info(s.dtype).size});
-    append_shape(shape, &s.shape);
+  c.def("allreduce_plain", [](PyEngine& self, int set_id, nb::handle tensor, nb::handle op, nb::handle prescale, nb::handle postscale) {
+    PlainAllreduce plain;
+    if (!read_numbers(op, prescale, postscale, &plain) || !read_plain_tensor(tensor, &plain)) return false;
     Engine& engine = self.get();
-    OpRef done_op;
+    OpRef rest;
     Status status;
     {
       nb::gil_scoped_release release;
-      status = engine.submit(set_id, std::move(s), false, &done_op);
+      status = engine.allreduce(set_id, plain, &rest);
     }
     raise_if(status);
-    wait_with_signals([&](double slice, bool* done) { return engine.wait(*done_op, -1, slice, done); });
-  });
+    if (rest) wait_with_signals([&](double slice, bool* done) { return engine.wait(*rest, -1, slice, done); });
+    return true;
+  }, "set_id"_a, "tensor"_a, "op"_a.none(), "prescale"_a, "postscale"_a);
   c.def("broadcast", [](PyEngine& self, int set_id, std::optional<std::string> name, size_t input, size_t output,
                         size_t count, nb::handle shape, int dtype, int root, int64_t stream, bool wake) {
     Submission s = make_submission(Kind::kBroadcast, name, dtype);
@@ -282,6 +293,7 @@ NB_MODULE(_core, m) {
   });
   m.def("setting_texts", [] { return setting_texts(); });
   m.def("log", [](int level, const std::string& message) { log(level, message); }, "level"_a, "message"_a);
+  m.def("use_exchange_api", &use_exchange_api, "tensor_type"_a);
   bind_segment(m);
   bind_op(m);
   bind_engine(m);

@@ -57,7 +57,7 @@ std::string shape_text(const std::vector<int64_t>& shape) {
 
 }  // namespace
 
-Reduction Submission::reduction() const {
+Reduction Arithmetic::reduction() const {
   switch (op) {
     case kOpMin: return Reduction::kMin;
     case kOpMax: return Reduction::kMax;
@@ -94,15 +94,37 @@ Status validate(const Submission& s, int set_size) {
   return Status::ok();
 }
 
-uint64_t signature(const Submission& s) {
+namespace {
+
+uint64_t sign(Kind kind, bool on_gpu, const Arithmetic& a, int root, const std::vector<int64_t>* counts, const int64_t* shape,
+              size_t dims) {
   Hasher hash;
-  hash.add(static_cast<uint64_t>(s.kind) << 32 | uint64_t{s.on_gpu} << 16 | static_cast<uint64_t>(s.dtype));
-  if (reduces(s.kind)) hash.add(s.op).add(bits(s.prescale)).add(bits(s.postscale));
-  if (s.kind == Kind::kReducescatter)
-    for (int64_t count : s.counts) hash.add(count);
-  hash.add(static_cast<uint64_t>(s.root)).add(s.shape.size());
-  for (int64_t extent : s.shape) hash.add(extent);
+  hash.add(static_cast<uint64_t>(kind) << 32 | uint64_t{on_gpu} << 16 | static_cast<uint64_t>(a.dtype));
+  if (reduces(kind)) hash.add(a.op).add(bits(a.prescale)).add(bits(a.postscale));
+  if (counts)
+    for (int64_t count : *counts) hash.add(count);
+  hash.add(static_cast<uint64_t>(root)).add(dims);
+  for (size_t i = 0; i < dims; ++i) hash.add(shape[i]);
   return hash.value();
+}
+
+}  // namespace
+
+uint64_t signature(const Submission& s) {
+  return sign(s.kind, s.on_gpu, s, s.root, s.kind == Kind::kReducescatter ? &s.counts : nullptr, s.shape.data(), s.shape.size());
+}
+
+uint64_t signature(const PlainAllreduce& p) {
+  return sign(Kind::kAllreduce, false, p, Submission::kNoRoot, nullptr, p.shape, p.dims);
+}
+
+Submission PlainAllreduce::submission() const {
+  Submission s;
+  static_cast<Arithmetic&>(s) = *this;
+  s.kind = Kind::kAllreduce;
+  s.pieces.push_back({data, data, bytes});
+  s.shape.assign(shape, shape + dims);
+  return s;
 }
 
 std::string describe(const Submission& s, const std::vector<int>& world) {
@@ -120,8 +142,10 @@ std::string describe(const Submission& s, const std::vector<int>& world) {
   return text;
 }
 
+Key unnamed_key(uint64_t count) { return {mix(count + 1), count}; }
+
 Key make_key(const Submission& s, uint64_t unnamed_count) {
-  if (s.name.empty()) return {mix(unnamed_count + 1), unnamed_count};
+  if (s.name.empty()) return unnamed_key(unnamed_count);
   const auto kind = static_cast<uint64_t>(s.kind);
   return {Hasher(kind).add_bytes(s.name.data(), s.name.size()).value(),
           Hasher(~kind).add_bytes(s.name.data(), s.name.size()).value()};

@@ -30,12 +30,22 @@ struct KeyHash {
   size_t operator()(const Key& key) const { return key.a; }
 };
 
-struct Submission {
-  Kind kind = Kind::kBarrier;
+// What is computed.
+struct Arithmetic {
   DType dtype = DType::kUint8;
   int op = kOpSum;
   double prescale = 1.0, postscale = 1.0;
-  int root = -1;                  // rank within the set
+
+  Reduction reduction() const;
+  Scale scale(int set_size) const {
+    return {prescale, op == kAverage ? postscale / set_size : postscale};
+  }
+};
+
+struct Submission : Arithmetic {
+  Kind kind = Kind::kBarrier;
+  static constexpr int kNoRoot = -1;
+  int root = kNoRoot;             // rank within the set
   bool on_gpu = false;            // where the tensors are
   void* stream = nullptr;         // on the GPU: the caller's, on which they get their values
   std::string name;               // empty: matched by the set's counter
@@ -49,10 +59,17 @@ struct Submission {
     for (const Piece& piece : pieces) sum += piece.bytes;
     return sum;
   }
-  Reduction reduction() const;
-  Scale scale(int set_size) const {
-    return {prescale, op == kAverage ? postscale / set_size : postscale};
-  }
+};
+
+// The most frequent operation, described without allocating anything: an unnamed allreduce of one
+// tensor on the CPU, in place.
+struct PlainAllreduce : Arithmetic {
+  char* data = nullptr;
+  size_t bytes = 0;
+  const int64_t* shape = nullptr;
+  size_t dims = 0;
+
+  Submission submission() const;
 };
 
 // Checks what one rank can know to be wrong.
@@ -60,6 +77,7 @@ Status validate(const Submission& submission, int set_size);
 
 // Equal on all ranks whose submissions may run together.
 uint64_t signature(const Submission& submission);
+uint64_t signature(const PlainAllreduce& plain);  // that of plain.submission()
 
 // "allreduce Sum of float32 [2, 3]", for the message when signatures differ. `world`: the world
 // ranks of the set, in which users name a root.
@@ -68,5 +86,6 @@ std::string describe(const Submission& submission, const std::vector<int>& world
 // Named operations are matched by kind and name, unnamed ones by order alone (so that two
 // unnamed ones of different kind meet, and the mistake is reported).
 Key make_key(const Submission& submission, uint64_t unnamed_count);
+Key unnamed_key(uint64_t count);
 
 }  // namespace ringreduce

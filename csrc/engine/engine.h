@@ -52,6 +52,8 @@ class Engine {
   Status add_set(int id, const std::vector<int>& ranks, std::shared_ptr<Segment> segment);
   Status remove_set(int id);
   Status submit(int set_id, Submission submission, bool wake, OpRef* op);
+  // A small one is usually done on return, with a null *op; else *op is to be waited for.
+  Status allreduce(int set_id, const PlainAllreduce& plain, OpRef* op);
   // timeout_s < 0: the setting's. Returns in at most `slice_s` with *done false, so that the
   // caller can look at signals.
   Status wait(const Op& op, double timeout_s, double slice_s, bool* done);
@@ -101,7 +103,9 @@ class Engine {
     int64_t since_ns = 0;
     int yields = 0;
   };
+  static constexpr int kYields = 8;
   void pause(Lock& lock, Idle* idle, int64_t most_ns);
+  void linger(const ProcessSet& set) const;
   Status wait_until(Lock& lock, const std::function<bool()>& done, double slice_s);
   void run();
   void check_peers();

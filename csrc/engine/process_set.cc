@@ -67,14 +67,8 @@ ProcessSet::ProcessSet(const SetConfig& config) : config_(config), by_entry_(kMa
 }
 
 Status ProcessSet::submit(const OpRef& op) {
-  Submission& s = op->submission;
-  RR_TRY(validate(s, topology().size));
-  op->set_id = id();
-  op->key = make_key(s, unnamed_);
-  if (s.name.empty()) ++unnamed_;
-  if (!in_flight_.emplace(op->key, op).second)
-    return {Code::kInvalid, op->title() + " is in flight already; wait for it, or use another name"};
-  op->submitted_ns = now_ns();
+  RR_TRY(validate(op->submission, topology().size));
+  if (!enlist(op)) return {Code::kInvalid, op->title() + " is in flight already; wait for it, or use another name"};
   bool posted = false;
   if (deferred_.empty()) {
     Status status = post(op, &posted);
@@ -82,6 +76,15 @@ Status ProcessSet::submit(const OpRef& op) {
   }
   if (!posted) deferred_.push_back(op);
   return Status::ok();
+}
+
+// False if its name is taken.
+bool ProcessSet::enlist(const OpRef& op) {
+  op->set_id = id();
+  op->key = make_key(op->submission, unnamed_);
+  if (op->submission.name.empty()) ++unnamed_;
+  op->submitted_ns = now_ns();
+  return in_flight_.emplace(op->key, op).second;
 }
 
 Status ProcessSet::post(const OpRef& op, bool* posted) {

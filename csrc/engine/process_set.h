@@ -44,13 +44,20 @@ class ProcessSet {
   Status submit(const OpRef& op);
   Status advance(bool* moved);
 
+  // A small allreduce without an Op (plain_allreduce.cc), where nothing else is in flight.
+  bool quiet() const;
+  bool decided() const { return table_.decision(position_); }
+  Status post(const PlainAllreduce& plain, bool* posted, uint32_t* entry);
+  Status take_inline(const PlainAllreduce& plain, uint32_t entry, bool* done);
+  OpRef adopt(const PlainAllreduce& plain, bool posted, uint32_t entry);
+
   int id() const { return config_.id; }
   const Topology& topology() const { return config_.topology; }
   Bell* bell() const { return config_.bell; }
   Net* net() const { return config_.net; }
   bool idle() const { return in_flight_.empty() && !machine_; }
   // Decided operations that this rank has not finished: its peers rely on it.
-  bool committed() const { return machine_ || table_.decision(position_); }
+  bool committed() const { return machine_ || decided(); }
   bool sending() const { return tree_ && tree_->sending(); }
   // A message may arrive that only polling shows.
   bool on_net() const { return (machine_ && machine_->on_net()) || (tree_ && (!in_flight_.empty() || tree_->sending())); }
@@ -71,6 +78,7 @@ class ProcessSet {
   void warn_of_stalls(int64_t now, int64_t after_ns);  // once for each operation
 
  private:
+  bool enlist(const OpRef& op);
   Status post(const OpRef& op, bool* posted);
   Status agree(bool* moved);
   Status run_machine(bool* moved);

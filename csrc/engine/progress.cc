@@ -17,7 +17,6 @@ namespace {
 constexpr int64_t kMillisecond = 1'000'000;
 constexpr int64_t kPeerCheckNs = 100 * kMillisecond;
 constexpr int kTurns = 64;
-constexpr int kYields = 8;
 constexpr int64_t kPollNs = 300'000;  // between hosts: how long to poll without a pause
 constexpr auto kGpuCheck = std::chrono::milliseconds(50);  // while the GPU has work of ours
 

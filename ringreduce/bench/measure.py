@@ -20,7 +20,7 @@ from typing import Any
 
 from ringreduce.bench.job import Job
 
-BATCH_SECONDS = 1e-3  # aim of a batch: long beside what a barrier and a clock add
+BATCH_SECONDS = 1e-3  # aim of a batch, where ranks have a core each: long beside what a barrier and a clock add
 LARGEST_BATCH = 100
 FEWEST_ROUNDS = 5
 
@@ -99,9 +99,18 @@ def _sample(job: Job, one: Contender, batch: int) -> tuple[float, float]:
 
 
 def _batch(job: Job, one: Contender) -> int:
-    """Calls in a sample, the same on all ranks."""
-    fastest = min(job.durations([_sample(job, one, 1) for _ in range(5)]))
-    return max(1, min(LARGEST_BATCH, int(BATCH_SECONDS / fastest)))
+    """Calls in a sample, the same on all ranks.
+
+    Ranks that share a core leave the barrier one after the other, so their batches are longer.
+    What a call takes is seen in a batch only: alone it is short beside the barrier.
+    """
+    aim, batch = BATCH_SECONDS * job.ranks_a_core, 1
+    while batch < LARGEST_BATCH:
+        fastest = min(job.durations([_sample(job, one, batch) for _ in range(3)]))
+        if fastest > aim / 2:
+            break
+        batch = min(LARGEST_BATCH, max(2 * batch, int(batch * aim / fastest)))
+    return batch
 
 
 def affordable_rounds(effort: Effort, cost: float) -> int:

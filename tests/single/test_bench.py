@@ -103,6 +103,8 @@ def test_models_have_the_size_they_are_known_by(name, millions):
 class OneRank:
     """Stands for a Job of one rank; notes when a sample begins."""
 
+    ranks_a_core = 1.0
+
     def __init__(self, log):
         self.log = log
 
@@ -144,12 +146,36 @@ def test_a_small_budget_leaves_a_few_rounds():
     assert timings["a"].samples == measure.FEWEST_ROUNDS
 
 
+class Clockwork(OneRank):
+    """A call takes 70 us, whatever the time."""
+
+    def __init__(self, ranks_a_core=1.0):
+        super().__init__([])
+        self.ranks_a_core, self.calls = ranks_a_core, 0
+
+    def contender(self):
+        return Contender("a", lambda value: None, self.call)
+
+    def call(self):
+        self.calls += 1
+
+    def durations(self, spans):
+        calls, self.calls = self.calls, 0
+        return [7e-5 * calls / len(spans)] * len(spans)
+
+
 def test_a_sample_is_divided_by_its_calls():
-    job = OneRank([])
-    job.durations = lambda spans: [7e-5 for _ in spans]
-    timings = measure.alternate(job, [Contender("a", lambda value: None, lambda: None)], Effort(3, 60, batched=True))
-    assert timings["a"].batch == 14  # what fits in 1 ms
-    assert timings["a"].median == pytest.approx(5e-6)
+    job = Clockwork()
+    job.durations = lambda spans, durations=job.durations: durations(spans * 2)[: len(spans)]  # the warm-up counts, too
+    timings = measure.alternate(job, [job.contender()], Effort(1, 60, batched=True))
+    assert timings["a"].median == pytest.approx(7e-5)
+
+
+@pytest.mark.parametrize(("ranks_a_core", "batch"), [(1.0, 14), (2.0, 28), (8.0, measure.LARGEST_BATCH)])
+def test_ranks_that_share_a_core_call_more_often(ranks_a_core, batch):
+    job = Clockwork(ranks_a_core)
+    timings = measure.alternate(job, [job.contender()], Effort(1, 60, batched=True))
+    assert timings["a"].batch == batch  # what fits in 1 ms, of a core that is theirs
 
 
 def test_jobs_take_turns():

@@ -1,0 +1,89 @@
+#include "bindings/tensor.h"
+
+#include <nanobind/ndarray.h>
+
+namespace nb = nanobind;
+
+namespace ringreduce {
+
+namespace {
+
+// The beginning of DLPack's DLPackExchangeAPI, which its major version keeps as it is.
+struct ExchangeApi {
+  struct Header {
+    uint32_t major, minor;
+    Header* previous;
+  } header;
+  void* others[3];  // allocate, export with ownership, import
+  int (*dltensor_from_py_object_no_sync)(void* object, nb::dlpack::dltensor* out);
+};
+constexpr uint32_t kMajor = 1;
+constexpr int32_t kOnCpu = 1;  // kDLCPU
+
+decltype(ExchangeApi::dltensor_from_py_object_no_sync) read_tensor = nullptr;
+PyTypeObject* tensor_type = nullptr;
+PyObject* requires_grad = nullptr;  // the attribute's name
+PyObject* is_neg = nullptr;
+
+// Takes over an attribute's value or a method's result.
+bool is_false(PyObject* value) {
+  if (!value) PyErr_Clear();
+  Py_XDECREF(value);
+  return value == Py_False;
+}
+
+bool find_dtype(nb::dlpack::dtype type, DType* dtype) {
+  using Code = nb::dlpack::dtype_code;
+  struct { Code code; uint8_t bits; DType dtype; } static constexpr kTable[] = {
+      {Code::Float, 32, DType::kFloat32}, {Code::Bfloat, 16, DType::kBFloat16}, {Code::Float, 16, DType::kFloat16},
+      {Code::Float, 64, DType::kFloat64}, {Code::Int, 64, DType::kInt64},       {Code::Int, 32, DType::kInt32},
+      {Code::Int, 16, DType::kInt16},     {Code::Int, 8, DType::kInt8},         {Code::UInt, 8, DType::kUint8},
+  };
+  for (const auto& row : kTable) {
+    if (static_cast<uint8_t>(row.code) != type.code || row.bits != type.bits || type.lanes != 1) continue;
+    *dtype = row.dtype;
+    return true;
+  }
+  return false;
+}
+
+// Strides of dimensions of one element mean nothing.
+bool is_contiguous(const nb::dlpack::dltensor& t, size_t* count) {
+  *count = 1;
+  bool contiguous = true;
+  for (int i = t.ndim - 1; i >= 0; --i) {
+    if (t.shape[i] != 1 && t.strides && t.strides[i] != static_cast<int64_t>(*count)) contiguous = false;
+    *count *= static_cast<size_t>(t.shape[i]);
+  }
+  return contiguous || *count == 0;
+}
+
+}  // namespace
+
+void use_exchange_api(nb::type_object type) {
+  const nb::object capsule = nb::getattr(type, "__dlpack_c_exchange_api__", nb::none());
+  if (!PyCapsule_IsValid(capsule.ptr(), "dlpack_exchange_api")) return;
+  const auto* api = static_cast<const ExchangeApi*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
+  if (api->header.major != kMajor) return;
+  tensor_type = reinterpret_cast<PyTypeObject*>(type.inc_ref().ptr());
+  requires_grad = PyUnicode_InternFromString("requires_grad");
+  is_neg = PyUnicode_InternFromString("is_neg");
+  read_tensor = api->dltensor_from_py_object_no_sync;  // null where torch cannot do without ownership
+}
+
+bool read_plain_tensor(nb::handle tensor, PlainAllreduce* plain) {
+  if (!read_tensor || Py_TYPE(tensor.ptr()) != tensor_type) return false;
+  if (!is_false(PyObject_GetAttr(tensor.ptr(), requires_grad))) return false;
+  if (!is_false(PyObject_CallMethodNoArgs(tensor.ptr(), is_neg))) return false;  // DLPack does not tell
+  nb::dlpack::dltensor t;
+  if (read_tensor(tensor.ptr(), &t) != 0) return PyErr_Clear(), false;
+  size_t count = 0;
+  if (t.device.device_type != kOnCpu || !find_dtype(t.dtype, &plain->dtype) || !is_contiguous(t, &count)) return false;
+  plain->data = static_cast<char*>(t.data) + t.byte_offset;
+  plain->bytes = count * info(plain->dtype).size;
+  plain->shape = t.shape;
+  plain->dims = static_cast<size_t>(t.ndim);
+  return true;
+}
+
+}  // namespace ringreduce

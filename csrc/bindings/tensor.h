@@ -1,0 +1,19 @@
+// Reads a torch tensor in one call: through DLPack's C exchange API, which torch offers from 2.10 on
+// (DLPack 1.3, https://dmlc.github.io/dlpack/latest/c_api.html). Only plain C crosses, so one build
+// serves every torch. Asking the tensor's Python attributes one by one takes ten times as long.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+#include "collectives/submission.h"
+
+namespace ringreduce {
+
+// `tensor_type`: torch.Tensor. Without the API no tensor is plain.
+void use_exchange_api(nanobind::type_object tensor_type);
+
+// Fills in where the tensor's numbers are, of which type and shape. False unless it is a torch.Tensor
+// (no subclass) on the CPU, contiguous, of real numbers, and without requires_grad.
+bool read_plain_tensor(nanobind::handle tensor, PlainAllreduce* plain);
+
+}  // namespace ringreduce

@@ -1,0 +1,77 @@
+// A small allreduce from the call to the result, without an Op: the caller posts its numbers, waits
+// for a moment with the engine to itself, and reads the sum. Where ranks outnumber cores every call
+// finds its caches cold, so what counts is how little memory it touches.
+//
+// What takes longer, or turns out to be a disagreement, becomes an operation like any other.
+#include "common/clock.h"
+#include "engine/engine.h"
+
+namespace ringreduce {
+
+bool ProcessSet::quiet() const { return topology().host_count() == 1 && idle() && deferred_.empty(); }
+
+Status ProcessSet::post(const PlainAllreduce& plain, bool* posted, uint32_t* entry) {
+  Post post;
+  post.key = unnamed_key(unnamed_);
+  post.signature = signature(plain);
+  post.bytes = post.inline_bytes = plain.bytes;
+  post.inlined = true;
+  post.inline_data = plain.data;
+  post.dtype = plain.dtype;
+  post.reduction = plain.reduction();
+  post.scale = plain.scale(topology().size);
+  return table_.post(post, false, posted, entry);
+}
+
+// Nothing else of this rank is in flight, so the next decision is about this operation.
+Status ProcessSet::take_inline(const PlainAllreduce& plain, uint32_t entry, bool* done) {
+  const Decision* decision = table_.decision(position_);
+  *done = decision && decision->entry == entry && decision->verdict == Verdict::kInline;
+  if (!*done) return Status::ok();
+  copy(plain.data, table_.result(entry), plain.bytes);
+  ++position_;
+  ++unnamed_;
+  return table_.release(entry);
+}
+
+OpRef ProcessSet::adopt(const PlainAllreduce& plain, bool posted, uint32_t entry) {
+  auto op = std::make_shared<Op>();
+  op->submission = plain.submission();
+  enlist(op);
+  op->posted = posted;
+  op->entry = entry;
+  if (posted) by_entry_[entry] = op;
+  else deferred_.push_back(op);
+  return op;
+}
+
+// As long as pause() would spin or yield before it sleeps.
+void Engine::linger(const ProcessSet& set) const {
+  for (int i = 0; config_.oversubscribed && i < kYields && !set.decided(); ++i) std::this_thread::yield();
+  if (config_.oversubscribed || set.decided()) return;
+  const int64_t end = now_ns() + to_ns(config_.settings.spin_us * 1e-6);
+  do {
+    for (int i = 0; i < 64 && !set.decided(); ++i) __builtin_ia32_pause();
+  } while (!set.decided() && now_ns() < end);
+}
+
+Status Engine::allreduce(int set_id, const PlainAllreduce& plain, OpRef* op) {
+  Lock lock(mutex_);
+  ProcessSet* set;
+  RR_TRY(find(set_id, &set));
+  if (plain.bytes > kInlineBytes || !set->quiet()) {
+    lock.unlock();
+    return submit(set_id, plain.submission(), false, op);
+  }
+  bool posted = false, done = false;
+  uint32_t entry = 0;
+  RR_TRY(set->post(plain, &posted, &entry));
+  if (posted) {
+    linger(*set);
+    RR_TRY(set->take_inline(plain, entry, &done));
+  }
+  if (!done) *op = set->adopt(plain, posted, entry);
+  return Status::ok();
+}
+
+}  // namespace ringreduce
