@@ -151,7 +151,7 @@ void bind_submissions(nb::class_<PyEngine>& c) {
     raise_if(status);
     if (rest) wait_with_signals([&](double slice, bool* done) { return engine.wait(*rest, -1, slice, done); });
     return true;
-  }, "set_id"_a, "tensor"_a, "op"_a.none(), "prescale"_a, "postscale"_a);
+  }, "set_id"_a, "tensor"_a.none(), "op"_a.none(), "prescale"_a.none(), "postscale"_a.none());
   c.def("broadcast", [](PyEngine& self, int set_id, std::optional<std::string> name, size_t input, size_t output,
                         size_t count, nb::handle shape, int dtype, int root, int64_t stream, bool wake) {
     Submission s = make_submission(Kind::kBroadcast, name, dtype);

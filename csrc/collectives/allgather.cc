@@ -30,21 +30,22 @@ Allgather::Allgather(Channel* channel, const char* in, size_t bytes, Output* out
       output_(output),
       plan_(make_plan(topology_)),
       per_round_(plan_.size()),
-      steps_(per_round_),
-      first_(channel->stream.reserve(per_round_)),
+      headers_(output->counts.empty()),
+      steps_(headers_ * per_round_),
+      first_(channel->stream.reserve(steps_)),
       sends_(Stream::kSlots, std::vector<Request>(topology_.host_count())) {
-  output_->counts.assign(topology_.size, 0);
+  output_->counts.resize(topology_.size);
 }
 
-// Round 0 carries the size itself.
+// The header carries the size itself.
 Range Allgather::block(int rank, uint64_t round) const {
   if (rank < 0) return {};
-  if (round == 0) return {0, sizeof(int64_t)};
-  return chunk_range(output_->counts[rank], channel_->stream.chunk(), round - 1);
+  if (round < headers_) return {0, sizeof(int64_t)};
+  return chunk_range(output_->counts[rank], channel_->stream.chunk(), round - headers_);
 }
 
 const char* Allgather::source(uint64_t round) const {
-  return round == 0 ? reinterpret_cast<const char*>(&own_bytes_) : in_ + block(topology_.rank, round).begin;
+  return round < headers_ ? reinterpret_cast<const char*>(&own_bytes_) : in_ + block(topology_.rank, round).begin;
 }
 
 bool Allgather::done() const {
@@ -57,6 +58,7 @@ bool Allgather::done() const {
 }
 
 Status Allgather::advance(bool* moved) {
+  if (!headers_ && !header_done_) RR_TRY(finish_header());
   RR_TRY(drain(moved));
   RR_TRY(receive(moved));
   RR_TRY(stage(moved));
@@ -128,7 +130,7 @@ Status Allgather::drain(bool* moved) {
     const Range bytes = block(ranks[i], round);
     if (!bytes.bytes()) continue;
     const char* from = channel_->stream.slot(step, i);
-    if (round == 0) {
+    if (round < headers_) {
       std::memcpy(&output_->counts[ranks[i]], from, sizeof(int64_t));
     } else {
       if (ranks[i] == topology_.rank) from = in_ + bytes.begin;
@@ -138,7 +140,7 @@ Status Allgather::drain(bool* moved) {
   channel_->stream.drain_unsettled(step);
   ++drained_;
   *moved = true;
-  return drained_ == per_round_ && !header_done_ ? finish_header() : Status::ok();
+  return drained_ == steps_ && !header_done_ ? finish_header() : Status::ok();
 }
 
 Status Allgather::finish_header() {

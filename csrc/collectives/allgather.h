@@ -1,7 +1,7 @@
 // Allgather of blocks whose sizes may differ by rank.
 //
-// Rounds: a header round in which every rank publishes the size of its block, then one round a
-// chunk. A round is a few steps of the in-host channel: in the first, every local rank stages
+// Rounds: a header round in which every rank publishes the size of its block, unless all know the
+// sizes beforehand, then one round a chunk. A round is a few steps of the in-host channel: in the first, every local rank stages
 // its own chunk; in the others, the chunks of the other hosts, each received by one local rank
 // straight into its slot. In every step, all copy all staged chunks out.
 //
@@ -20,6 +20,7 @@ namespace ringreduce {
 
 class Allgather : public Machine {
  public:
+  // Sizes that are known stand in output->counts; else it is empty.
   Allgather(Channel* channel, const char* in, size_t bytes, Output* output);
 
   Status advance(bool* moved) override;
@@ -47,6 +48,7 @@ class Allgather : public Machine {
   Output* output_;
   Plan plan_;
   uint64_t per_round_;       // steps of a round
+  uint64_t headers_;         // rounds before the data, 0 or 1
   uint64_t steps_, first_;   // known so far: the header round, later all
   bool header_done_ = false;
   bool past_caches_ = false;  // a result that no cache holds is written without reading it first

@@ -14,7 +14,9 @@
 // nothing to do and may sleep.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <deque>
 #include <string>
 #include <unordered_map>
@@ -35,6 +37,13 @@ struct Record {
   uint32_t group = 0;         // kDecide: decisions fused from here on. kGone: the world rank
   uint32_t inline_bytes = 0;
   char data[kInlineBytes];
+
+  Record() = default;
+  Record(const Record& other) { *this = other; }
+  Record& operator=(const Record& other) {  // most carry little or nothing
+    std::memcpy(static_cast<void*>(this), &other, offsetof(Record, data) + other.inline_bytes);
+    return *this;
+  }
 };
 
 class HostTree {

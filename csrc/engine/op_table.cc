@@ -33,8 +33,7 @@ OpTable::OpTable(char* memory, int local_size, int local, Bell* bell)
   entries_ = reinterpret_cast<Entry*>(take(kMaxPending * sizeof(Entry)));
   log_ = reinterpret_cast<Decision*>(take(kMaxPending * sizeof(Decision)));
   complete_ = reinterpret_cast<uint32_t*>(take(kMaxPending * sizeof(uint32_t)));
-  payloads_ = take(kMaxPending * kInlineBytes * locals_);
-  results_ = take(kMaxPending * kInlineBytes);
+  data_ = take(kMaxPending * kInlineBytes * (locals_ + size_t{1}));
 }
 
 uint32_t OpTable::find(const Key& key) const {
@@ -85,8 +84,9 @@ Status OpTable::post(const Post& post, bool to_leader, bool* posted, uint32_t* i
     *index = at - 1;
     Entry& entry = entries_[*index];
     if (entry.signature != post.signature) entry.mismatch = true;
+    if (!post.inlined) entry.inlined = false;
     entry.arrived_mask[local_ / 64] |= uint64_t{1} << local_ % 64;
-    if (post.inline_bytes) std::memcpy(payload(*index, local_), post.inline_data, post.inline_bytes);
+    if (post.inline_bytes) std::memcpy(slot(*index, local_, post.slot_bytes), post.inline_data, post.inline_bytes);
     last = ++entry.arrived == static_cast<uint32_t>(locals_);
     if (last) complete(*index, post, to_leader);
   }
@@ -101,7 +101,7 @@ void OpTable::complete(uint32_t index, const Post& post, bool to_leader) {
   Entry& entry = entries_[index];
   unlink(index);
   const bool inlined = entry.inlined && !entry.mismatch;
-  if (inlined && entry.inline_bytes) reduce_inline(index, post);
+  if (inlined && post.reduced) reduce_inline(index, post);
   if (to_leader) {
     const uint64_t size = header_->complete_size.load(std::memory_order_relaxed);
     complete_[size % kMaxPending] = index;
@@ -113,7 +113,7 @@ void OpTable::complete(uint32_t index, const Post& post, bool to_leader) {
 
 void OpTable::reduce_inline(uint32_t index, const Post& post) {
   const void* sources[kMaxLocal];
-  for (int i = 0; i < locals_; ++i) sources[i] = payload(index, i);
+  for (int i = 0; i < locals_; ++i) sources[i] = slot(index, i, post.slot_bytes);
   void* dst[] = {result(index)};
   reduce(post.dtype, post.reduction,
          {dst, 1, sources, locals_, post.inline_bytes / info(post.dtype).size, post.scale});

@@ -10,8 +10,9 @@
 //   rank 1  post B ----------- post A (last: appends A)        log: B A
 //
 // There is no decider to wait for and no rank that sends N messages: whoever is last decides.
-// An operation of at most kInlineBytes carries its data in the entry; the last rank reduces
-// it and the log says so: one meeting, no further step.
+// An operation of at most kInlineBytes carries its data in the entry. An allreduce is reduced by
+// the last rank, and the log says so; of an allgather every rank reads all parts. One meeting, no
+// further step. A larger allgather has the sizes of its parts there.
 #pragma once
 
 #include <atomic>
@@ -28,7 +29,7 @@ namespace ringreduce {
 
 constexpr int kMaxLocal = 256;          // ranks of a process set on one host
 constexpr uint32_t kMaxPending = 8192;  // operations in flight in a set on one host
-constexpr size_t kInlineBytes = 256;
+constexpr size_t kInlineBytes = 4096;
 
 enum class Verdict : uint32_t { kRun, kInline, kMismatch };
 
@@ -38,9 +39,11 @@ struct Post {
   uint64_t signature = 0;
   uint64_t fuse = 0;    // operations with the same nonzero value may be fused
   uint64_t bytes = 0;   // for the fusion limit
-  bool inlined = false;
-  size_t inline_bytes = 0;
+  bool inlined = false;         // its data travel along; else perhaps their size
+  size_t inline_bytes = 0;      // of this rank
   const void* inline_data = nullptr;
+  size_t slot_bytes = 0;        // between the ranks' inline data, the same on all ranks
+  bool reduced = false;         // into result(), of inline data; what follows says how
   DType dtype = DType::kUint8;
   Reduction reduction = Reduction::kSum;
   Scale scale;          // for the reduction of inline data on this host
@@ -87,14 +90,16 @@ class OpTable {
   Status append(uint32_t entry, Verdict verdict, uint32_t group);
 
   Entry& entry(uint32_t index) const { return entries_[index]; }
-  char* result(uint32_t index) const { return results_ + index * kInlineBytes; }
+  // An entry's room for data: the result, then the ranks' slots. Close together, since the system
+  // gives memory by pages.
+  char* result(uint32_t index) const { return data_ + index * kInlineBytes * (locals_ + size_t{1}); }
+  char* slot(uint32_t index, int local, size_t slot_bytes) const { return result(index) + slot_bytes * (size_t{1} + local); }
   // Takes this rank's submission back; false in *withdrawn if all local ranks have posted.
   Status withdraw(uint32_t entry, bool* withdrawn);
   Status who_posted(uint32_t entry, std::vector<bool>* local);
 
  private:
   struct Header;
-  char* payload(uint32_t entry, int local) const { return payloads_ + (size_t{entry} * locals_ + local) * kInlineBytes; }
   uint32_t find(const Key& key) const;
   uint32_t allocate(const Post& post);
   void unlink(uint32_t entry);
@@ -107,8 +112,7 @@ class OpTable {
   Entry* entries_ = nullptr;
   Decision* log_ = nullptr;
   uint32_t* complete_ = nullptr;
-  char* payloads_ = nullptr;
-  char* results_ = nullptr;
+  char* data_ = nullptr;
   int locals_ = 1, local_ = 0;
   uint64_t taken_complete_ = 0;
   Bell* bell_ = nullptr;

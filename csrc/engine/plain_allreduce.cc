@@ -15,8 +15,9 @@ Status ProcessSet::post(const PlainAllreduce& plain, bool* posted, uint32_t* ent
   post.key = unnamed_key(unnamed_);
   post.signature = signature(plain);
   post.bytes = post.inline_bytes = plain.bytes;
-  post.inlined = true;
+  post.inlined = post.reduced = true;
   post.inline_data = plain.data;
+  post.slot_bytes = round_up(plain.bytes, kLine);
   post.dtype = plain.dtype;
   post.reduction = plain.reduction();
   post.scale = plain.scale(topology().size);

@@ -1,6 +1,7 @@
 #include "engine/process_set.h"
 
 #include <algorithm>
+#include <cstring>
 #include <map>
 
 #include "collectives/allgather.h"
@@ -32,6 +33,10 @@ bool inlined(const Submission& s) {
   if (s.on_gpu) return false;
   return s.kind == Kind::kBarrier || (s.kind == Kind::kAllreduce && s.bytes() <= kInlineBytes);
 }
+
+// Allgather: what a rank puts into the table is its size, then its data if they fit.
+constexpr size_t kSize = sizeof(int64_t);
+bool fits(size_t bytes) { return bytes <= kInlineBytes - kSize; }
 
 std::string list(const std::vector<int>& ranks) {
   std::string text = ranks.size() == 1 ? "rank " : "ranks ";
@@ -99,10 +104,19 @@ Status ProcessSet::post(const OpRef& op, bool* posted) {
   post.scale = s.scale(topology().size);
   if (topology().host_count() > 1) post.scale.post = 1.0;  // applied by the root of the tree
   char data[kInlineBytes];
-  if (post.inlined && post.bytes) {
+  post.inline_data = data;
+  if (sized(s)) {
+    post.inlined = fits(post.bytes);
+    post.slot_bytes = kInlineBytes;
+    post.inline_bytes = kSize + (post.inlined ? post.bytes : 0);
+    const int64_t bytes = static_cast<int64_t>(post.bytes);
+    std::memcpy(data, &bytes, kSize);
+    if (post.inlined) std::memcpy(data + kSize, s.pieces[0].in, post.bytes);
+  } else if (post.inlined && post.bytes) {
     Pieces(s.pieces).gather(0, post.bytes, data);
-    post.inline_data = data;
     post.inline_bytes = post.bytes;
+    post.slot_bytes = round_up(post.bytes, kLine);
+    post.reduced = true;
   } else if (s.kind == Kind::kAllreduce && post.bytes <= std::min(kFuseBytes, config_.fusion_bytes)) {
     Hasher fuse;
     fuse.add(static_cast<uint64_t>(s.dtype)).add(s.op).add(s.on_gpu);
@@ -114,6 +128,25 @@ Status ProcessSet::post(const OpRef& op, bool* posted) {
     op->posted = true;
     by_entry_[op->entry] = op;
   }
+  return Status::ok();
+}
+
+// On one host the ranks' sizes come with the decision.
+bool ProcessSet::sized(const Submission& s) const {
+  return s.kind == Kind::kAllgather && !s.on_gpu && topology().host_count() == 1;
+}
+
+void ProcessSet::read_sizes(uint32_t entry, Output* output) const {
+  output->counts.resize(topology().size);
+  for (int i = 0; i < topology().size; ++i) std::memcpy(&output->counts[i], table_.slot(entry, i, kInlineBytes), kSize);
+}
+
+Status ProcessSet::gather_inline(uint32_t entry, Output* output) const {
+  read_sizes(entry, output);
+  RR_TRY(output->allocate());
+  char* to = output->data.get();
+  for (int i = 0; i < topology().size; to += output->counts[i++])
+    if (output->counts[i]) std::memcpy(to, table_.slot(entry, i, kInlineBytes) + kSize, output->counts[i]);
   return Status::ok();
 }
 
@@ -203,7 +236,8 @@ Status ProcessSet::take_decision(bool* moved) {
   ++position_;
   if (decision->verdict == Verdict::kInline) {
     const size_t bytes = op->submission.bytes();
-    if (bytes) Pieces(op->submission.pieces).scatter(0, bytes, table_.result(entry), false);
+    if (sized(op->submission)) RR_TRY(gather_inline(entry, &op->output));
+    else if (bytes) Pieces(op->submission.pieces).scatter(0, bytes, table_.result(entry), false);
     RR_TRY(table_.release(entry));
     finish(op, Status::ok());
     return Status::ok();
@@ -223,7 +257,9 @@ Status ProcessSet::start_group() {
   for (uint32_t i = 0; i < count; ++i, ++position_) {
     const uint32_t entry = table_.decision(position_)->entry;
     running_.emplace_back();
-    RR_TRY(take(entry, &running_.back()));
+    OpRef& op = running_.back();
+    RR_TRY(take(entry, &op));
+    if (sized(op->submission)) read_sizes(entry, &op->output);
     RR_TRY(table_.release(entry));
   }
   if (running_[0]->submission.kind == Kind::kSplit) {

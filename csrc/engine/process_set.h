@@ -86,6 +86,9 @@ class ProcessSet {
   Status start_group();
   void start_description(const OpRef& op);
   Status take(uint32_t entry, OpRef* op);
+  bool sized(const Submission& submission) const;
+  void read_sizes(uint32_t entry, Output* output) const;
+  Status gather_inline(uint32_t entry, Output* output) const;
   void finish(const OpRef& op, Status status);
   void finish_group();
   Status mismatch() const;

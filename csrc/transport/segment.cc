@@ -94,7 +94,7 @@ Status Segment::open(const std::string& path, size_t bytes, std::shared_ptr<Segm
 }
 
 std::shared_ptr<Segment> Segment::in_process(size_t bytes) {
-  void* address = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  void* address = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (address == MAP_FAILED) return nullptr;
   std::shared_ptr<Segment> segment(new Segment);
   segment->data_ = static_cast<char*>(address);

@@ -62,9 +62,9 @@ class Job:
         return self.machines.count(self.machines[self.rank])
 
     @property
-    def ranks_a_core(self) -> float:
-        """How many share a core of this machine, at least 1."""
-        return max(1.0, self.on_this_machine / len(os.sched_getaffinity(0)))
+    def crowded(self) -> bool:
+        """Whether ranks outnumber the cores of this machine, and wait for each other's time slices."""
+        return self.on_this_machine > len(os.sched_getaffinity(0))
 
     def barrier(self) -> None:
         self.comm.Barrier()

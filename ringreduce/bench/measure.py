@@ -20,8 +20,10 @@ from typing import Any
 
 from ringreduce.bench.job import Job
 
-BATCH_SECONDS = 1e-3  # aim of a batch, where ranks have a core each: long beside what a barrier and a clock add
-LARGEST_BATCH = 100
+# Aim of a batch, and the most calls in it: long beside what a barrier and a clock add.
+BATCH = (1e-3, 100)
+# Where ranks share cores they leave a barrier with a scheduler's time slices between them, some ms each.
+CROWDED_BATCH = (50e-3, 1000)
 FEWEST_ROUNDS = 5
 
 
@@ -101,15 +103,14 @@ def _sample(job: Job, one: Contender, batch: int) -> tuple[float, float]:
 def _batch(job: Job, one: Contender) -> int:
     """Calls in a sample, the same on all ranks.
 
-    Ranks that share a core leave the barrier one after the other, so their batches are longer.
-    What a call takes is seen in a batch only: alone it is short beside the barrier.
+    What a call takes is seen in a batch: alone it is short beside the barrier.
     """
-    aim, batch = BATCH_SECONDS * job.ranks_a_core, 1
-    while batch < LARGEST_BATCH:
+    (aim, most), batch = CROWDED_BATCH if job.crowded else BATCH, 1
+    while batch < most:
         fastest = min(job.durations([_sample(job, one, batch) for _ in range(3)]))
         if fastest > aim / 2:
             break
-        batch = min(LARGEST_BATCH, max(2 * batch, int(batch * aim / fastest)))
+        batch = min(most, max(2 * batch, int(batch * aim / fastest)))
     return batch
 
 

@@ -66,6 +66,15 @@ def test_rows_without_elements_are_counted(rank, size):
     assert_same(result, torch.empty(size * (size + 1) // 2, 0), "empty rows")
 
 
+@pytest.mark.parametrize("bytes_of", [4087, 4088, 4089], ids=["below", "at", "above"])
+def test_around_the_limit_of_inline_data(rank, size, bytes_of):
+    """Up to 4088 bytes travel with the submission, if all ranks' do; sizes always do, on one host."""
+    for rows in (lambda rank, size: bytes_of, lambda rank, size: bytes_of if rank == size - 1 else rank):
+        for _ in range(3):  # entries of the table are used again
+            mine = make(rank, (rows(rank, size),), torch.uint8)
+            assert_same(rr.allgather(mine), gathered(size, rows, (), torch.uint8), f"{mine.numel()} bytes")
+
+
 def test_not_contiguous(rank, size):
     mine = make(rank, (6, 8), torch.int32).t()[1::2]
     parts = [make(other, (6, 8), torch.int32).t()[1::2] for other in range(size)]

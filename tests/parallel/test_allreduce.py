@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 from oracle import (
@@ -100,6 +102,42 @@ def test_not_contiguous(rank, size, dtype):
         expected = make(rank, (40, 60), dtype)
         views(expected)[what].copy_(views(total)[what])
         assert_same(base, expected, f"{what} in place, and what lies around it")
+
+
+def test_lazily_negated_and_conjugated(rank, size):
+    """Memory does not hold what such a tensor says: the result must, in place as well."""
+    for numel in (1, 7):
+        numbers = torch.full((numel,), rank + 1.0)
+        expected = torch.full((numel,), -size * (size + 1) / 2)
+        for tensor in (torch._neg_view(numbers), torch.complex(numbers, numbers).conj().imag):
+            assert tensor.is_neg()
+            assert rr.allreduce_(tensor, op=rr.Sum) is tensor
+            assert_same(tensor, expected, f"{numel} numbers")
+
+
+@pytest.mark.parametrize("numel", [1, 1024, 1025], ids=str)  # 1024: the most that travels inline
+def test_forms_of_a_call_meet(rank, size, numel):
+    """In place and not, waited for and not, early and late: unnamed calls match by their order."""
+    expected = reduced(range(size), numel, torch.float32, rr.Sum)
+    for turn in range(8):
+        tensor = make(rank, numel, torch.float32)
+        if (turn + rank) % 4 == 0:
+            time.sleep(0.02)  # longer than the others linger
+        if (turn + rank) % 3 == 0:
+            result = rr.synchronize(rr.allreduce_async_(tensor, op=rr.Sum))
+        elif (turn + rank) % 3 == 1:
+            result = rr.allreduce(tensor, op=rr.Sum)
+        else:
+            result = rr.allreduce_(tensor, op=rr.Sum)
+        assert_same(result, expected, f"turn {turn}")
+
+
+def test_in_place_while_others_are_in_flight(rank, size):
+    expected = reduced(range(size), 5, torch.float32, rr.Sum)
+    handles = [rr.allreduce_async(make(rank, 5, torch.float32), name=f"early {i}", op=rr.Sum) for i in range(3)]
+    assert_same(rr.allreduce_(make(rank, 5, torch.float32), op=rr.Sum), expected, "in place")
+    for handle in reversed(handles):
+        assert_same(rr.synchronize(handle), expected, "in flight before")
 
 
 @pytest.mark.parametrize("dtype", [*INTEGERS, *FLOATS, *COMPLEX], ids=short)

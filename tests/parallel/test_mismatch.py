@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable
 
 import pytest
@@ -185,6 +186,18 @@ def test_asynchronous_and_others_in_flight(rank, size):
     assert_same(rr.synchronize(before), reduced(range(size), 2_003, F32, rr.Sum), "before")
     again = rr.allreduce(ones(3), name="bad", op=rr.Sum)
     assert again.tolist() == [float(size)] * 3
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["at once", "late"])
+def test_in_place(rank, size, late):
+    """The short way of small allreduces in place, too."""
+    if size == 1:
+        pytest.skip("one rank agrees with itself")
+    if late and rank == 0:
+        time.sleep(0.05)
+    message = outcome(lambda _name: rr.allreduce_(ones(3, dtype=F64 if rank == size - 1 else F32)), None)
+    assert_told(message, size - 1, None, ("float64", "float32"))
+    assert_still_works(rank, size)
 
 
 def test_in_a_process_set(rank, size):
