@@ -190,7 +190,9 @@ Status HostTree::flush(Link& link, bool* moved) {
     std::memcpy(link.out.data() + at + kFixed, record.data, record.inline_bytes);
   }
   *moved = true;
-  return channel_.net->isend(link.peer, channel_.tag(link.send_tag), link.out.data(), link.out.size(), &link.send);
+  RR_TRY(channel_.net->isend(link.peer, channel_.tag(link.send_tag), link.out.data(), link.out.size(), &link.send));
+  // A short message is usually gone by now; one that is not keeps the background thread awake.
+  return channel_.net->test(&link.send, &sent);
 }
 
 bool HostTree::next(Decided* decided) {

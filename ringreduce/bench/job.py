@@ -62,9 +62,9 @@ class Job:
         return self.machines.count(self.machines[self.rank])
 
     @property
-    def crowded(self) -> bool:
-        """Whether ranks outnumber the cores of this machine, and wait for each other's time slices."""
-        return self.on_this_machine > len(os.sched_getaffinity(0))
+    def scattered(self) -> bool:
+        """Whether ranks leave a barrier far apart: they share cores, or are on several machines."""
+        return self.on_this_machine < self.size or self.size > len(os.sched_getaffinity(0))
 
     def barrier(self) -> None:
         self.comm.Barrier()

@@ -22,8 +22,8 @@ from ringreduce.bench.job import Job
 
 # Aim of a batch, and the most calls in it: long beside what a barrier and a clock add.
 BATCH = (1e-3, 100)
-# Where ranks share cores they leave a barrier with a scheduler's time slices between them, some ms each.
-CROWDED_BATCH = (50e-3, 1000)
+# The same where ranks leave the barrier with a scheduler's time slices between them, some ms each.
+SCATTERED_BATCH = (50e-3, 1000)
 FEWEST_ROUNDS = 5
 
 
@@ -105,7 +105,7 @@ def _batch(job: Job, one: Contender) -> int:
 
     What a call takes is seen in a batch: alone it is short beside the barrier.
     """
-    (aim, most), batch = CROWDED_BATCH if job.crowded else BATCH, 1
+    (aim, most), batch = SCATTERED_BATCH if job.scattered else BATCH, 1
     while batch < most:
         fastest = min(job.durations([_sample(job, one, batch) for _ in range(3)]))
         if fastest > aim / 2:

@@ -103,7 +103,7 @@ def test_models_have_the_size_they_are_known_by(name, millions):
 class OneRank:
     """Stands for a Job of one rank; notes when a sample begins."""
 
-    crowded = False
+    scattered = False
 
     def __init__(self, log):
         self.log = log
@@ -149,9 +149,9 @@ def test_a_small_budget_leaves_a_few_rounds():
 class Clockwork(OneRank):
     """A call takes 70 us, whatever the time."""
 
-    def __init__(self, crowded=False):
+    def __init__(self, scattered=False):
         super().__init__([])
-        self.crowded, self.calls = crowded, 0
+        self.scattered, self.calls = scattered, 0
 
     def contender(self):
         return Contender("a", lambda value: None, self.call)
@@ -171,9 +171,9 @@ def test_a_sample_is_divided_by_its_calls():
     assert timings["a"].median == pytest.approx(7e-5)
 
 
-@pytest.mark.parametrize(("crowded", "batch"), [(False, 14), (True, 714)])  # what fits in 1 ms and in 50 ms
-def test_ranks_that_share_cores_call_more_often(crowded, batch):
-    job = Clockwork(crowded)
+@pytest.mark.parametrize(("scattered", "batch"), [(False, 14), (True, 714)])  # what fits in 1 ms and in 50 ms
+def test_ranks_that_leave_a_barrier_far_apart_call_more_often(scattered, batch):
+    job = Clockwork(scattered)
     assert measure.alternate(job, [job.contender()], Effort(1, 60, batched=True))["a"].batch == batch
 
 
