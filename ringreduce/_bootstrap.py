@@ -88,7 +88,7 @@ def _meet(comm: Any) -> _context.Context:
     _check_settings(everyone)
     host_of = _number_hosts(everyone)
     local = [r for r in range(size) if host_of[r] == host_of[rank]]
-    shared = _segments.share(Engine.segment_bytes(len(local), max(host_of) + 1), rank, range(size), host_of, exchange)
+    shared = _segments.share(Engine.segment_bytes(host_of, host_of[rank]), rank, range(size), host_of, exchange)
     # Ranks that cannot reach each other's /proc do not know each other's pids either.
     pids = [everyone[r].pid for r in local] if shared.kind == "memfd" else []
     assert shared.segment is not None

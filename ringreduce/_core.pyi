@@ -85,7 +85,7 @@ class Engine:
         rank: int,
         size: int,
         host_of: list[int],  # world rank -> host index 0..H-1, numbered by first appearance
-        segment: Segment,  # the world set's segment of this host, nbytes = segment_bytes(local_size, host_count)
+        segment: Segment,  # the world set's segment of this host, nbytes = segment_bytes(host_of, host)
         mpi_comm: int,  # mpi4py.MPI._addressof(duplicated communicator); 0 where size == 1 or one host only
         oversubscribed: bool,  # more ranks than cores on some host: never spin
         peer_pids: list[int],  # pid of every local rank in local order, [] where unknown
@@ -95,7 +95,7 @@ class Engine:
 
     # Process sets. Set 0 is the world and exists already. Every member calls add_set.
     @staticmethod
-    def segment_bytes(local_size: int, host_count: int) -> int: ...  # of the set: its ranks on this host, its hosts
+    def segment_bytes(host_of: list[int], host: int) -> int: ...  # of a set: the host of each of its ranks; this host
     def add_set(self, set_id: int, ranks: list[int], segment: Segment) -> None: ...
     def remove_set(self, set_id: int) -> None: ...
 

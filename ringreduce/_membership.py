@@ -32,10 +32,9 @@ def add_process_set(process_set: ProcessSet | Iterable[int] | Any) -> ProcessSet
     ranks = _requested_ranks(context, process_set)
     _agree(context, "add", ranks)
     set_id = next(i for i in range(1, len(context.sets) + 2) if i not in context.sets)
-    local = [r for r in ranks if context.host_of[r] == context.host_of[context.rank]]
-    hosts = {context.host_of[r] for r in ranks}
+    nbytes = Engine.segment_bytes([context.host_of[r] for r in ranks], context.host_of[context.rank])
     shared = _segments.share(
-        Engine.segment_bytes(max(1, len(local)), len(hosts)), context.rank, ranks, context.host_of,
+        nbytes, context.rank, ranks, context.host_of,
         lambda item: allgather_object(item, name=_EXCHANGE),
     )  # fmt: skip
     member = shared.segment is not None

@@ -10,6 +10,10 @@
 
 #include <pthread.h>
 
+#include <algorithm>
+#include <climits>
+#include <map>
+
 #include "bindings/support.h"
 #include "bindings/tensor.h"
 #include "common/log.h"
@@ -220,9 +224,14 @@ void bind_engine(nb::module_& m) {
     nb::gil_scoped_release release;
     engine.close(timeout);
   }, "timeout"_a);
-  c.def_static("segment_bytes", [](int local_size, int host_count) {
-    return ProcessSet::segment_bytes(local_size, settings().chunk(host_count));
-  }, "local_size"_a, "host_count"_a);
+  c.def_static("segment_bytes", [](const std::vector<int>& host_of, int host) {
+    std::map<int, int> ranks_on;
+    for (int at : host_of) ++ranks_on[at];
+    int rails = INT_MAX;
+    for (const auto& [at, ranks] : ranks_on) rails = std::min(rails, ranks);
+    const size_t chunk = settings().chunk(static_cast<int>(ranks_on.size()), rails);
+    return ProcessSet::segment_bytes(std::max(1, ranks_on[host]), chunk);
+  }, "host_of"_a, "host"_a);
   c.def("add_set", [](PyEngine& self, int set_id, const std::vector<int>& ranks, std::shared_ptr<Segment> segment) {
     raise_if(self.get().add_set(set_id, ranks, std::move(segment)));
   }, "set_id"_a, "ranks"_a, "segment"_a);

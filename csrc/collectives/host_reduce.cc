@@ -1,7 +1,5 @@
 #include "collectives/host_reduce.h"
 
-#include "kernels/kernels.h"
-
 namespace ringreduce {
 
 void HostReduce::start(const Channel& channel, int tag, const HostBuffer& buffer) {
@@ -10,13 +8,13 @@ void HostReduce::start(const Channel& channel, int tag, const HostBuffer& buffer
   tag_ = tag;
   rail_ = channel.topology->local();
   host_ = channel.topology->host();
-  hosts_ = channel.topology->host_count();
+  if (buffer.bytes > kDoublingBytes) return ring_.start(channel, tag, buffer);
   busy_ = buffer.bytes > 0;
   started_ = false;
   if (!busy_) return;
-  if (buffer.bytes > kDoublingBytes) return enter(Phase::kRing);
-  for (power_ = 1; power_ * 2 <= hosts_;) power_ *= 2;
-  extra_ = hosts_ - power_;
+  const int hosts = channel.topology->host_count();
+  for (power_ = 1; power_ * 2 <= hosts;) power_ *= 2;
+  extra_ = hosts - power_;
   // Hosts 0..2*extra_-1 pair up: the odd one folds into the even one and sits out.
   const bool paired = host_ < 2 * extra_;
   virtual_ = paired ? (host_ % 2 ? -1 : host_ / 2) : host_ - extra_;
@@ -30,6 +28,7 @@ void HostReduce::enter(Phase phase) {
 }
 
 Status HostReduce::advance(bool* moved) {
+  RR_TRY(ring_.advance(moved));
   while (busy_) {
     if (!started_) {
       RR_TRY(begin_step());
@@ -54,18 +53,9 @@ Status HostReduce::exchange(int send_to, const char* out, size_t out_bytes, int 
   return Status::ok();
 }
 
-// Hosts combine in a fixed order, so that both sides of an exchange compute the same bits.
-void HostReduce::combine(char* into, const char* mine, const char* theirs, bool mine_first,
-                         size_t bytes, bool last) {
-  void* dst[] = {into};
-  const void* src[] = {mine_first ? mine : theirs, mine_first ? theirs : mine};
-  ReduceArgs args{dst, 1, src, 2, bytes / info(buffer_.dtype).size, {1.0, last ? buffer_.post : 1.0}};
-  reduce(buffer_.dtype, buffer_.reduction, args);
-}
-
 Status HostReduce::begin_step() {
   const size_t bytes = buffer_.bytes;
-  if (phase_ != Phase::kRing && incoming_.size() < bytes) incoming_.resize(kDoublingBytes);
+  if (incoming_.size() < bytes) incoming_.resize(kDoublingBytes);
   switch (phase_) {
     case Phase::kFoldIn:
       return host_ % 2 ? exchange(peer(host_ - 1), buffer_.data, bytes, 0, nullptr, 0)
@@ -77,18 +67,6 @@ Status HostReduce::begin_step() {
     case Phase::kFoldOut:
       return host_ % 2 ? exchange(0, nullptr, 0, peer(host_ - 1), buffer_.data, bytes)
                        : exchange(peer(host_ + 1), buffer_.data, bytes, 0, nullptr, 0);
-    case Phase::kRing: {
-      // Steps 0..H-2 reduce-scatter: send part host-step, receive the part before it. Steps
-      // H-1..2H-3 allgather: the same, one part further on.
-      const bool gather = step_ >= hosts_ - 1;
-      const int shift = gather ? step_ - (hosts_ - 1) - 1 : step_;
-      const Range out = slice(bytes, hosts_, (host_ - shift + 2 * hosts_) % hosts_);
-      const Range in = slice(bytes, hosts_, (host_ - shift - 1 + 2 * hosts_) % hosts_);
-      if (!gather && incoming_.size() < in.bytes()) incoming_.resize(in.bytes());
-      return exchange(peer((host_ + 1) % hosts_), buffer_.data + out.begin, out.bytes(),
-                      peer((host_ + hosts_ - 1) % hosts_),
-                      gather ? buffer_.data + in.begin : incoming_.data(), in.bytes());
-    }
     case Phase::kFinished: break;
   }
   return Status::ok();
@@ -100,25 +78,17 @@ Status HostReduce::finish_step() {
   switch (phase_) {
     case Phase::kFoldIn:
       if (host_ % 2) return enter(Phase::kFoldOut), Status::ok();
-      combine(buffer_.data, buffer_.data, incoming_.data(), true, bytes, false);
+      buffer_.combine(buffer_.data, buffer_.data, incoming_.data(), true, bytes, false);
       enter(Phase::kExchange);
       break;
     case Phase::kExchange:
       last = (2 << step_) >= power_;
-      combine(buffer_.data, buffer_.data, incoming_.data(), !(virtual_ & (1 << step_)), bytes, last);
+      buffer_.combine(buffer_.data, buffer_.data, incoming_.data(), !(virtual_ & (1 << step_)), bytes, last);
       ++step_;
       if (last) enter(host_ < 2 * extra_ ? Phase::kFoldOut : Phase::kFinished);
       break;
     case Phase::kFoldOut:
       enter(Phase::kFinished);
-      break;
-    case Phase::kRing:
-      if (step_ < hosts_ - 1) {
-        const Range in = slice(bytes, hosts_, (host_ - step_ - 1 + 2 * hosts_) % hosts_);
-        char* mine = buffer_.data + in.begin;
-        combine(mine, mine, incoming_.data(), false, in.bytes(), step_ == hosts_ - 2);
-      }
-      if (++step_ == 2 * (hosts_ - 1)) enter(Phase::kFinished);
       break;
     case Phase::kFinished: break;
   }

@@ -2,8 +2,8 @@
 // holds its host's partial result and ends with the final one, the same bits everywhere.
 //
 //   ring (Patarasu, Yuan: "Bandwidth optimal all-reduce algorithms for clusters of
-//   workstations", JPDC 2009): the buffer in H parts; H-1 steps reduce-scatter, H-1 steps
-//   allgather; each host sends 2(H-1)/H of the bytes, the least possible.
+//   workstations", JPDC 2009), host_ring.h: each host sends 2(H-1)/H of the bytes, the least
+//   possible.
 //
 //   recursive doubling (Thakur, Rabenseifner, Gropp: "Optimization of collective
 //   communication operations in MPICH", IJHPCA 2005) for small buffers: log2(H) exchanges of
@@ -12,18 +12,9 @@
 
 #include <vector>
 
-#include "collectives/machine.h"
-#include "common/dtype.h"
+#include "collectives/host_ring.h"
 
 namespace ringreduce {
-
-struct HostBuffer {
-  char* data = nullptr;
-  size_t bytes = 0;
-  DType dtype = DType::kFloat32;
-  Reduction reduction = Reduction::kSum;
-  double post = 1.0;
-};
 
 class HostReduce {
  public:
@@ -32,28 +23,28 @@ class HostReduce {
   // `tag`: of this machine alone while it is busy. The rail is this rank's local index.
   void start(const Channel& channel, int tag, const HostBuffer& buffer);
   Status advance(bool* moved);
-  bool busy() const { return busy_; }
+  bool busy() const { return busy_ || ring_.busy(); }
 
  private:
-  enum class Phase { kFoldIn, kExchange, kFoldOut, kRing, kFinished };
+  enum class Phase { kFoldIn, kExchange, kFoldOut, kFinished };
 
   void enter(Phase phase);
   Status begin_step();
   Status finish_step();
   Status exchange(int send_to, const char* out, size_t out_bytes, int receive_from, char* in, size_t in_bytes);
-  void combine(char* into, const char* mine, const char* theirs, bool mine_first, size_t bytes, bool last);
   int peer(int host) const { return channel_.world(channel_.topology->counterpart(host, rail_)); }
   int host_of_virtual(int v) const { return v < extra_ ? 2 * v : v + extra_; }
 
   Channel channel_;
   HostBuffer buffer_;
-  int tag_ = 0, rail_ = 0, host_ = 0, hosts_ = 1;
+  int tag_ = 0, rail_ = 0, host_ = 0;
   bool busy_ = false, started_ = false;
   Phase phase_ = Phase::kFinished;
   int step_ = 0;
   int power_ = 1, extra_ = 0, virtual_ = -1;  // doubling: 2^k hosts take part, extra_ fold in
   Request send_, receive_;
   std::vector<char> incoming_;
+  HostRing ring_;
 };
 
 }  // namespace ringreduce

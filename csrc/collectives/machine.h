@@ -2,6 +2,8 @@
 // advance() until done().
 #pragma once
 
+#include <cstdint>
+#include <memory>
 #include <string>
 
 #include "collectives/stream.h"
@@ -11,12 +13,27 @@
 
 namespace ringreduce {
 
+// Keeps the long messages of a channel in order: few at a time, the one that was ready first goes
+// first. MPI shares a link among all messages in flight, so many would all arrive at the end of a step,
+// and the next hosts, who need one of them to go on, would have nothing to send until then.
+class SendWindow {
+ public:
+  uint64_t take() { return taken_++; }
+  bool open(uint64_t ticket) const { return ticket < done_ + kMost; }
+  void done() { ++done_; }
+
+ private:
+  static constexpr uint64_t kMost = 2;  // while one is on its way, the next one's receiver is asked
+  uint64_t taken_ = 0, done_ = 0;
+};
+
 // What a machine runs over: the ranks, their in-host channel, and the net between hosts with
 // a range of tags of its own.
 struct Channel {
   const Topology* topology = nullptr;
   Stream stream;
   Net* net = nullptr;  // null where the set spans one host
+  std::shared_ptr<SendWindow> sends = std::make_shared<SendWindow>();
   int first_tag = 0;
 
   static constexpr int kTags = 40;  // tags per channel

@@ -22,8 +22,12 @@ struct Settings {
   std::string gpu_path;                   // RINGREDUCE_GPU_PATH: nccl|host, "" chooses
   bool nccl_multi_rank_gpu = false;       // NCCL_MULTI_RANK_GPU_ENABLE: NCCL lets two ranks use one GPU
   int tree_arity = 8;                     // RINGREDUCE_TREE_ARITY: children of a negotiation node
-  // A slot should stay in the caches; between hosts messages are a part of it, and should be long.
-  size_t chunk(int hosts) const { return chunk_bytes ? chunk_bytes : hosts > 1 ? 4 << 20 : 256 << 10; }
+  // A slot should stay in the caches. Between hosts messages are a part of it, for each of the `rails`
+  // that share it; they should be long, and a tensor still several chunks.
+  size_t chunk(int hosts, int rails) const {
+    if (chunk_bytes) return chunk_bytes;
+    return hosts == 1 ? 256 << 10 : rails <= 2 ? 2 << 20 : 4 << 20;
+  }
   int log_level = 1;                      // RINGREDUCE_LOG: 0 errors, 1 warnings, 2 info, 3 debug
 };
 

@@ -32,7 +32,7 @@ Status Engine::check(const EngineConfig& config) {
   if (locals > kMaxLocal)
     return {Code::kUnsupported, std::to_string(locals) + " ranks on one host; at most " + std::to_string(kMaxLocal) + " are supported"};
   const size_t least = kLine * config.size;
-  const size_t chunk = config.settings.chunk(1);  // the smallest of any set
+  const size_t chunk = config.settings.chunk(1, 1);  // the smallest of any set
   if (chunk < least)
     return {Code::kInvalid, "RINGREDUCE_CHUNK_BYTES is " + std::to_string(chunk) + "; " +
                                 std::to_string(config.size) + " ranks need at least " + std::to_string(least)};
@@ -49,7 +49,7 @@ Engine::Engine(EngineConfig config) : config_(std::move(config)) {
   set.topology = make_topology(config_.rank, world, config_.host_of);
   set.segment = config_.segment;
   set.net = config_.net.get();
-  set.chunk_bytes = config_.settings.chunk(set.topology.host_count());
+  set.chunk_bytes = config_.settings.chunk(set.topology.host_count(), set.topology.rails);
   set.fusion_bytes = config_.settings.fusion_bytes;
   set.tree_arity = config_.settings.tree_arity;
   sets_[0] = std::make_unique<ProcessSet>(set);
@@ -88,7 +88,7 @@ Status Engine::add_set(int id, const std::vector<int>& ranks, std::shared_ptr<Se
   set.net = config_.net.get();
   set.bell = bell_;
   set.channel = id;
-  set.chunk_bytes = config_.settings.chunk(set.topology.host_count());
+  set.chunk_bytes = config_.settings.chunk(set.topology.host_count(), set.topology.rails);
   set.fusion_bytes = config_.settings.fusion_bytes;
   set.tree_arity = config_.settings.tree_arity;
   sets_[id] = std::make_unique<ProcessSet>(set);

@@ -92,7 +92,8 @@ void Engine::pause(Lock& lock, Idle* idle, int64_t most_ns) {
   if (!moved && status.is_ok()) {
     // Between hosts: pauses that grow with the time nothing has come.
     int64_t sleep_ns = most_ns;
-    if (polling) sleep_ns = std::min(most_ns, std::clamp<int64_t>(idle_ns / 8, 50'000, kMillisecond));
+    const int64_t longest = config_.oversubscribed ? kMillisecond : kMillisecond / 5;
+    if (polling) sleep_ns = std::min(most_ns, std::clamp<int64_t>(idle_ns / 8, 50'000, longest));
     lock.unlock();
     bell_->sleep(ticket, sleep_ns);
     lock.lock();

@@ -64,8 +64,9 @@ TEST(defaults) {
   const Settings& s = with({});
   CHECK_EQ(settings_error(), "");
   CHECK_EQ(s.kernels, "");
-  CHECK_EQ(s.chunk(1), size_t{256} << 10);
-  CHECK_EQ(s.chunk(2), size_t{4} << 20);
+  CHECK_EQ(s.chunk(1, 4), size_t{256} << 10);
+  CHECK_EQ(s.chunk(2, 1), size_t{2} << 20);
+  CHECK_EQ(s.chunk(2, 3), size_t{4} << 20);
   CHECK_EQ(s.fusion_bytes, size_t{4} << 20);
   CHECK_EQ(s.timeout_s, 300);
   CHECK_EQ(s.stall_warning_s, 30);
