@@ -2,12 +2,17 @@
 // getenv. docs/tuning.md lists them for users.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <string>
 #include <utility>
 #include <vector>
 
 namespace ringreduce {
+
+// Of a ring between hosts. MPI sends what is below its eager limit (64 KiB for TCP) without asking the
+// receiver first, so the link does not wait for either side to look.
+constexpr size_t kMessageBytes = 32 << 10;
 
 struct Settings {
   std::string kernels;                    // RINGREDUCE_KERNELS: scalar|avx2|avx512, "" chooses
@@ -22,11 +27,11 @@ struct Settings {
   std::string gpu_path;                   // RINGREDUCE_GPU_PATH: nccl|host, "" chooses
   bool nccl_multi_rank_gpu = false;       // NCCL_MULTI_RANK_GPU_ENABLE: NCCL lets two ranks use one GPU
   int tree_arity = 8;                     // RINGREDUCE_TREE_ARITY: children of a negotiation node
-  // A slot should stay in the caches. Between hosts messages are a part of it, for each of the `rails`
-  // that share it; they should be long, and a tensor still several chunks.
+  // A slot should stay in the caches. Between hosts it is divided by the rails, and their parts by the
+  // hosts: the messages.
   size_t chunk(int hosts, int rails) const {
     if (chunk_bytes) return chunk_bytes;
-    return hosts == 1 ? 256 << 10 : rails <= 2 ? 2 << 20 : 4 << 20;
+    return hosts == 1 ? 256 << 10 : std::min<size_t>(kMessageBytes * hosts * rails, 8 << 20);
   }
   int log_level = 1;                      // RINGREDUCE_LOG: 0 errors, 1 warnings, 2 info, 3 debug
 };

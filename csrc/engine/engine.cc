@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <numeric>
 
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -26,13 +27,19 @@ std::string seconds(int64_t ns) {
 
 }  // namespace
 
+static Topology make_world(const EngineConfig& config) {
+  std::vector<int> ranks(config.size);
+  std::iota(ranks.begin(), ranks.end(), 0);
+  return make_topology(config.rank, ranks, config.host_of);
+}
+
 Status Engine::check(const EngineConfig& config) {
-  int locals = 0;
-  for (int host : config.host_of) locals += host == config.host_of[config.rank];
+  const Topology world = make_world(config);
+  const int locals = world.local_size();
   if (locals > kMaxLocal)
     return {Code::kUnsupported, std::to_string(locals) + " ranks on one host; at most " + std::to_string(kMaxLocal) + " are supported"};
   const size_t least = kLine * config.size;
-  const size_t chunk = config.settings.chunk(1, 1);  // the smallest of any set
+  const size_t chunk = config.settings.chunk(world.host_count(), world.rails);
   if (chunk < least)
     return {Code::kInvalid, "RINGREDUCE_CHUNK_BYTES is " + std::to_string(chunk) + "; " +
                                 std::to_string(config.size) + " ranks need at least " + std::to_string(least)};
@@ -43,10 +50,8 @@ Status Engine::check(const EngineConfig& config) {
 }
 
 Engine::Engine(EngineConfig config) : config_(std::move(config)) {
-  std::vector<int> world(config_.size);
-  for (int i = 0; i < config_.size; ++i) world[i] = i;
   SetConfig set;
-  set.topology = make_topology(config_.rank, world, config_.host_of);
+  set.topology = make_world(config_);
   set.segment = config_.segment;
   set.net = config_.net.get();
   set.chunk_bytes = config_.settings.chunk(set.topology.host_count(), set.topology.rails);

@@ -20,6 +20,7 @@
 #include <string>
 #include <vector>
 
+#include "common/settings.h"
 #include "collectives/host_reduce.h"
 #include "collectives/machine.h"
 #include "transport/segment.h"
@@ -58,8 +59,8 @@ class Plan {
 
  private:
   static constexpr int kInFlight = 4;                  // segments between hosts at once
-  // On one host small, so that a call does not take long; between hosts the messages should be long.
-  size_t segment_limit() const { return one_host_ ? 1 << 20 : 4 << 20; }
+  // On one host small, so that a call does not take long; between hosts what makes one message a step.
+  size_t segment_limit() const { return one_host_ ? 1 << 20 : kMessageBytes * topology_.host_count(); }
 
   struct Bucket {
     size_t offset = 0, bytes = 0;

@@ -65,8 +65,9 @@ TEST(defaults) {
   CHECK_EQ(settings_error(), "");
   CHECK_EQ(s.kernels, "");
   CHECK_EQ(s.chunk(1, 4), size_t{256} << 10);
-  CHECK_EQ(s.chunk(2, 1), size_t{2} << 20);
-  CHECK_EQ(s.chunk(2, 3), size_t{4} << 20);
+  CHECK_EQ(s.chunk(2, 1), size_t{64} << 10);
+  CHECK_EQ(s.chunk(4, 8), size_t{1} << 20);
+  CHECK_EQ(s.chunk(1000, 8), size_t{8} << 20);
   CHECK_EQ(s.fusion_bytes, size_t{4} << 20);
   CHECK_EQ(s.timeout_s, 300);
   CHECK_EQ(s.stall_warning_s, 30);

@@ -2,6 +2,7 @@
 // algorithms promise.
 #include <vector>
 
+#include "common/settings.h"
 #include "world.h"
 
 using namespace ringreduce;
@@ -43,7 +44,7 @@ TEST(a_planned_bucket_sends_no_message_beside_its_data) {
       }
       const int hosts = world.hosts();
       const size_t slice_bytes = kBytes / test.rails;
-      const int segments = static_cast<int>(divide_up(slice_bytes, 4 << 20));
+      const int segments = static_cast<int>(divide_up(slice_bytes, kMessageBytes * hosts));
       const bool rail = traffic[rank].sends != sends_before;
       CHECK_EQ(traffic[rank].sends - sends_before, rail ? kSteps * segments * 2 * (hosts - 1) : 0);
       CHECK_EQ(traffic[rank].receives - receives_before, rail ? kSteps * segments * 2 * (hosts - 1) : 0);
