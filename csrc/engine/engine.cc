@@ -106,7 +106,7 @@ Status Engine::remove_set(int id) {
   ProcessSet* set;
   RR_TRY(find(id, &set));
   if (!set->idle()) return {Code::kInvalid, "process set " + std::to_string(id) + " still has operations in flight"};
-  if (set->watching()) retired_.push_back(set->gpu().communicator);
+  if (set->gpu().communicator && set->gpu().communicator->pending()) retired_.push_back(set->gpu().communicator);
   sets_.erase(id);
   return Status::ok();
 }
@@ -203,16 +203,24 @@ Status Engine::wait_bucket(Plan& plan, int bucket, double slice_s, bool* done) {
   Lock lock(mutex_);
   Status status = wait_until(lock, [&] { return plan.complete(bucket); }, slice_s);
   *done = plan.complete(bucket);
-  if (*done) return Status::ok();
+  return *done ? Status::ok() : overdue(plan, bucket, status);
+}
+
+// An error if a bucket that is not done will not be, or has taken too long.
+template <typename AnyPlan>
+Status Engine::overdue(const AnyPlan& plan, int bucket, Status status) {
   if (status.is_ok()) status = look_for_farewells(plan);
   const int64_t waited = now_ns() - plan.launched_ns(bucket);
   if (status.is_ok() && waited < to_ns(config_.settings.timeout_s)) return Status::ok();
   if (status.is_ok()) status = {Code::kTimeout, "no progress for " + seconds(waited)};
   return status.because("gradient bucket " + std::to_string(bucket) + " cannot complete (" + plan.missing(bucket) + ")");
 }
+template Status Engine::overdue(const Plan&, int, Status);
+template Status Engine::overdue(const GpuPlan&, int, Status);
 
 // A plan has no messages of its own to say that a rank has shut down; the world's set has.
-Status Engine::look_for_farewells(const Plan& plan) {
+template <typename AnyPlan>
+Status Engine::look_for_farewells(const AnyPlan& plan) {
   bool moved = false;
   if (!sets_[0]->poll_gone(&moved) || now_ns() - plan.moved_ns() < kGoneGraceNs) return Status::ok();
   for (int rank : sets_[0]->gone_ranks())
@@ -242,7 +250,7 @@ void Engine::close(double timeout_s) {
   (void)wait_until(lock, [&] { return !committed(); }, timeout_s);
   (void)wait_until(lock, [&] { return !sending(); }, std::min(timeout_s, kFarewellS));
   // What is on the GPU is finished there: a communicator is destroyed without loss, or aborted.
-  (void)wait_until(lock, [&] { return check_gpu(), !watching_gpu(); }, timeout_s);
+  (void)wait_until(lock, [&] { return check_gpu(), !pending_on_gpu(); }, timeout_s);
   fail({Code::kShutdown, "ringreduce was shut down on this rank while the operation was in flight"});
   closed_ = true;
   drop_kept_results();
@@ -283,7 +291,7 @@ std::string Engine::state() {
   for (auto& plan : gpu_plans_)
     for (size_t i = 0; i < plan->bucket_count(); ++i)
       if (!plan->enqueued(static_cast<int>(i)))
-        text += "  gradient bucket " + std::to_string(i) + " on the GPU: " + plan->where(static_cast<int>(i)) + "\n";
+        text += "  gradient bucket " + std::to_string(i) + " on the GPU: " + plan->missing(static_cast<int>(i)) + "\n";
   return text;
 }
 

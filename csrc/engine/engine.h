@@ -97,7 +97,9 @@ class Engine {
   bool on_net() const;
   bool background_work() const;
   bool gpu_polled() const;
+  std::vector<Communicator*> communicators() const;
   bool watching_gpu() const;
+  bool pending_on_gpu() const;
   void check_gpu();
   struct Idle {  // since something last moved
     int64_t since_ns = 0;
@@ -109,7 +111,11 @@ class Engine {
   Status wait_until(Lock& lock, const std::function<bool()>& done, double slice_s);
   void run();
   void check_peers();
-  Status look_for_farewells(const Plan& plan);
+  template <typename AnyPlan>
+  Status overdue(const AnyPlan& plan, int bucket, Status status);
+  template <typename AnyPlan>
+  Status look_for_farewells(const AnyPlan& plan);
+  void rouse();
   void fail(const Status& status);
   Status find(int set_id, ProcessSet** set);
 
@@ -123,6 +129,7 @@ class Engine {
   std::vector<std::shared_ptr<Communicator>> retired_;  // of removed sets and plans: still in use on the GPU
   Bell* bell_ = nullptr;
   int drivers_ = 0;                  // threads in wait
+  bool asleep_ = false;              // the background thread, for no limited time
   bool closing_ = false, closed_ = false;
   Status broken_;                    // why nothing works any more
   bool lost_transfers_ = false;      // messages between hosts were in flight when it broke

@@ -60,44 +60,44 @@ Status Engine::add_gpu_plan(int set_id, const std::vector<GpuInfo>& infos, const
     RR_TRY(Communicator::without_nccl(device_, &communicator));
     through = std::make_unique<HostBuckets>(HostBuckets{[host](int i) { return host->buffer(i); },
                                                         [host](int i) { host->launch(i); },
-                                                        [host](int i) { return host->complete(i); }});
+                                                        [host](int i) { return host->complete(i); },
+                                                        [host](int i) { return host->missing(i); }});
   } else {
     RR_TRY(Communicator::start(device_, infos, set->topology().rank, &communicator));
   }
   Submission s;
   s.op = op;
-  *plan = std::make_shared<GpuPlan>(communicator, buckets, s.reduction(), op == kAverage, Scale{prescale, postscale},
-                                    std::move(through));
+  *plan = std::make_shared<GpuPlan>(communicator, set->topology().world, buckets, s.reduction(), op == kAverage,
+                                    Scale{prescale, postscale}, std::move(through));
   gpu_plans_.push_back(*plan);
   return Status::ok();
 }
 
 void Engine::remove_plan(const std::shared_ptr<GpuPlan>& plan) {
   Lock lock(mutex_);
-  if (plan->communicator().watching()) retired_.push_back(plan->shared_communicator());
+  if (plan->communicator().pending()) retired_.push_back(plan->shared_communicator());
   gpu_plans_.erase(std::remove(gpu_plans_.begin(), gpu_plans_.end(), plan), gpu_plans_.end());
 }
 
 Status Engine::launch(GpuPlan& plan, int bucket, void* stream) {
   Lock lock(mutex_);
   RR_TRY(usable());
-  const bool watched = watching_gpu();
   const Status status = plan.launch(bucket, stream);
   if (status.code() == Code::kUnsupported) return status;  // the caller's mistake: nothing has begun
   if (!status.is_ok()) fail(status);
-  if (!drivers_ && (!watched || !plan.idle())) wake_.notify_one();
+  if (!drivers_) rouse();
   return broken_;
 }
 
 Status Engine::wait_bucket(GpuPlan& plan, int bucket, void* stream, double slice_s, bool* done) {
   Lock lock(mutex_);
+  Status status = broken_;
   *done = plan.enqueued(bucket);
   if (!*done) {
-    RR_TRY(wait_until(lock, [&] { return plan.enqueued(bucket); }, slice_s));
-    *done = plan.enqueued(bucket);
+    status = wait_until(lock, [&] { return plan.enqueued(bucket); }, slice_s);
+    *done = plan.enqueued(bucket) && status.is_ok();
   }
-  if (!broken_.is_ok()) return broken_.because("gradient bucket " + std::to_string(bucket) + " cannot complete");
-  return *done ? plan.join(bucket, stream) : Status::ok();
+  return *done && status.is_ok() ? plan.join(bucket, stream) : overdue(plan, bucket, status);
 }
 
 Status Engine::join(const Op& op, void* stream) {
@@ -108,26 +108,34 @@ Status Engine::join(const Op& op, void* stream) {
   return op.gpu->device->wait_for(stream, op.gpu->finished);
 }
 
+std::vector<Communicator*> Engine::communicators() const {
+  std::vector<Communicator*> all;
+  for (const auto& [id, set] : sets_)
+    if (set->gpu().communicator) all.push_back(set->gpu().communicator.get());
+  for (const auto& plan : gpu_plans_) all.push_back(&plan->communicator());
+  for (const auto& retired : retired_) all.push_back(retired.get());
+  return all;
+}
+
 bool Engine::watching_gpu() const {
   if (!device_) return false;
-  return !retired_.empty() ||
-         std::any_of(sets_.begin(), sets_.end(), [](const auto& set) { return set.second->watching(); }) ||
-         std::any_of(gpu_plans_.begin(), gpu_plans_.end(), [](const auto& plan) { return plan->communicator().watching(); });
+  const auto all = communicators();
+  return std::any_of(all.begin(), all.end(), [](const Communicator* one) { return one->watching(); });
+}
+
+bool Engine::pending_on_gpu() const {
+  const auto all = communicators();
+  return std::any_of(all.begin(), all.end(), [](const Communicator* one) { return one->pending(); });
 }
 
 void Engine::check_gpu() {
   if (!device_ || !broken_.is_ok()) return;
-  const int64_t timeout_ns = to_ns(config_.settings.timeout_s);
   Status status;
-  for (auto& [id, set] : sets_)
-    if (status.is_ok()) status = set->check_gpu(timeout_ns);
-  for (auto& plan : gpu_plans_)
-    if (status.is_ok()) status = plan->communicator().check(timeout_ns);
-  for (auto at = retired_.begin(); at != retired_.end() && status.is_ok();) {
-    status = (*at)->check(timeout_ns);
-    at = (*at)->watching() ? at + 1 : retired_.erase(at);
-  }
-  if (!status.is_ok()) fail(status);
+  for (Communicator* one : communicators())
+    if (status.is_ok()) status = one->check(to_ns(config_.settings.timeout_s));
+  if (!status.is_ok()) return fail(status);
+  const auto over = [](const auto& one) { return !one->pending(); };
+  retired_.erase(std::remove_if(retired_.begin(), retired_.end(), over), retired_.end());
 }
 
 }  // namespace ringreduce

@@ -319,12 +319,7 @@ void ProcessSet::finish(const OpRef& op, Status status) {
   op->finish(std::move(status));
 }
 
-Status ProcessSet::check_gpu(int64_t timeout_ns) {
-  return gpu_.communicator ? gpu_.communicator->check(timeout_ns) : Status::ok();
-}
-
 void ProcessSet::fail(const Status& status) {
-  if (gpu_.communicator) gpu_.communicator->abort();
   // Transfers in flight may still refer to the buffers of a machine and its operations:
   // better leaked than freed.
   if (machine_ && config_.net) {

@@ -65,8 +65,6 @@ class ProcessSet {
   // GPU
   void attach(std::shared_ptr<Device> device) { gpu_.device = std::move(device); }
   GpuSet& gpu() { return gpu_; }
-  bool watching() const { return gpu_.communicator && gpu_.communicator->watching(); }
-  Status check_gpu(int64_t timeout_ns);
 
   void fail(const Status& status);             // everything in flight
   // This rank is about to shut down: gives up what is not agreed on, and tells the others.

@@ -18,7 +18,8 @@ constexpr int64_t kMillisecond = 1'000'000;
 constexpr int64_t kPeerCheckNs = 100 * kMillisecond;
 constexpr int kTurns = 64;
 constexpr int64_t kPollNs = 300'000;  // between hosts: how long to poll without a pause
-constexpr auto kGpuCheck = std::chrono::milliseconds(50);  // while the GPU has work of ours
+constexpr int64_t kGpuCheckNs = 50 * kMillisecond;  // while the GPU has work of ours
+constexpr auto kGpuCheck = std::chrono::nanoseconds(kGpuCheckNs);
 
 }  // namespace
 
@@ -131,8 +132,13 @@ Status Engine::wait_until(Lock& lock, const std::function<bool()>& done, double 
     if (left <= 0) break;
     pause(lock, &idle, left);
   }
-  if (!--drivers_ && background_work()) wake_.notify_one();
+  if (!--drivers_) rouse();
   return broken_;
+}
+
+// Nobody drives: the background thread has what is left, and whatever runs on the GPU to watch.
+void Engine::rouse() {
+  if (background_work() || (asleep_ && watching_gpu())) wake_.notify_one();
 }
 
 // The background thread.
@@ -142,12 +148,14 @@ void Engine::run() {
   while (!closed_) {
     if (drivers_ || !background_work()) {
       idle = {};
-      if (!watching_gpu()) {
-        wake_.wait(lock);
-      } else if (wake_.wait_for(lock, kGpuCheck) == std::cv_status::timeout) {
+      asleep_ = !watching_gpu();
+      if (asleep_) wake_.wait(lock);
+      else wake_.wait_for(lock, kGpuCheck);
+      if (!asleep_ && now_ns() - peers_checked_ns_ >= kGpuCheckNs) {
         check_peers();
         check_gpu();
       }
+      asleep_ = false;
       continue;
     }
     bool moved = false;
@@ -186,9 +194,13 @@ void Engine::fail(const Status& status) {
   if (!broken_.is_ok()) return;
   broken_ = status;
   lost_transfers_ = config_.net && !closing_;
+  // At a shutdown in order the idle ones are not aborted but destroyed: NCCL then sees to it that what
+  // other ranks still get from this one arrives.
+  std::vector<Communicator*> stuck = communicators();
+  const auto idle = [&](const Communicator* one) { return status.code() == Code::kShutdown && !one->pending(); };
+  stuck.erase(std::remove_if(stuck.begin(), stuck.end(), idle), stuck.end());
+  Communicator::abort_all(stuck);
   for (auto& [id, set] : sets_) set->fail(status);
-  for (auto& plan : gpu_plans_) plan->communicator().abort();
-  for (auto& communicator : retired_) communicator->abort();
   bell_->ring();
 }
 

@@ -1,8 +1,12 @@
 #include "gpu/communicator.h"
 
 #include <algorithm>
+#include <chrono>
+#include <condition_variable>
 #include <cstring>
 #include <map>
+#include <mutex>
+#include <thread>
 
 #include "common/clock.h"
 #include "common/settings.h"
@@ -13,6 +17,7 @@ namespace {
 
 constexpr int kSharing = 23000;  // the first NCCL that lets two ranks use one GPU (when asked to)
 constexpr int kRanksOnOneGpu = 2;
+constexpr auto kAbortPatience = std::chrono::seconds(10);
 
 std::string version_text(int version) {
   return std::to_string(version / 10000) + "." + std::to_string(version / 100 % 100) + "." + std::to_string(version % 100);
@@ -103,9 +108,9 @@ Status Communicator::split(bool member, int rank, int members, std::shared_ptr<C
 }
 
 Communicator::~Communicator() {
-  if (!comm_ || aborted_) return;
+  if (!comm_ || aborted_ || captured_) return;
   // With work in flight, destroying would wait for peers that may not come.
-  if (watching() || in_progress_) {
+  if (pending()) {
     abort();
     return;
   }
@@ -204,7 +209,7 @@ Status Communicator::check(int64_t timeout_ns) {
     if (!reached) break;
     watched_.pop_front();
   }
-  if (watched_.empty() && !in_progress_) return Status::ok();
+  if (!pending() && !captured_) return Status::ok();
   int state = kNcclSuccess;
   const std::string title = watched_.empty() ? "a communicator of NCCL" : watched_.front().title;
   if (comm_) {
@@ -222,13 +227,31 @@ Status Communicator::check(int64_t timeout_ns) {
   return {Code::kTimeout, text};
 }
 
-void Communicator::abort() {
-  if (aborted_) return;
-  aborted_ = true;
-  in_progress_ = false;
-  if (!comm_) return;
-  Device::Scope scope(*device_);
-  nccl().comm_abort(comm_);
+void Communicator::abort_all(const std::vector<Communicator*>& communicators) {
+  struct Gate {
+    std::mutex mutex;
+    std::condition_variable changed;
+    int left = 0;
+  };
+  auto gate = std::make_shared<Gate>();
+  std::unique_lock<std::mutex> lock(gate->mutex);
+  for (Communicator* one : communicators) {
+    const bool live = one->comm_ && !one->aborted_;
+    one->aborted_ = true;
+    one->in_progress_ = false;
+    if (!live) continue;
+    ++gate->left;
+    std::thread([gate, device = one->device_, comm = one->comm_] {
+      {
+        Device::Scope scope(*device);
+        device->library().nccl.comm_abort(comm);
+      }
+      std::lock_guard<std::mutex> lock(gate->mutex);
+      if (!--gate->left) gate->changed.notify_all();
+    }).detach();
+  }
+  // A graph that lives may keep NCCL for ever.
+  gate->changed.wait_for(lock, kAbortPatience, [&] { return !gate->left; });
 }
 
 }  // namespace ringreduce

@@ -69,11 +69,18 @@ class Communicator {
   // What was enqueued up to here is finished when `finished` is reached; until then `keep` lives
   // and check() watches it.
   void watch(const Event& finished, std::string title, std::shared_ptr<void> keep);
-  bool watching() const { return !watched_.empty(); }
+  // A CUDA graph has captured calls. It may be replayed at any time, unseen, so check() has NCCL to ask
+  // from now on; and NCCL ends a communicator only after the graph, so that is left to the end of the process.
+  void keep_for_graphs() { captured_ = true; }
+  bool pending() const { return !watched_.empty() || in_progress_; }
+  bool watching() const { return !watched_.empty() || captured_; }
   // Errors that NCCL found meanwhile, and work that has taken longer than the deadline.
   Status check(int64_t timeout_ns);
   // Ends everything that is on the GPU or waits for a peer. Nothing may be called afterwards.
-  void abort();
+  void abort() { abort_all({this}); }
+  // All at once, and with patience: NCCL frees memory in an abort, which waits for whatever is on the GPU,
+  // for the stuck kernels of other communicators, too.
+  static void abort_all(const std::vector<Communicator*>& communicators);
 
  private:
   struct Watched {
@@ -93,7 +100,7 @@ class Communicator {
   int size_;
   GpuStream stream_;
   NcclComm comm_ = nullptr;
-  bool in_progress_ = false, aborted_ = false;
+  bool in_progress_ = false, aborted_ = false, captured_ = false;
   std::deque<Watched> watched_;
 };
 

@@ -1,10 +1,26 @@
 #include "gpu/gpu_plan.h"
 
+#include <thread>
+
+#include "common/clock.h"
+
 namespace ringreduce {
 
-GpuPlan::GpuPlan(std::shared_ptr<Communicator> communicator, std::vector<GpuBucketSpec> buckets, Reduction reduction,
-                 bool average, Scale scale, std::unique_ptr<HostBuckets> host)
-    : communicator_(std::move(communicator)), device_(communicator_->device()), host_(std::move(host)) {
+namespace {
+
+// NCCL may hand a call to a thread of its own and answer at once; newer ones always do.
+constexpr int64_t kSettlePatienceNs = 300'000;
+constexpr int64_t kCapturePatienceNs = 10'000'000'000;
+
+}  // namespace
+
+GpuPlan::GpuPlan(std::shared_ptr<Communicator> communicator, std::vector<int> ranks, std::vector<GpuBucketSpec> buckets,
+                 Reduction reduction, bool average, Scale scale, std::unique_ptr<HostBuckets> host)
+    : communicator_(std::move(communicator)),
+      device_(communicator_->device()),
+      host_(std::move(host)),
+      ranks_(std::move(ranks)),
+      moved_ns_(now_ns()) {
   for (const GpuBucketSpec& spec : buckets) {
     buckets_.emplace_back();
     static_cast<GpuBucketSpec&>(buckets_.back()) = spec;
@@ -15,14 +31,29 @@ GpuPlan::GpuPlan(std::shared_ptr<Communicator> communicator, std::vector<GpuBuck
 
 Status GpuPlan::launch(int index, void* stream) {
   const bool captured = device_.capturing(stream);
+  if (captured && used_) RR_TRY(settle(kCapturePatienceNs));
   if (captured && (host_ || !used_ || !queue_.empty()))
     return {Code::kUnsupported, host_ ? "a reduction through host memory cannot be captured in a CUDA graph"
                                       : "the first step cannot be captured in a CUDA graph; run one step before the capture"};
   queue_.push_back({index, State::kReady, captured, nullptr});
   ++buckets_[index].pending;
+  buckets_[index].launched_ns = now_ns();
+  if (captured) communicator_->keep_for_graphs();
   RR_TRY(device_.record(stream, &queue_.back().event));
+  // The first launch waits for the other ranks, which is no matter for a hook; a later one for NCCL's thread.
+  return settle(!used_ ? 0 : captured ? kCapturePatienceNs : kSettlePatienceNs);
+}
+
+// Until everything is enqueued, if that does not take long.
+Status GpuPlan::settle(int64_t patience_ns) {
+  const int64_t end = now_ns() + patience_ns;
   bool moved = false;
-  return advance(&moved);
+  RR_TRY(advance(&moved));
+  while (!host_ && !queue_.empty() && now_ns() < end) {
+    std::this_thread::yield();
+    RR_TRY(advance(&moved));
+  }
+  return Status::ok();
 }
 
 Status GpuPlan::advance(bool* moved) {
@@ -37,6 +68,7 @@ Status GpuPlan::advance(bool* moved) {
       --buckets_[at->bucket].pending;
       at = queue_.erase(at);
       *moved = true;
+      moved_ns_ = now_ns();
     } else {
       turn = turn && at->state == State::kReducing;
       if (!host_) break;  // NCCL's calls follow each other
@@ -116,14 +148,14 @@ Status GpuPlan::scaled(Bucket& bucket, Scale scale) {
 
 Status GpuPlan::join(int bucket, void* stream) { return device_.wait_for(stream, buckets_[bucket].finished); }
 
-std::string GpuPlan::where(int bucket) const {
+std::string GpuPlan::missing(int bucket) const {
   for (const Launch& launch : queue_) {
     if (launch.bucket != bucket) continue;
     switch (launch.state) {
       case State::kReady: return "waiting for the buckets before it, or for NCCL to connect the ranks";
       case State::kSettling: return "waiting for NCCL to enqueue it";
       case State::kCopying: return "copying to host memory";
-      case State::kReducing: return "being reduced in host memory";
+      case State::kReducing: return "being reduced in host memory: " + host_->missing(bucket);
     }
   }
   return "enqueued";

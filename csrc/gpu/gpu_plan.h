@@ -12,6 +12,7 @@
 // the caller provides: GPU ─► arena ─► reduced ─► GPU.
 #pragma once
 
+#include <algorithm>
 #include <deque>
 #include <functional>
 #include <memory>
@@ -28,6 +29,7 @@ struct HostBuckets {
   std::function<char*(int)> buffer;
   std::function<void(int)> launch;
   std::function<bool(int)> complete;  // its last launch
+  std::function<std::string(int)> missing;
 };
 
 struct GpuBucketSpec {
@@ -39,9 +41,9 @@ struct GpuBucketSpec {
 
 class GpuPlan {
  public:
-  // `host` is null where the communicator is NCCL's.
-  GpuPlan(std::shared_ptr<Communicator> communicator, std::vector<GpuBucketSpec> buckets, Reduction reduction,
-          bool average, Scale scale, std::unique_ptr<HostBuckets> host);
+  // `host` is null where the communicator is NCCL's. `ranks`: those of the set, as world ranks.
+  GpuPlan(std::shared_ptr<Communicator> communicator, std::vector<int> ranks, std::vector<GpuBucketSpec> buckets,
+          Reduction reduction, bool average, Scale scale, std::unique_ptr<HostBuckets> host);
 
   Status launch(int bucket, void* stream);
   Status advance(bool* moved);
@@ -53,12 +55,16 @@ class GpuPlan {
   Communicator& communicator() const { return *communicator_; }
   const std::shared_ptr<Communicator>& shared_communicator() const { return communicator_; }
   const GpuStream& stream() const { return communicator_->stream(); }
-  std::string where(int bucket) const;
+  bool includes(int world_rank) const { return std::find(ranks_.begin(), ranks_.end(), world_rank) != ranks_.end(); }
+  int64_t launched_ns(int bucket) const { return buckets_[bucket].launched_ns; }
+  int64_t moved_ns() const { return moved_ns_; }
+  std::string missing(int bucket) const;  // what a bucket that is not enqueued waits for
 
  private:
   struct Bucket : GpuBucketSpec {
     NcclReduction how;
     int pending = 0;        // launches not yet enqueued
+    int64_t launched_ns = 0;
     Event finished;
   };
   // A launch on its way: kReady ─► kSettling ─► gone; through the host: kReady ─► kCopying ─►
@@ -71,6 +77,7 @@ class GpuPlan {
     Event event;            // ready, then: copied
   };
 
+  Status settle(int64_t patience_ns);
   Status step(Launch* launch, bool turn, bool* moved, bool* over);
   Status issue(Launch* launch);
   Status copy_in(Launch* launch);
@@ -82,6 +89,8 @@ class GpuPlan {
   std::vector<Bucket> buckets_;
   std::unique_ptr<HostBuckets> host_;
   std::deque<Launch> queue_;
+  std::vector<int> ranks_;
+  int64_t moved_ns_ = 0;
   bool used_ = false;       // NCCL has connected the ranks: a first launch is over
 };
 

@@ -18,7 +18,7 @@ Status Split::advance(bool* moved) {
     case Step::kDraining: {
       // The deadline is the watch's of the engine.
       RR_TRY(parent_->communicator->check(INT64_MAX));
-      if (parent_->communicator->watching()) return Status::ok();
+      if (parent_->communicator->pending()) return Status::ok();
       *moved = true;
       const int members = child_ ? child_->channel->topology->size : 1;
       const Status status = parent_->communicator->split(child_ != nullptr, parent_->channel->topology->rank, members, &made_);
