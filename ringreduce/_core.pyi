@@ -46,7 +46,9 @@ class Op:
     def stream(self) -> int: ...  # after wait(): on which the GPU's work runs (for record_stream)
     def join(self, stream: int) -> None: ...  # after wait(): `stream` waits for the GPU's work; the host does not
     def output_address(self) -> tuple[int, int]: ...  # after wait(): device address and bytes; valid while the Op lives
-    def release_output(self, stream: int) -> None: ...  # the output is used on `stream` last, and freed after that
+    @property
+    def submission_stream(self) -> int: ...
+    def release_output(self, streams: list[int]) -> None: ...  # freed behind what is on them now
 
 class Gpu:
     """CUDA and NCCL as this process found them, and the GPU of this rank."""
@@ -67,6 +69,8 @@ class Gpu:
     def nccl_version(self) -> int: ...  # 22703, 0 where there is none
     @staticmethod
     def probe(cuda_library: str) -> dict[str, object]: ...  # for doctor: problem ("" if it works), driver, runtime, devices: [(name, pci bus id)]
+    def order(self, before: int, after: int) -> None: ...  # stream `after` waits for what is on `before` now
+    def capturing(self, stream: int) -> bool: ...  # a CUDA graph
     # Kernels, enqueued on `stream`; parallel lists, one entry a tensor: its address, first element in the bucket, elements.
     def pack(self, bucket: int, bucket_dtype: int, tensor_dtype: int, tensors: list[int], offsets: list[int],
              counts: list[int], scale: float, stream: int) -> None: ...

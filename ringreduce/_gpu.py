@@ -9,6 +9,7 @@ for which chosen CPU tensors are on a GPU.
 
 from __future__ import annotations
 
+import sys
 import sysconfig
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -24,19 +25,37 @@ LIBRARY = Path(__file__).with_name("libringreduce_cuda.so")
 NO_STREAM = -1  # the tensor is on the CPU
 
 
+_late: list[tuple[Op, set[int]]] = []  # results to free, and the streams that have used them
+
+
 class _Output:
     """The result of an operation in GPU memory, for torch to take over without a copy."""
 
-    def __init__(self, op: Op, index: int) -> None:
+    def __init__(self, op: Op, gpu: Gpu) -> None:
         address, nbytes = op.output_address()
-        self._op, self._index = op, index
+        self._op, self._gpu = op, gpu
+        self._taken_on = backend.current_stream(gpu.device)
         self.__cuda_array_interface__ = {
             "shape": (nbytes,), "typestr": "|u1", "data": (address, False), "version": 3,
         }  # fmt: skip
 
     def __del__(self) -> None:
-        # Freed behind what the program has enqueued so far.
-        self._op.release_output(backend.current_stream(self._index))
+        if not sys.is_finalizing():
+            free(self._op, self._gpu, {self._taken_on, backend.current_stream(self._gpu.device)})
+
+
+def free(op: Op, gpu: Gpu, streams: set[int]) -> None:
+    """Free a result behind what `streams` have enqueued so far.
+
+    While a CUDA graph captures one of them nothing can be ordered behind it: then with a later one.
+    """
+    _late.append((op, streams))
+    for _ in range(len(_late)):
+        op, streams = _late.pop(0)
+        if any(gpu.capturing(stream) for stream in streams):
+            _late.append((op, streams))
+        else:
+            op.release_output(list(streams))
 
 
 class Cuda:
@@ -52,7 +71,8 @@ class Cuda:
 
     def current_stream(self, index: int) -> int:
         """The stream on which the caller's work goes."""
-        stream: int = torch.cuda.current_stream(index).cuda_stream
+        # What torch's own compiler asks: an object less than torch.cuda.current_stream(), and every gradient asks.
+        stream: int = torch._C._cuda_getCurrentRawStream(index)
         return stream
 
     def record(self, tensor: Tensor, stream: int, index: int) -> None:
@@ -64,7 +84,7 @@ class Cuda:
 
     def take_over(self, op: Op, index: int) -> Tensor:
         """The operation's output: uint8, one dimension."""
-        return torch.as_tensor(_Output(op, index), device=torch.device("cuda", index))
+        return torch.as_tensor(_Output(op, attached(index)), device=torch.device("cuda", index))
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype, index: int | None = None) -> Tensor:
         """A new tensor on a GPU (None: the current one)."""
@@ -136,9 +156,11 @@ def after(ops: Iterable[Op], buffers: Iterable[Tensor]) -> None:
     for op in ops:
         op.join(current)
         backend.joined(op.stream)
+        users = {op.stream, current} - {op.submission_stream}
         for tensor in buffers:
             if backend.holds(tensor):
-                backend.record(tensor, op.stream, gpu.device)
+                for stream in users:
+                    backend.record(tensor, stream, gpu.device)
 
 
 def merge_rows(rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:

@@ -57,21 +57,37 @@ class GpuBuckets:
         for flat in self.flat:
             _gpu.backend.record(flat, self._plan.stream, index)
         self._noted: list[list[Slot]] = [[] for _ in spec]
+        self._streams: list[set[int]] = [set() for _ in spec]  # on which they came
 
     def fill(self, slot: Slot) -> None:
         """The parameter's gradient is there, or has changed."""
         if not slot.arrived:
             self._noted[slot.bucket].append(slot)
         slot.arrived = True
+        self._streams[slot.bucket].add(self._stream())
 
     def launch(self, bucket: int) -> None:
         """Bring the noted gradients into the bucket, and start its reduction."""
-        noted, self._noted[bucket] = self._noted[bucket], []
+        noted = self._noted[bucket]
         gradients = [(slot, slot.gradient()) for slot in noted]
-        self._move(bucket, [(s, g) for s, g in gradients if g is not None and g is not s.view], unpack=False)
+        moves = [(slot, gradient) for slot, gradient in gradients if gradient is not None and gradient is not slot.view]
+        self._gather_streams(bucket, [gradient for _, gradient in moves])
+        self._move(bucket, moves, unpack=False)
         for slot in noted:
             slot.settle_in_view()
         self._plan.launch(bucket, self._stream())
+        noted.clear()
+        self._streams[bucket].clear()
+
+    def _gather_streams(self, bucket: int, gradients: Sequence[Tensor]) -> None:
+        """Order the current stream behind the others on which gradients came (autograd's are the forward pass's)."""
+        current, index = self._stream(), self._gpu.device
+        others = self._streams[bucket] - {current}
+        for stream in others:
+            self._gpu.order(stream, current)
+        if others:
+            for tensor in (*gradients, self.flat[bucket]):
+                _gpu.backend.record(tensor, current, index)
 
     def convert(self, bucket: int, slots: Sequence[Slot]) -> None:
         """Bring reduced gradients from the bucket to where p.grad will be."""
@@ -84,8 +100,9 @@ class GpuBuckets:
 
     def begin_step(self) -> None:
         """Forget what was noted and not launched."""
-        for noted in self._noted:
+        for noted, streams in zip(self._noted, self._streams, strict=True):
             noted.clear()
+            streams.clear()
 
     def close(self) -> None:
         """Give the plan up; its memory lives as long as it is used."""

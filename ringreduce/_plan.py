@@ -121,9 +121,9 @@ class GradientPlan:
         presence = self._presence[index].fill_(1)
         for place in self.absent[index]:
             presence[place] = 0
-        self.next += 1
         assert self._memory is not None
         self._memory.launch(index)
+        self.next += 1
 
     def convert(self, bucket: int, slots: Sequence[Slot]) -> None:
         """Bring reduced gradients from the bucket to `home`, where that is not the view."""

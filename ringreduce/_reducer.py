@@ -214,7 +214,11 @@ class Reducer:
         for bucket in plan.buckets:
             for index in bucket.members:
                 self._settle(plan, self._slots[index])
-        plan.launch_rest()
+        try:
+            plan.launch_rest()
+        except ValueError:  # not now, as in a capture that cannot be: nothing has begun
+            self._open = plan.next > 0
+            raise
         self._sparse = []
         for slot in self._slots:
             if slot.kind is Kind.SPARSE:

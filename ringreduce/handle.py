@@ -89,7 +89,7 @@ class Handle(Generic[T]):
         return Handle(self._ops, lambda: convert(finish()), key, self._gpu_buffers)
 
     def _release(self) -> None:
-        self._finish = None
+        self._finish = self._gpu_buffers = None
         if self._key is not None and self._context is not None:
             self._context.names.discard(self._key)
 

@@ -88,6 +88,13 @@ nb::dict probe(const std::string& installed) {
   return found;
 }
 
+void bind_streams(nb::class_<PyGpu>& c) {
+  c.def("order", [](const PyGpu& self, size_t before, size_t after) {
+    raise_if(self.device->order(pointer(before), pointer(after)));
+  }, "before"_a, "after"_a);
+  c.def("capturing", [](const PyGpu& self, size_t stream) { return self.device->capturing(pointer(stream)); }, "stream"_a);
+}
+
 void bind_kernels(nb::class_<PyGpu>& c) {
   c.def("pack", [](const PyGpu& self, size_t bucket, int bucket_dtype, int tensor_dtype, const std::vector<size_t>& tensors,
                    const std::vector<size_t>& offsets, const std::vector<size_t>& counts, double scale, size_t stream) {
@@ -169,6 +176,7 @@ void bind_gpu(nb::module_& m) {
   c.def_prop_ro("nccl_problem", [](const PyGpu& self) { return self.library->nccl_problem; });
   c.def_prop_ro("nccl_version", [](const PyGpu& self) { return self.library->nccl_version; });
   c.def_static("probe", probe, "cuda_library"_a);
+  bind_streams(c);
   bind_kernels(c);
   bind_gpu_plan(m);
 }
@@ -208,13 +216,12 @@ void bind_gpu_op(nb::class_<PyOp>& c) {
   c.def("output_address", [](const PyOp& self) {
     return nb::make_tuple(reinterpret_cast<size_t>(self.op->gpu->output.get()), self.op->output.bytes);
   });
-  c.def("release_output", [](const PyOp& self, size_t stream) {
+  c.def_prop_ro("submission_stream", [](const PyOp& self) { return reinterpret_cast<size_t>(self.op->submission.stream); });
+  c.def("release_output", [](const PyOp& self, const std::vector<size_t>& streams) {
     GpuOp& gpu = *self.op->gpu;
-    Event used;
-    if (!gpu.output || !gpu.device->record(pointer(stream), &used).is_ok()) return;
-    (void)gpu.device->wait_for(gpu.stream.get(), used);
+    for (size_t stream : streams) raise_if(gpu.device->order(pointer(stream), gpu.stream.get()));
     gpu.output.reset();
-  }, "stream"_a);
+  }, "streams"_a);
 }
 
 }  // namespace ringreduce

@@ -63,13 +63,9 @@ Kept& kept() {
 
 }  // namespace
 
-void KeepResult::operator()(char* block) const {
-  if (size >= kKept) kept().give(block, size, settings().result_bytes);
-  else std::free(block);
-}
-
 Status Output::allocate() {
   bytes = std::accumulate(counts.begin(), counts.end(), size_t{0});
+  if (source) return source(bytes, &data);
   const size_t unit = bytes >= kLarge ? kHugePage : kLine;
   size_t size = round_up(bytes + 1, unit);
   char* block = size >= kKept ? kept().take(&size) : nullptr;
@@ -77,9 +73,12 @@ Status Output::allocate() {
     block = static_cast<char*>(std::aligned_alloc(unit, size));
     if (block && unit == kHugePage) madvise(block, size, MADV_HUGEPAGE);  // a hint: failure does no harm
   }
-  data = std::unique_ptr<char, KeepResult>(block, KeepResult{size});
-  if (block) return Status::ok();
-  return {Code::kSystem, "no memory for a result of " + std::to_string(bytes) + " bytes"};
+  if (!block) return {Code::kSystem, "no memory for a result of " + std::to_string(bytes) + " bytes"};
+  data.reset(block, [size](char* dropped) {
+    if (size >= kKept) kept().give(dropped, size, settings().result_bytes);
+    else std::free(dropped);
+  });
+  return Status::ok();
 }
 
 void drop_kept_results() { kept().give(nullptr, 0, 0); }

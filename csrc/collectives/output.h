@@ -8,6 +8,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -15,17 +16,13 @@
 
 namespace ringreduce {
 
-struct KeepResult {
-  size_t size = 0;  // of the whole block
-  void operator()(char* block) const;
-};
-
 struct Output {
-  std::unique_ptr<char, KeepResult> data;
+  std::shared_ptr<char> data;
   size_t bytes = 0;
   std::vector<int64_t> counts;  // bytes from each rank of the set
 
-  // Memory for the sum of `counts`.
+  // Memory for the sum of `counts`: from `source`, if there is one.
+  std::function<Status(size_t bytes, std::shared_ptr<char>* memory)> source;
   Status allocate();
 };
 

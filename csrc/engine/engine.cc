@@ -97,7 +97,7 @@ Status Engine::add_set(int id, const std::vector<int>& ranks, std::shared_ptr<Se
   set.fusion_bytes = config_.settings.fusion_bytes;
   set.tree_arity = config_.settings.tree_arity;
   sets_[id] = std::make_unique<ProcessSet>(set);
-  sets_[id]->attach(device_);
+  if (device_) attach_gpu(*sets_[id]);
   return Status::ok();
 }
 

@@ -101,6 +101,7 @@ class Engine {
   bool watching_gpu() const;
   bool pending_on_gpu() const;
   void check_gpu();
+  void attach_gpu(ProcessSet& set);
   struct Idle {  // since something last moved
     int64_t since_ns = 0;
     int yields = 0;

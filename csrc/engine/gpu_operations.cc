@@ -4,6 +4,7 @@
 
 #include "common/clock.h"
 #include "common/keep.h"
+#include "common/log.h"
 #include "engine/engine.h"
 
 namespace ringreduce {
@@ -13,9 +14,11 @@ Status Engine::attach_gpu(std::shared_ptr<Device> device) {
   RR_TRY(usable());
   if (device_) return {Code::kInvalid, "a GPU is attached already"};
   device_ = std::move(device);
-  for (auto& [id, set] : sets_) set->attach(device_);
+  for (auto& [id, set] : sets_) attach_gpu(*set);
   return Status::ok();
 }
+
+void Engine::attach_gpu(ProcessSet& set) { set.attach(device_, to_ns(config_.settings.timeout_s) / 2); }
 
 Status Engine::submit_split(int set_id, OpRef* op) {
   *op = std::make_shared<Op>();
@@ -58,7 +61,10 @@ Status Engine::add_gpu_plan(int set_id, const std::vector<GpuInfo>& infos, const
   std::unique_ptr<HostBuckets> through;
   if (host) {
     RR_TRY(Communicator::without_nccl(device_, &communicator));
-    through = std::make_unique<HostBuckets>(HostBuckets{[host](int i) { return host->buffer(i); },
+    std::shared_ptr<void> pin;
+    const Status pinned = device_->pin(host->buffer(0), host->arena_bytes(), host, &pin);
+    if (!pinned.is_ok()) log(kWarning, "gradients on the GPU go through host memory that is not pinned, which is slower: " + pinned.text());
+    through = std::make_unique<HostBuckets>(HostBuckets{pin, [host](int i) { return host->buffer(i); },
                                                         [host](int i) { host->launch(i); },
                                                         [host](int i) { return host->complete(i); },
                                                         [host](int i) { return host->missing(i); }});

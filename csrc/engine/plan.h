@@ -44,6 +44,7 @@ class Plan {
   size_t bucket_count() const { return buckets_.size(); }
   char* buffer(int bucket) const { return data(bucket, topology_.local()); }
   size_t bytes(int bucket) const { return buckets_[bucket].bytes; }
+  size_t arena_bytes() const { return stride_; }  // of all this rank's buckets, from buffer(0) on
 
   void launch(int bucket);
   bool complete(int bucket) const;  // its last launch

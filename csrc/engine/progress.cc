@@ -145,7 +145,12 @@ void Engine::rouse() {
 void Engine::run() {
   Lock lock(mutex_);
   Idle idle;
+  const Device* current = nullptr;
   while (!closed_) {
+    if (device_.get() != current) {
+      current = device_.get();
+      current->make_current();
+    }
     if (drivers_ || !background_work()) {
       idle = {};
       asleep_ = !watching_gpu();

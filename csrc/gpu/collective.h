@@ -41,6 +41,7 @@ struct GpuSet {
   std::shared_ptr<Device> device;
   Channel* channel = nullptr;
   std::shared_ptr<Communicator> communicator;  // null before the first operation
+  int64_t patience_ns = 0;                     // for NCCL to make one: leaves time to go another way
   GpuPath path = GpuPath::kNccl;
   std::string why_host;                        // why it isn't kNccl
 };

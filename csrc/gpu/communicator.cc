@@ -8,7 +8,6 @@
 #include <mutex>
 #include <thread>
 
-#include "common/clock.h"
 #include "common/settings.h"
 
 namespace ringreduce {
@@ -139,6 +138,11 @@ Status Communicator::settled(bool* settled) {
   return Status::ok();
 }
 
+Status Communicator::late(int64_t patience_ns) const {
+  if (now_ns() - begun_ns_ < patience_ns) return Status::ok();
+  return {Code::kTimeout, "NCCL has not connected the ranks in " + std::to_string(patience_ns / 1'000'000'000) + " s"};
+}
+
 // One rank: every collective is a copy, if that.
 Status Communicator::all_reduce(const void* in, void* out, size_t count, NcclDType dtype, NcclRedOp op) {
   if (size_ == 1) return device_->copy(out, in, count * nccl_size(dtype), stream_.get());
@@ -243,6 +247,7 @@ void Communicator::abort_all(const std::vector<Communicator*>& communicators) {
     ++gate->left;
     std::thread([gate, device = one->device_, comm = one->comm_] {
       {
+        device->make_current();
         Device::Scope scope(*device);
         device->library().nccl.comm_abort(comm);
       }

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "collectives/submission.h"
+#include "common/clock.h"
 #include "gpu/device.h"
 
 namespace ringreduce {
@@ -56,6 +57,9 @@ class Communicator {
   // False while a call (or the making) is still being worked on by NCCL; then nothing else may be
   // called, and what it enqueues is not on the stream yet.
   Status settled(bool* settled);
+  // An error once the making has taken that long: a rank may have failed in it, for which NCCL waits
+  // on the others.
+  Status late(int64_t patience_ns) const;
 
   // Enqueued on stream(). Bytes, elements and addresses are those of one rank; see nccl.h.
   Status all_reduce(const void* in, void* out, size_t count, NcclDType dtype, NcclRedOp op);
@@ -100,6 +104,7 @@ class Communicator {
   int size_;
   GpuStream stream_;
   NcclComm comm_ = nullptr;
+  int64_t begun_ns_ = now_ns();
   bool in_progress_ = false, aborted_ = false, captured_ = false;
   std::deque<Watched> watched_;
 };

@@ -69,7 +69,7 @@ struct MergeRowsArgs {
 };
 
 struct CudaApi {
-  static constexpr int kVersion = 1;  // of this struct: core and library must agree
+  static constexpr int kVersion = 2;  // of this struct: core and library must agree
   int version;
   bool is_double;                     // a double of the tests: "device" memory is host memory
 
@@ -83,7 +83,6 @@ struct CudaApi {
   int (*device_name)(int device, char* text, int size);
 
   int (*stream_create)(void** stream);   // non-blocking towards the default stream, high priority
-  int (*stream_destroy)(void* stream);
   int (*stream_synchronize)(void* stream);
   int (*stream_wait_event)(void* stream, void* event);
   int (*stream_is_capturing)(void* stream, int* capturing);
@@ -96,12 +95,17 @@ struct CudaApi {
   int (*free_async)(void* memory, void* stream);
   int (*host_malloc)(void** memory, size_t bytes);   // pinned
   int (*host_free)(void* memory);
+  int (*host_register)(void* memory, size_t bytes);  // pins what exists
+  int (*host_unregister)(void* memory);
   int (*copy_async)(void* dst, const void* src, size_t bytes, void* stream);  // any direction
 
   int (*pack)(const PackArgs* args, void* stream);
   int (*unpack)(const PackArgs* args, void* stream);
   int (*reduce)(const DeviceReduceArgs* args, void* stream);
   int (*merge_rows)(const MergeRowsArgs* args, void* stream);
+  // Loads all of these kernels on the current GPU, which CUDA else does at their first launch: that may
+  // wait for running kernels, such as NCCL's, which wait for a peer that waits for what is launched here.
+  int (*load_kernels)();
 
   // cudaThreadExchangeStreamCaptureMode: kCudaRelaxed lets this thread ask for events and allocate
   // while another thread captures a graph.

@@ -1,8 +1,34 @@
 #include "gpu/device.h"
 
+#include <map>
+
 namespace ringreduce {
 
 namespace {
+
+// Those that nobody uses now, of each GPU of the process. Streams outlive every Device.
+struct IdleStreams {
+  std::mutex mutex;
+  std::map<std::pair<const CudaApi*, int>, std::vector<void*>> of_gpu;
+
+  void* take(const Device& device) {
+    std::lock_guard<std::mutex> lock(mutex);
+    std::vector<void*>& streams = of_gpu[{&device.cuda(), device.index()}];
+    if (streams.empty()) return nullptr;
+    void* stream = streams.back();
+    streams.pop_back();
+    return stream;
+  }
+  void give(const Device& device, void* stream) {
+    std::lock_guard<std::mutex> lock(mutex);
+    of_gpu[{&device.cuda(), device.index()}].push_back(stream);
+  }
+};
+
+IdleStreams& idle_streams() {
+  static IdleStreams& all = *new IdleStreams;  // used by whatever dies last
+  return all;
+}
 
 size_t power_of_two(size_t bytes) {
   size_t size = 4096;
@@ -21,6 +47,8 @@ Status Device::open(std::shared_ptr<const GpuLibrary> library, int index, std::s
   char pci[32] = {};
   RR_TRY(opened->check(opened->cuda().pci_bus_id(index, pci, sizeof pci), "reading the PCI id"));
   opened->pci_ = pci;
+  Scope scope(*opened);
+  RR_TRY(opened->check(opened->cuda().load_kernels(), "loading kernels"));
   *device = std::move(opened);
   return Status::ok();
 }
@@ -62,6 +90,13 @@ Status Device::wait_for(void* stream, const Event& event) const {
   return check(cuda().stream_wait_event(stream, event.get()), "ordering streams");
 }
 
+Status Device::order(void* before, void* after) {
+  if (before == after) return Status::ok();
+  Event reached;
+  RR_TRY(record(before, &reached));
+  return wait_for(after, reached);
+}
+
 Status Device::reached(const Event& event, bool* reached) const {
   *reached = true;
   if (!event) return Status::ok();
@@ -79,12 +114,9 @@ bool Device::capturing(void* stream) const {
 
 Status Device::create_stream(GpuStream* stream) {
   Scope scope(*this);
-  void* raw = nullptr;
-  RR_TRY(check(cuda().stream_create(&raw), "creating a stream"));
-  stream->reset(raw, [self = shared_from_this()](void* stream) {
-    Scope scope(*self);
-    self->cuda().stream_destroy(stream);
-  });
+  void* raw = idle_streams().take(*this);
+  if (!raw) RR_TRY(check(cuda().stream_create(&raw), "creating a stream"));
+  stream->reset(raw, [self = shared_from_this()](void* stream) { idle_streams().give(*self, stream); });
   return Status::ok();
 }
 
@@ -123,6 +155,16 @@ Status Device::pinned(size_t bytes, std::shared_ptr<char>* memory) {
   memory->reset(data, [self = shared_from_this(), size](char* data) {
     std::lock_guard<std::mutex> lock(self->mutex_);
     self->pinned_.push_back({size, data});
+  });
+  return Status::ok();
+}
+
+Status Device::pin(char* memory, size_t bytes, std::shared_ptr<void> owner, std::shared_ptr<void>* pin) {
+  Scope scope(*this);
+  RR_TRY(check(cuda().host_register(memory, bytes), "pinning host memory"));
+  pin->reset(memory, [self = shared_from_this(), owner = std::move(owner)](void* memory) {
+    Scope scope(*self);
+    self->cuda().host_unregister(memory);
   });
   return Status::ok();
 }

@@ -15,7 +15,9 @@ namespace ringreduce {
 // An event of CUDA's; goes back to its device's pool with its last owner (a stream that waits for
 // it already holds on to what was recorded). Null: nothing to wait for.
 using Event = std::shared_ptr<void>;
-using GpuStream = std::shared_ptr<void>;  // destroyed with its last owner
+// A stream of CUDA's; goes back to the process's pool with its last owner. None is ever destroyed:
+// torch's allocator records events on streams that tensors were used on, whenever such a tensor dies.
+using GpuStream = std::shared_ptr<void>;
 
 class Device : public std::enable_shared_from_this<Device> {
  public:
@@ -48,12 +50,17 @@ class Device : public std::enable_shared_from_this<Device> {
     int index_, before_ = 0, mode_ = kCudaRelaxed;
   };
 
+  // For threads of ours: this GPU is current from here on. A Scope would go back to GPU 0 there, and
+  // so leave a context of every process on it.
+  void make_current() const { cuda().set_device(index_); }
+
   // `what` was being done, for the message.
   Status check(int error, const char* what) const;
 
   Status create_stream(GpuStream* stream);
   Status record(void* stream, Event* event);
   Status wait_for(void* stream, const Event& event) const;  // the stream waits
+  Status order(void* before, void* after);  // `after` waits for what is on `before` now
   Status reached(const Event& event, bool* reached) const;
   bool capturing(void* stream) const;
 
@@ -61,6 +68,8 @@ class Device : public std::enable_shared_from_this<Device> {
   Status allocate(size_t bytes, const GpuStream& stream, std::shared_ptr<char>* memory);
   // Pinned host memory from a pool.
   Status pinned(size_t bytes, std::shared_ptr<char>* memory);
+  // Pins memory that `owner` keeps, until *pin is dropped.
+  Status pin(char* memory, size_t bytes, std::shared_ptr<void> owner, std::shared_ptr<void>* pin);
   Status copy(void* dst, const void* src, size_t bytes, void* stream) const;
 
  private:

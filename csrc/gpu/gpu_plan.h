@@ -26,6 +26,7 @@ namespace ringreduce {
 
 // The buckets of a CPU plan, as this one sees them.
 struct HostBuckets {
+  std::shared_ptr<void> pin;  // of their memory; null where that is impossible
   std::function<char*(int)> buffer;
   std::function<void(int)> launch;
   std::function<bool(int)> complete;  // its last launch

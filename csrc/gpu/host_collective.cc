@@ -6,7 +6,11 @@ namespace ringreduce {
 
 HostCollective::HostCollective(GpuSet* set, std::vector<GpuCall> calls)
     : set_(set), device_(*set->device), stream_(set->communicator->stream().get()), calls_(std::move(calls)),
-      submission_(*calls_[0].submission) {}
+      submission_(*calls_[0].submission) {
+  memory_->received.source = [device = set->device](size_t bytes, std::shared_ptr<char>* memory) {
+    return device->pinned(bytes, memory);
+  };
+}
 
 Status HostCollective::advance(bool* moved) {
   switch (step_) {

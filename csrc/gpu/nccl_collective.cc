@@ -184,20 +184,34 @@ Status NcclCollective::enqueue_reducescatter() {
 // For reductions that NCCL lacks: `own` of the result, from everybody's inputs.
 Status NcclCollective::reduce_gathered(const void* in, size_t bytes, Range own, char* out) {
   const int ranks = communicator_.size();
-  if (ranks > DeviceReduceArgs::kReduceSources)
-    return {Code::kUnsupported, "a reduction of " + std::string(info(s().dtype).name) + " that NCCL lacks is possible on " +
-                                    std::to_string(DeviceReduceArgs::kReduceSources) + " ranks at most; convert the tensor to int32 or float32"};
   char* all;
   RR_TRY(scratch(bytes * ranks, &all));
   after_ = [this, all, bytes, own, out, ranks] {
     std::vector<const void*> sources;
     for (int i = 0; i < ranks; ++i) sources.push_back(all + i * bytes + own.begin);
-    if (!own.bytes()) return Status::ok();
-    const DeviceReduceArgs args{out, sources.data(), ranks, own.bytes() / info(s().dtype).size, s().dtype,
-                                s().reduction(), s().scale(ranks)};
-    return device_.check(device_.cuda().reduce(&args, communicator_.stream().get()), "reducing");
+    return own.bytes() ? reduce(out, sources, own.bytes() / info(s().dtype).size) : Status::ok();
   };
   return communicator_.all_gather(in, all, bytes);
+}
+
+// In rounds of as many sources as a launch takes, the sum so far being the first of the next. These are
+// whole numbers, bool and complex ones: none has more digits within a launch than in memory.
+Status NcclCollective::reduce(void* dst, std::vector<const void*> sources, size_t count) {
+  constexpr size_t kMost = DeviceReduceArgs::kReduceSources;
+  Scale scale = s().scale(communicator_.size());
+  if (sources.size() > kMost && scale.pre != 1.0) {
+    for (const void* source : sources) RR_TRY(scaled(const_cast<void*>(source), source, count, {scale.pre, 1.0}));
+    scale.pre = 1.0;
+  }
+  for (size_t done = 0; done < sources.size();) {
+    std::vector<const void*> round;
+    if (done) round.push_back(dst);
+    while (round.size() < kMost && done < sources.size()) round.push_back(sources[done++]);
+    const double post = done == sources.size() ? scale.post : 1.0;
+    const DeviceReduceArgs args{dst, round.data(), static_cast<int>(round.size()), count, s().dtype, s().reduction(), {scale.pre, post}};
+    RR_TRY(device_.check(device_.cuda().reduce(&args, communicator_.stream().get()), "reducing"));
+  }
+  return Status::ok();
 }
 
 // dst = scale * src, by the reduction of one source.

@@ -34,6 +34,7 @@ class NcclCollective : public Machine {
   Status enqueue_reducescatter();
   Status enqueue_received();
   Status reduce_gathered(const void* in, size_t bytes, Range own, char* out);
+  Status reduce(void* dst, std::vector<const void*> sources, size_t count);
   Status scaled(void* dst, const void* src, size_t count, Scale scale);
   Status finish();
   Status scratch(size_t bytes, char** memory);

@@ -1,5 +1,6 @@
 #include "gpu/rendezvous.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 
@@ -39,21 +40,21 @@ void Rendezvous::choose() {
 }
 
 void Rendezvous::outcome(const Status& status) {
-  my_outcome_.ok = status.is_ok();
+  my_outcome_.answer = status.is_ok() ? kMade : status.code() == Code::kTimeout ? kNoAnswer : kRefused;
   std::snprintf(my_outcome_.error, sizeof my_outcome_.error, "%s", status.text().c_str());
   gather(&my_outcome_, sizeof my_outcome_);
   step_ = Step::kOutcomes;
 }
 
-Status Rendezvous::conclude() {
+void Rendezvous::conclude() {
   const std::vector<Outcome> outcomes = gathered<Outcome>();
-  for (size_t i = 0; i < outcomes.size(); ++i) {
-    if (outcomes[i].ok) continue;
-    use_host("on rank " + std::to_string(set_->channel->world(static_cast<int>(i))) + " " + outcomes[i].error);
-    return Status::ok();
-  }
+  // What went wrong on one rank is why the others have waited in vain: the worst answer says it.
+  const auto worst = std::max_element(outcomes.begin(), outcomes.end(),
+                                      [](const Outcome& a, const Outcome& b) { return a.answer < b.answer; });
   step_ = Step::kDone;
-  return Status::ok();
+  if (worst->answer == kMade) return;
+  const int rank = set_->channel->world(static_cast<int>(worst - outcomes.begin()));
+  use_host("on rank " + std::to_string(rank) + " " + worst->error);
 }
 
 // One warning a set, from the rank that comes first.
@@ -78,13 +79,14 @@ Status Rendezvous::advance(bool* moved) {
     case Step::kInfos: *moved = true; choose(); break;
     case Step::kStarting: {
       bool settled = false;
-      const Status status = set_->communicator->settled(&settled);
+      Status status = set_->communicator->settled(&settled);
+      if (status.is_ok() && !settled) status = set_->communicator->late(set_->patience_ns);
       if (status.is_ok() && !settled) return Status::ok();
       *moved = true;
       outcome(status);
       break;
     }
-    case Step::kOutcomes: *moved = true; RR_TRY(conclude()); break;
+    case Step::kOutcomes: *moved = true; conclude(); break;
     case Step::kDone: break;
   }
   if (step_ == Step::kDone && !set_->communicator) return Communicator::without_nccl(set_->device, &set_->communicator);

@@ -26,15 +26,16 @@ class Rendezvous {
 
  private:
   enum class Step { kBegin, kInfos, kStarting, kOutcomes, kDone };
+  enum Answer : int32_t { kMade, kNoAnswer, kRefused };
   struct Outcome {
-    int32_t ok = 1;
+    Answer answer = kMade;
     char error[500] = {};
   };
 
   Status begin();
   void choose();
   void outcome(const Status& status);
-  Status conclude();
+  void conclude();
   void use_host(const std::string& why);
   void gather(const void* data, size_t bytes);
   template <typename T>

@@ -31,7 +31,9 @@ Status Split::advance(bool* moved) {
       Status status = parent_->communicator->settled(&parent_settled);
       // Before that the child does not exist.
       if (status.is_ok() && parent_settled && child_) status = made_->settled(&settled);
-      if (status.is_ok() && !(parent_settled && settled)) return Status::ok();
+      const bool over = parent_settled && settled;
+      if (status.is_ok() && !over) status = made_->late(parent_->patience_ns);
+      if (status.is_ok() && !over) return Status::ok();
       *moved = true;
       settle(status);
       return Status::ok();
@@ -47,7 +49,7 @@ Status Split::advance(bool* moved) {
 
 void Split::settle(const Status& status) {
   ok_ = status.is_ok();
-  if (!ok_) log(kInfo, "a communicator cannot be split, a new one is made: " + status.text());
+  if (!ok_) log(kInfo, "a communicator cannot be split, new ones are made: " + status.text());
   exchange_ = std::make_unique<Allgather>(parent_->channel, &ok_, 1, &outcomes_);
   step_ = Step::kOutcomes;
 }
@@ -56,7 +58,12 @@ void Split::conclude() {
   const char* outcomes = outcomes_.data.get();
   const bool all = std::all_of(outcomes, outcomes + outcomes_.bytes, [](char ok) { return ok; });
   if (all && child_) child_->communicator = made_;
-  else if (child_ && made_) made_->abort();
+  if (!all) {
+    // Where it failed NCCL allows the parent nothing more, elsewhere it may be waiting still.
+    if (made_) made_->abort();
+    parent_->communicator->abort();
+    parent_->communicator.reset();
+  }
   step_ = Step::kDone;
 }
 

@@ -4,6 +4,8 @@
 // Otherwise, and where NCCL cannot (before 2.18), the new set makes its own at its first operation.
 //
 //   parent's work on the GPU is finished ─► ncclCommSplit ─► settled? ─► all ranks compare
+//
+// If it failed on any rank, parent and child each make a new one at their next operation.
 #pragma once
 
 #include <memory>

@@ -18,8 +18,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ringreduce._nccl import show_version
 from ringreduce.bench import gpu_plot, gpu_report, launch, machine, report
-from ringreduce.bench.gpu_device import SHARING, SHARING_NCCL, Found, GpuDevice, find, gpu_line, show_version
+from ringreduce.bench.gpu_device import SHARING, SHARING_NCCL, Found, GpuDevice, find, gpu_line
 from ringreduce.bench.gpu_kernels import KernelRow, measure_kernels, memory_needed
 from ringreduce.bench.gpu_step import GpuStepRow, of_jobs, time_gpu_step
 from ringreduce.bench.gpu_submission import SIZES, SubmissionRow, measure_submission

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import ringreduce as rr
 from ringreduce._core import Gpu
+from ringreduce._nccl import show_version
 
 CUDA_LIBRARY = Path(rr.__file__).with_name("libringreduce_cuda.so")
 IDLE_BYTES = 256 << 20  # read to keep the GPU busy, and larger than any L2 cache
@@ -61,11 +62,6 @@ def _torch_nccl() -> int:
     nccl: Any = torch.cuda.nccl
     major, minor, patch = nccl.version()[:3]
     return 10000 * int(major) + 100 * int(minor) + int(patch)
-
-
-def show_version(number: int) -> str:
-    """NCCL's number as text: 22703 is 2.27.3."""
-    return f"{number // 10000}.{number // 100 % 100}.{number % 100}"
 
 
 @dataclass

@@ -22,11 +22,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 import ringreduce as rr
-from ringreduce import _context, _dtypes
+from ringreduce import _context, _dtypes, _nccl
 from ringreduce._core import SUM, GpuPlan
 from ringreduce.bench.collectives import Buffers
 from ringreduce.bench.gpu_device import GpuDevice
-from ringreduce.bench.gpu_nccl import DirectNccl
 from ringreduce.bench.job import Job
 from ringreduce.bench.measure import Effort, Timing, affordable_rounds, summary
 from ringreduce.bench.sweep import Progress
@@ -102,9 +101,10 @@ def _ways(job: Job, device: GpuDevice, nbytes: int, on_nccl: bool) -> Iterator[l
             Way("tensor", partial(rr.allreduce_async_, ours, op=rr.Sum), rr.synchronize),
         ]
         if on_nccl:
-            direct = DirectNccl(device.gpu.nccl_path, job.rank, job.size, partial(job.comm.bcast, root=0))
-            closing.callback(direct.close)
-            ways.append(Way("nccl", direct.all_reduce(next(tensors), stream), _succeeded))
+            share = partial(job.comm.bcast, root=0)
+            direct = closing.enter_context(_nccl.Communicator(device.gpu.nccl_path, job.rank, job.size, share))
+            theirs = next(tensors)
+            ways.append(Way("nccl", direct.all_reduce(theirs, theirs, _nccl.SUM, stream), _succeeded))
             ways.append(Way("torch", partial(dist.all_reduce, next(tensors), async_op=True), lambda work: work.wait()))
         yield ways
         device.synchronize()

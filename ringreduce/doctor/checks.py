@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 import ringreduce as rr
-from ringreduce import _context, _core, _gpu
+from ringreduce import _context, _core, _gpu, _nccl
 from ringreduce.doctor.facts import gpu_in_torch
 
 OK, FAILED, SKIPPED = "ok", "failed", "skipped"
@@ -121,21 +121,47 @@ def _between_hosts() -> str:
     return "4 MiB went round"
 
 
+def _to_gpu(tensor: torch.Tensor) -> torch.Tensor:
+    return _gpu.backend.empty(tensor.shape, tensor.dtype).copy_(tensor)
+
+
+def _nccl_itself() -> str:
+    """Each rank by itself: with one rank ringreduce copies, and does not come to call NCCL."""
+    _running()
+    if reason := gpu_in_torch():
+        raise Skip(reason)
+    numbers = torch.arange(5000, dtype=torch.float32)
+    source, result = _to_gpu(numbers), _to_gpu(torch.zeros(5000))
+    index = _gpu.backend.index(source)
+    gpu = _gpu.attached(index)
+    if gpu.nccl_problem:
+        raise RuntimeError(gpu.nccl_problem)
+    stream = _gpu.backend.current_stream(index)
+    try:
+        with _nccl.Communicator(gpu.nccl_path, 0, 1, lambda own: own) as alone:
+            # Not a sum: of one rank that is a copy for NCCL too, while an average is a kernel of its own.
+            alone.check("ncclAllReduce", alone.all_reduce(source, result, _nccl.AVERAGE, stream)())
+            _gpu.backend.joined(stream)
+            _expect("ncclAllReduce", result, numbers)
+    except _nccl.NcclError as error:
+        hint = "with NCCL_DEBUG=WARN it says why; RINGREDUCE_GPU_PATH=host does without it"
+        raise RuntimeError(f"{error}; {hint}") from None
+    where = f"{_nccl.show_version(gpu.nccl_version)}, {gpu.nccl_path}, GPU {gpu.device}"
+    return f"{where}: an all-reduce of one rank is right"
+
+
 def _on_gpu() -> str:
     _running()
     if reason := gpu_in_torch():
         raise Skip(reason)
-    _collectives(lambda tensor: tensor.cuda())
+    _collectives(_to_gpu)
     context = _context.require()
-    assert context.gpu is not None
+    if rr.size() == 1:
+        return "allreduce, allgather and broadcast are right; with one rank they copy, without NCCL"
     path, why = context.engine.gpu_path(0)
     if path == "host":
         raise RuntimeError(f"NCCL is not used: {why}")
-    return f"NCCL {_nccl_text(context.gpu.nccl_version)}, {context.gpu.nccl_path}, GPU {context.gpu.device}"
-
-
-def _nccl_text(version: int) -> str:
-    return f"{version // 10000}.{version // 100 % 100}.{version % 100}"
+    return "allreduce, allgather and broadcast are right, through NCCL"
 
 
 def _gpu_through_host() -> str:
@@ -148,7 +174,7 @@ def _gpu_through_host() -> str:
     os.environ["RINGREDUCE_GPU_PATH"] = "host"
     try:
         rr.init()
-        _collectives(lambda tensor: tensor.cuda())
+        _collectives(_to_gpu)
     finally:
         rr.shutdown()
         del os.environ["RINGREDUCE_GPU_PATH"]
@@ -173,6 +199,7 @@ CHECKS: dict[str, Callable[[], str]] = {
     "collectives on CPU tensors": _on_cpu,
     "collectives between hosts": _between_hosts,
     "CUDA library": _cuda_library,
+    "NCCL": _nccl_itself,
     "collectives on GPU tensors": _on_gpu,
     "GPU tensors through host memory": _gpu_through_host,
 }

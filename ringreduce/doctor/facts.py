@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ringreduce import _core, _gpu, _launcher, _mpi, _nvml, _version
+from ringreduce import _core, _gpu, _launcher, _mpi, _nccl, _nvml, _version
 
 Facts = dict[str, Any]
 
@@ -62,6 +62,7 @@ def _versions() -> Facts:
 
 def _libraries() -> Facts:
     probe = _core.Gpu.probe(str(_gpu.LIBRARY))
+    nccl = _nccl.find(_gpu.nccl_candidates(), dict(_core.setting_texts())["RINGREDUCE_NCCL"])
     return {
         "core": _core.__file__,
         "kernels": _core.kernels_name(),
@@ -69,7 +70,9 @@ def _libraries() -> Facts:
         "CUDA library's problem": probe["problem"],
         "CUDA runtime": _cuda_version(probe["runtime"]),
         "CUDA driver": _cuda_version(probe["driver"]),
-        "NCCL": ", ".join(_gpu.nccl_candidates()) or "not in a Python package",
+        "NCCL": _nccl.show_version(nccl.version) if nccl.version else "none",
+        "NCCL library": nccl.path,
+        "NCCL library's problem": nccl.problem,
     }
 
 

@@ -58,6 +58,9 @@ RR_DOUBLE_EXPORT const char* rr_double_misuse_text();  // all of it; valid as th
 RR_DOUBLE_EXPORT int rr_double_stream_synchronize(void* stream);
 // Nothing that is enqueued runs, until it is called with on = 0. What runs already goes on.
 RR_DOUBLE_EXPORT int rr_double_stall(void* stream, int on);
+// A stream as torch has them, and its end, after what is enqueued. ringreduce itself destroys none.
+RR_DOUBLE_EXPORT void* rr_double_stream_create();
+RR_DOUBLE_EXPORT int rr_double_stream_destroy(void* stream);
 RR_DOUBLE_EXPORT void rr_double_stall_all(int on);  // the streams there are now
 
 // A graph: what is enqueued on the stream, and on those that wait for its events, is not run but

@@ -91,19 +91,7 @@ int device_name(int device, char* text, int size) {
 
 int stream_create(void** stream) {
   RR_ENTER(nullptr);
-  std::shared_ptr<Stream> made = Stream::start(current_device);
-  std::lock_guard<std::mutex> lock(handles().mutex);
-  handles().streams[*stream = made.get()] = made;
-  return kSuccess;
-}
-
-int stream_destroy(void* stream) {
-  RR_ENTER(stream);
-  if (!stream) return misuse(kInvalidHandle, "stream_destroy: of the default stream");
-  RR_STREAM(found, find_stream);
-  found->close();  // after what is enqueued
-  std::lock_guard<std::mutex> lock(handles().mutex);
-  handles().streams.erase(stream);
+  *stream = rr_double_stream_create();
   return kSuccess;
 }
 
@@ -195,6 +183,19 @@ int host_free(void* memory) {
   return kSuccess;
 }
 
+// Pages of one process are pinned once, as with CUDA.
+int host_register(void* memory, size_t bytes) {
+  RR_ENTER(nullptr);
+  rr_double_count_up("host_sync");
+  return Pins::get().add(memory, bytes) ? kSuccess : misuse(kAlreadyPinned, "host_register: some of it is pinned already");
+}
+
+int host_unregister(void* memory) {
+  RR_ENTER(nullptr);
+  rr_double_count_up("host_sync");
+  return Pins::get().remove(memory) ? kSuccess : misuse(kInvalidValue, "host_unregister: not what host_register was given");
+}
+
 int copy_async(void* dst, const void* src, size_t bytes, void* stream) {
   RR_ENTER(stream);
   RR_STREAM(found, find_stream);
@@ -275,6 +276,11 @@ int merge_rows(const MergeRowsArgs* args, void* stream) {
   return gpu::merge_all_rows(*args, OnStream{found.get()});
 }
 
+int load_kernels() {
+  RR_ENTER(nullptr);
+  return kSuccess;
+}
+
 int exchange_capture_mode(int* mode) {
   static thread_local int current = 0;
   std::swap(current, *mode);
@@ -284,10 +290,10 @@ int exchange_capture_mode(int* mode) {
 constexpr CudaApi kApi = {
     CudaApi::kVersion, true,
     error_text, driver_version, runtime_version, device_count, get_device, set_device, pci_bus_id, device_name,
-    stream_create, stream_destroy, stream_synchronize, stream_wait_event, stream_is_capturing,
+    stream_create, stream_synchronize, stream_wait_event, stream_is_capturing,
     event_create, event_destroy, event_record, event_query,
-    malloc_async, free_async, host_malloc, host_free, copy_async,
-    pack, unpack, reduce, merge_rows, exchange_capture_mode,
+    malloc_async, free_async, host_malloc, host_free, host_register, host_unregister, copy_async,
+    pack, unpack, reduce, merge_rows, load_kernels, exchange_capture_mode,
 };
 
 }  // namespace

@@ -10,6 +10,21 @@ int rr_double_stream_synchronize(void* stream) {
   return kSuccess;
 }
 
+void* rr_double_stream_create() {
+  std::shared_ptr<Stream> made = Stream::start(rr_double_current_device());
+  std::lock_guard<std::mutex> lock(handles().mutex);
+  handles().streams[made.get()] = made;
+  return made.get();
+}
+
+int rr_double_stream_destroy(void* stream) {
+  RR_STREAM(found, find_stream);
+  found->close();
+  std::lock_guard<std::mutex> lock(handles().mutex);
+  handles().streams.erase(stream);
+  return kSuccess;
+}
+
 int rr_double_stall(void* stream, int on) {
   RR_STREAM(found, find_stream);
   found->stall(on);

@@ -36,6 +36,7 @@ struct Doubles {
   decltype(&rr_double_trace_start) trace_start;
   decltype(&rr_double_misuses) misuses;
   decltype(&rr_double_stream_synchronize) stream_synchronize;
+  decltype(&rr_double_stream_destroy) stream_destroy;
   decltype(&rr_double_stall) stall;
   decltype(&rr_double_stall_all) stall_all;
   decltype(&rr_double_capture_begin) capture_begin;
@@ -74,6 +75,7 @@ struct Doubles {
     find("rr_double_misuses", &misuses);
     find("rr_double_misuse_text", &misuse_text_);
     find("rr_double_stream_synchronize", &stream_synchronize);
+    find("rr_double_stream_destroy", &stream_destroy);
     find("rr_double_stall", &stall);
     find("rr_double_stall_all", &stall_all);
     find("rr_double_capture_begin", &capture_begin);

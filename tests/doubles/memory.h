@@ -117,4 +117,31 @@ class Memory {
   size_t freed_bytes_ = 0;
 };
 
+// What host_register has pinned.
+class Pins {
+ public:
+  static Pins& get() {
+    static Pins& pins = *new Pins;
+    return pins;
+  }
+
+  bool add(void* memory, size_t bytes) {
+    const uintptr_t begin = reinterpret_cast<uintptr_t>(memory), end = begin + bytes;
+    std::lock_guard<std::mutex> lock(mutex_);
+    for (const auto& [at, size] : ranges_)
+      if (at / kPage <= (end - 1) / kPage && begin / kPage <= (at + size - 1) / kPage) return false;
+    ranges_[begin] = bytes;
+    return true;
+  }
+  bool remove(void* memory) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return ranges_.erase(reinterpret_cast<uintptr_t>(memory));
+  }
+
+ private:
+  static constexpr uintptr_t kPage = 4096;
+  std::mutex mutex_;
+  std::map<uintptr_t, size_t> ranges_;
+};
+
 }  // namespace ringreduce::doubles

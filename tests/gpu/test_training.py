@@ -47,24 +47,23 @@ def test_allreduce(rr, dtype):
     torch.testing.assert_close(rr.allreduce(own.cuda()).cpu(), rr.allreduce(own))
 
 
-def test_other_collectives(rr):
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_other_collectives(rr, dtype):
     rank, size = rr.rank(), rr.size()
-    rows = values(rank, 5 * rank, torch.float32).view(rank, 5)
+    rows = values(rank, 5 * rank, dtype).view(rank, 5)
     assert torch.equal(rr.allgather(rows.cuda()).cpu(), rr.allgather(rows))
     for root in range(size):
-        assert torch.equal(
-            rr.broadcast(values(rank, 9, torch.float16).cuda(), root).cpu(), values(root, 9, torch.float16)
-        )
+        assert torch.equal(rr.broadcast(values(rank, 9, dtype).cuda(), root).cpu(), values(root, 9, dtype))
     for count in (4 * size, 4 * size + 1):
-        x = values(rank, count, torch.float32)
+        x = values(rank, count, dtype)
         assert torch.equal(rr.reducescatter(x.cuda(), op=rr.Sum).cpu(), rr.reducescatter(x, op=rr.Sum))
     splits = [(rank + to) % 3 for to in range(size)]
-    x = values(rank, sum(splits), torch.int64)
+    x = values(rank, sum(splits), dtype)
     result, counts = rr.alltoall(x.cuda(), splits)
     expected, expected_counts = rr.alltoall(x, splits)
     assert torch.equal(result.cpu(), expected)
     assert counts.tolist() == expected_counts.tolist()
-    group = [values(rank, count, torch.float32) for count in (1, 0, 1000, 17)]
+    group = [values(rank, count, dtype) for count in (1, 0, 1000, 17)]
     for got, tensor in zip(rr.grouped_allreduce([t.cuda() for t in group], op=rr.Sum), group, strict=True):
         assert torch.equal(got.cpu(), rr.allreduce(tensor, op=rr.Sum))
 
@@ -141,6 +140,30 @@ def test_grad_scaler_and_autocast(rr):
         scaler.update()
         first = loss.item() if first is None else first
     assert loss.item() < first
+    sums = rr.allgather(torch.stack([p.double().sum() for p in net.parameters()]).unsqueeze(0))
+    assert torch.equal(sums, sums[:1].expand_as(sums))
+
+
+@pytest.mark.parametrize("culprit", [0, 1])
+def test_one_rank_s_gradients_are_not_finite_and_all_skip_the_step(rr, culprit):
+    if culprit >= rr.size():
+        pytest.skip("there is no such rank")
+    net = model("cuda")
+    optimizer, scaler = optimizer_of(rr, net), torch.amp.GradScaler("cuda", init_scale=1024.0)
+    before = [p.detach().clone() for p in net.parameters()]
+    for step, is_finite in enumerate((False, True)):
+        x = batch(rr, step).cuda()
+        if not is_finite and rr.rank() == culprit:
+            x[0, 0] = torch.inf
+        optimizer.zero_grad()
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            loss = net(x).square().mean()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        assert scaler.get_scale() == 512.0
+        changed = [not torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True)]
+        assert all(changed) if is_finite else not any(changed)
     sums = rr.allgather(torch.stack([p.double().sum() for p in net.parameters()]).unsqueeze(0))
     assert torch.equal(sums, sums[:1].expand_as(sums))
 

@@ -21,6 +21,13 @@ inline std::shared_ptr<const GpuLibrary> gpu_library() {
   return library;
 }
 
+inline std::shared_ptr<const GpuLibrary> without_nccl() {
+  auto library = std::make_shared<GpuLibrary>(*gpu_library());
+  library->nccl_version = 0;
+  library->nccl_problem = "NCCL was not found";
+  return library;
+}
+
 // A rank's GPU, its stream as a user has one, and memory on it.
 class GpuRank {
  public:
@@ -82,6 +89,68 @@ inline Submission gpu_submission(Kind kind, const std::string& name, DType dtype
   s.pieces = {{static_cast<const char*>(in), static_cast<char*>(out), count * info(dtype).size}};
   s.shape = {static_cast<int64_t>(count)};
   return s;
+}
+
+// A gradient plan with memory on the GPU.
+struct Buckets {
+  std::vector<float*> data;
+  std::shared_ptr<GpuPlan> plan;
+};
+inline const std::vector<size_t> kBuckets = {5, 4000, 1};
+
+inline Buckets make_plan(World& world, int rank, Engine& engine, GpuRank& gpu, int op, double pre, double post, int serial) {
+  static std::mutex mutex;
+  static std::map<std::pair<World*, int>, std::vector<GpuInfo>> offered;
+  // The first operation of a set decides how its operations run.
+  float* one = gpu.upload(std::vector<float>{1});
+  gpu.finish(gpu.submit(gpu_submission(Kind::kAllreduce, "", DType::kFloat32, one, one, 1)));
+  GpuPath path;
+  std::string why;
+  CHECK_OK(engine.gpu_path(0, &path, &why));
+  GpuInfo mine;
+  CHECK_OK(engine.gpu_info(0, &mine));
+  {
+    std::lock_guard<std::mutex> lock(mutex);
+    auto& infos = offered[{&world, serial}];
+    infos.resize(world.size());
+    infos[rank] = mine;
+  }
+  Submission barrier;
+  OpRef met;
+  CHECK_OK(engine.submit(0, barrier, true, &met));
+  CHECK_OK(wait_for(engine, met));
+  Buckets buckets;
+  std::vector<GpuBucketSpec> specs;
+  std::vector<BucketSpec> host_specs;
+  for (size_t count : kBuckets) {
+    buckets.data.push_back(gpu.upload(std::vector<float>(count)));
+    specs.push_back({reinterpret_cast<char*>(buckets.data.back()), count, DType::kFloat32});
+    host_specs.push_back({count, DType::kFloat32});
+  }
+  std::shared_ptr<Plan> host;
+  if (path == GpuPath::kHost) {
+    const auto& host_of = world.host_of();
+    const int locals = static_cast<int>(std::count(host_of.begin(), host_of.end(), host_of[rank]));
+    auto segment = world.segment("plan" + std::to_string(serial), host_of[rank], Plan::segment_bytes(locals, host_specs));
+    CHECK_OK(engine.add_plan(0, host_specs, op, pre, post, segment, 128 + serial, &host));
+  }
+  std::vector<GpuInfo> infos;
+  {
+    std::lock_guard<std::mutex> lock(mutex);
+    infos = offered[{&world, serial}];
+  }
+  CHECK_OK(engine.add_gpu_plan(0, infos, specs, op, pre, post, host, &buckets.plan));
+  return buckets;
+}
+
+inline void wait_for_bucket(Engine& engine, GpuPlan& plan, int bucket, void* stream) {
+  for (bool done = false; !done;) CHECK_OK(engine.wait_bucket(plan, bucket, stream, 1, &done));
+}
+
+// Settings as they were; nothing was done that real CUDA and NCCL punish.
+inline void reset_doubles() {
+  CHECK_EQ(Doubles::get().misuse_text(), std::string());
+  Doubles::get().reset();
 }
 
 }  // namespace ringreduce

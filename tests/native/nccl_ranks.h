@@ -38,7 +38,7 @@ struct NcclRank {
   }
   ~NcclRank() {
     if (comm) CHECK_EQ(nccl().comm_destroy(comm), kNcclSuccess);
-    CHECK_EQ(cuda().stream_destroy(stream), kCudaSuccess);
+    CHECK_EQ(doubles().stream_destroy(stream), kCudaSuccess);
   }
 
   // What a nonblocking call on a communicator answers in the end.

@@ -188,13 +188,6 @@ TEST(collectives_through_nccl) {
   });
 }
 
-std::shared_ptr<const GpuLibrary> without_nccl() {
-  auto library = std::make_shared<GpuLibrary>(*gpu_library());
-  library->nccl_version = 0;
-  library->nccl_problem = "NCCL was not found";
-  return library;
-}
-
 TEST(collectives_through_host_memory) {
   everywhere([](int rank, int size, Engine& engine, GpuRank& gpu) {
     check_everything(rank, size, engine, gpu);
@@ -228,61 +221,6 @@ TEST(any_order) {
       CHECK(on_cpu[i] == reduced<float>(size, 3, DType::kFloat32, cpu[i]->submission));
     }
   });
-}
-
-struct Buckets {
-  std::vector<float*> data;
-  std::shared_ptr<GpuPlan> plan;
-};
-const std::vector<size_t> kBuckets = {5, 4000, 1};
-
-Buckets make_plan(World& world, int rank, Engine& engine, GpuRank& gpu, int op, double pre, double post, int serial) {
-  static std::mutex mutex;
-  static std::map<std::pair<World*, int>, std::vector<GpuInfo>> offered;
-  // The first operation of a set decides how its operations run.
-  float* one = gpu.upload(std::vector<float>{1});
-  gpu.finish(gpu.submit(gpu_submission(Kind::kAllreduce, "", DType::kFloat32, one, one, 1)));
-  GpuPath path;
-  std::string why;
-  CHECK_OK(engine.gpu_path(0, &path, &why));
-  GpuInfo mine;
-  CHECK_OK(engine.gpu_info(0, &mine));
-  {
-    std::lock_guard<std::mutex> lock(mutex);
-    auto& infos = offered[{&world, serial}];
-    infos.resize(world.size());
-    infos[rank] = mine;
-  }
-  Submission barrier;
-  OpRef met;
-  CHECK_OK(engine.submit(0, barrier, true, &met));
-  CHECK_OK(wait_for(engine, met));
-  Buckets buckets;
-  std::vector<GpuBucketSpec> specs;
-  std::vector<BucketSpec> host_specs;
-  for (size_t count : kBuckets) {
-    buckets.data.push_back(gpu.upload(std::vector<float>(count)));
-    specs.push_back({reinterpret_cast<char*>(buckets.data.back()), count, DType::kFloat32});
-    host_specs.push_back({count, DType::kFloat32});
-  }
-  std::shared_ptr<Plan> host;
-  if (path == GpuPath::kHost) {
-    const auto& host_of = world.host_of();
-    const int locals = static_cast<int>(std::count(host_of.begin(), host_of.end(), host_of[rank]));
-    auto segment = world.segment("plan" + std::to_string(serial), host_of[rank], Plan::segment_bytes(locals, host_specs));
-    CHECK_OK(engine.add_plan(0, host_specs, op, pre, post, segment, 128 + serial, &host));
-  }
-  std::vector<GpuInfo> infos;
-  {
-    std::lock_guard<std::mutex> lock(mutex);
-    infos = offered[{&world, serial}];
-  }
-  CHECK_OK(engine.add_gpu_plan(0, infos, specs, op, pre, post, host, &buckets.plan));
-  return buckets;
-}
-
-void wait_for_bucket(Engine& engine, GpuPlan& plan, int bucket, void* stream) {
-  for (bool done = false; !done;) CHECK_OK(engine.wait_bucket(plan, bucket, stream, 1, &done));
 }
 
 // Several steps of several plans, negotiated operations in between in another order on each rank.
@@ -335,6 +273,111 @@ void run_plans(std::shared_ptr<const GpuLibrary> library) {
 
 TEST(plans_through_nccl) { run_plans(gpu_library()); }
 TEST(plans_through_host_memory) { run_plans(without_nccl()); }
+
+// A step is captured and replayed with other gradients; the first one cannot be, nor an operation that
+// the ranks agree on, nor what goes through host memory.
+TEST(a_captured_step_is_replayed) {
+  for (const auto& hosts : kLayouts) {
+    World world(layout(hosts));
+    world.run([&](int rank, Engine& engine) {
+      GpuRank gpu(engine, rank);
+      Doubles& doubles = Doubles::get();
+      Buckets buckets = make_plan(world, rank, engine, gpu, kOpSum, 1, 1, 0);
+      const auto step = [&] {
+        for (size_t b = 0; b < kBuckets.size(); ++b) CHECK_OK(engine.launch(*buckets.plan, static_cast<int>(b), gpu.stream()));
+        for (size_t b = 0; b < kBuckets.size(); ++b) wait_for_bucket(engine, *buckets.plan, static_cast<int>(b), gpu.stream());
+      };
+      const auto fill = [&](int serial) {
+        for (size_t b = 0; b < kBuckets.size(); ++b) {
+          const float* fresh = gpu.upload(values<float>(rank + serial, kBuckets[b]));
+          CHECK_OK(gpu.device().copy(buckets.data[b], fresh, kBuckets[b] * sizeof(float), gpu.stream()));
+        }
+      };
+      const auto check = [&](int serial) {
+        for (size_t b = 0; b < kBuckets.size(); ++b) {
+          std::vector<float> expected(kBuckets[b]);
+          for (size_t i = 0; i < expected.size(); ++i)
+            for (int r = 0; r < world.size(); ++r) expected[i] += value<float>(r + serial, i);
+          CHECK(gpu.download<float>(buckets.data[b], kBuckets[b]) == expected);
+        }
+      };
+      CHECK_EQ(doubles.capture_begin(gpu.stream()), 0);
+      const Status first = engine.launch(*buckets.plan, 0, gpu.stream());
+      CHECK(first.code() == Code::kUnsupported);
+      CHECK(first.text().find("the first step cannot be captured") != std::string::npos);
+      CHECK(doubles.capture_end(gpu.stream()) != nullptr);
+
+      fill(1);
+      step();
+      check(1);
+      float* other = gpu.upload(values<float>(rank, 3));
+      gpu.download<float>(other, 3);  // what the capture uses is there
+      CHECK_EQ(doubles.capture_begin(gpu.stream()), 0);
+      step();
+      OpRef refused;
+      Submission s = gpu_submission(Kind::kAllreduce, "agreed on", DType::kFloat32, other, other, 3);
+      s.on_gpu = true;
+      s.stream = gpu.stream();
+      CHECK(engine.submit(0, s, true, &refused).code() == Code::kUnsupported);
+      void* graph = doubles.capture_end(gpu.stream());
+      CHECK(graph != nullptr);
+      for (int replay = 2; replay < 6; ++replay) {
+        fill(replay);
+        CHECK_EQ(doubles.graph_launch(graph, gpu.stream()), 0);
+        check(replay);
+      }
+      fill(6);
+      step();  // as before, outside of the graph
+      check(6);
+      engine.remove_plan(buckets.plan);
+    });
+  }
+}
+
+TEST(host_memory_is_not_captured) {
+  World world(layout({0, 0}));
+  world.run([&](int rank, Engine& engine) {
+    GpuRank gpu(engine, rank, without_nccl());
+    Buckets buckets = make_plan(world, rank, engine, gpu, kOpSum, 1, 1, 0);
+    CHECK_EQ(Doubles::get().capture_begin(gpu.stream()), 0);
+    const Status status = engine.launch(*buckets.plan, 0, gpu.stream());
+    CHECK(status.code() == Code::kUnsupported);
+    CHECK(status.text().find("through host memory cannot be captured") != std::string::npos);
+    CHECK(Doubles::get().capture_end(gpu.stream()) != nullptr);
+    engine.remove_plan(buckets.plan);
+  });
+}
+
+// What NCCL cannot reduce is reduced by a kernel, in several launches where ranks are many.
+TEST(more_ranks_than_a_launch_has_sources) {
+  const int ranks = DeviceReduceArgs::kReduceSources + 6;
+  Doubles::get().set("devices", ranks);
+  World world(layout(std::vector<int>(ranks, 0)));
+  world.run([&](int rank, Engine& engine) {
+    GpuRank gpu(engine, rank);
+    check_allreduce<int16_t>(ranks, rank, gpu, DType::kInt16, kOpSum, 1, 1, 9);
+    check_allreduce<int16_t>(ranks, rank, gpu, DType::kInt16, kOpMax, 1, 1, 9);
+    check_allreduce<int64_t>(ranks, rank, gpu, DType::kInt64, kOpSum, 1.5, 0.5, 9);
+  });
+  reset_doubles();
+}
+
+// Streams are as late as they like: what is not ordered shows.
+TEST(slow_streams) {
+  for (int seed = 1; seed <= 3; ++seed) {
+    Doubles::get().set("delay_us", 300);
+    Doubles::get().set("seed", seed);
+    for (const auto& library : {gpu_library(), without_nccl()}) {
+      World world(layout({0, 0, 1}));
+      world.run([&](int rank, Engine& engine) {
+        GpuRank gpu(engine, rank, library);
+        check_everything(rank, world.size(), engine, gpu);
+        check_plans(rank, world, engine, gpu);
+      });
+    }
+  }
+  reset_doubles();
+}
 
 TEST(process_sets) {
   World world(layout({0, 0, 0, 0}));
@@ -423,6 +466,8 @@ TEST(what_nccl_can_reduce) {
   CHECK(nccl_reduction(DType::kComplex128, Reduction::kSum, true, {1, 1}, 4, &how));
   CHECK(how.dtype == kNcclFloat64 && how.factor == 2 && how.scale.post == 0.25);
 }
+
+TEST(nothing_was_misused) { reset_doubles(); }
 
 }  // namespace
 

@@ -202,7 +202,7 @@ TEST(operations_of_a_communicator_run_in_their_order_on_any_stream) {
     CHECK_EQ(a, 4);
     CHECK_EQ(b, 1);
     mine.finish();
-    CHECK_EQ(cuda().stream_destroy(other), kCudaSuccess);
+    CHECK_EQ(doubles().stream_destroy(other), kCudaSuccess);
   });
   CHECK_EQ(doubles().misuse_text(), std::string());
 }

@@ -21,6 +21,7 @@ struct WorldOptions {
   size_t fusion_bytes = 16 << 10;
   int tree_arity = 2;
   bool oversubscribed = true;
+  double timeout_s = 60;
   LoopbackOptions net;
   std::vector<Traffic>* traffic = nullptr;  // one entry a rank: counts its messages
 };
@@ -66,7 +67,7 @@ class World {
     config.settings.chunk_bytes = options_.chunk_bytes;
     config.settings.fusion_bytes = options_.fusion_bytes;
     config.settings.tree_arity = options_.tree_arity;
-    config.settings.timeout_s = 60;
+    config.settings.timeout_s = options_.timeout_s;
     return std::make_unique<Engine>(std::move(config));
   }
 
@@ -78,7 +79,7 @@ class World {
       threads.emplace_back([this, rank, &body] {
         std::unique_ptr<Engine> mine = engine(rank);
         body(rank, *mine);
-        mine->close(10);
+        mine->close(std::min(10.0, options_.timeout_s));
       });
     for (std::thread& thread : threads) thread.join();
   }

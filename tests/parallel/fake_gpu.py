@@ -7,21 +7,40 @@ kernel behind a stream, `joined` waits for the double's.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
+from ringreduce import _gpu
 from ringreduce._core import Op
 from ringreduce._gpu import Cuda
 
 
+class _Taken:
+    """A result in the core's memory: dies with the tensor that has taken it over."""
+
+    def __init__(self, op: Op, address: int, devices: dict[int, int]) -> None:
+        self._output, self._address, self._devices = _gpu._Output(op, _gpu.attached(0)), address, devices
+
+    def __del__(self) -> None:
+        self._devices.pop(self._address, None)
+
+
 class FakeCuda(Cuda):
-    """In the place of `ringreduce._gpu.backend`. `device` is the GPU of every tensor made here."""
+    """In the place of `ringreduce._gpu.backend`.
+
+    `device` is the GPU of every tensor made here, `stream` the current one.
+    """
 
     def __init__(self, library: str, device: int) -> None:
         self.double = ctypes.CDLL(library)
         self.double.rr_double_misuse_text.restype = ctypes.c_char_p
+        self.double.rr_double_trace_stop.restype = ctypes.c_char_p
+        self.double.rr_double_stream_create.restype = ctypes.c_void_p
+        self.stream = 0
+        self.recorded: list[tuple[int, int]] = []  # (address of the tensor, stream)
         self.device = device
         self._devices: dict[int, int] = {}  # address of a storage -> GPU
         self._kept: list[object] = []  # addresses stay taken for as long as this object lives
@@ -47,10 +66,22 @@ class FakeCuda(Cuda):
         return self._devices[tensor.untyped_storage().data_ptr()]
 
     def current_stream(self, index: int) -> int:
-        return 0
+        return self.stream
 
     def record(self, tensor: Tensor, stream: int, index: int) -> None:
         self._kept.append(tensor)
+        self.recorded.append((tensor.data_ptr(), stream))
+
+    def free_recorded(self) -> None:
+        """What torch's allocator does when the tensors die: it records events on the streams that have used them."""
+        for stream in {stream for _, stream in self.recorded}:
+            self.joined(stream)
+        self.recorded.clear()
+
+    def new_stream(self) -> int:
+        """A stream of torch's."""
+        self.double.rr_double_use_device(self.device)
+        return int(self.double.rr_double_stream_create())
 
     def joined(self, stream: int) -> None:
         self.double.rr_double_use_device(self.device)
@@ -58,8 +89,10 @@ class FakeCuda(Cuda):
 
     def take_over(self, op: Op, index: int) -> Tensor:
         address, nbytes = op.output_address()
-        self._kept.append(op)
-        return self.cuda(torch.frombuffer((ctypes.c_ubyte * nbytes).from_address(address), dtype=torch.uint8))
+        memory = (ctypes.c_ubyte * nbytes).from_address(address)
+        memory.owner = _Taken(op, address, self._devices)  # type: ignore[attr-defined]
+        self._devices[address] = self.device
+        return torch.frombuffer(memory, dtype=torch.uint8)
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype, index: int | None = None) -> Tensor:
         return self.cuda(torch.empty(tuple(shape), dtype=dtype))
@@ -78,6 +111,21 @@ class FakeCuda(Cuda):
     def fail(self, function: str, error: int = 0, skip: int = 0) -> None:
         """A call of the function fails once, after `skip` calls that do not (tests/doubles/control.h)."""
         self.double.rr_double_fail(function.encode(), error, ctypes.c_long(skip), -1)
+
+    @contextmanager
+    def trace(self, lines: list[str]) -> Iterator[None]:
+        """The calls of the doubles' functions within, each "FUNCTION device D stream S"."""
+        self.double.rr_double_trace_start()
+        yield
+        lines += self.double.rr_double_trace_stop().decode().splitlines()
+
+    @contextmanager
+    def capture(self) -> Iterator[None]:
+        """Within, the current stream (not the default one) captures a CUDA graph."""
+        stream = ctypes.c_void_p(self.stream)
+        self.double.rr_double_capture_begin(stream)
+        yield
+        self.double.rr_double_capture_end(stream)
 
     def set(self, name: str, value: int) -> None:
         """A setting of the doubles, the same on all ranks."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -42,6 +44,8 @@ def start(rank: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
 
     yield begin
     rr.shutdown()
+    for fake in fakes:
+        fake.free_recorded()
     texts = [fake.misuses() for fake in fakes]
     monkeypatch.undo()
     rr.init()
@@ -191,6 +195,12 @@ def test_training_is_as_on_the_cpu(gpu, options):
         torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance)
 
 
+def test_training_on_slow_streams(start):
+    expected = _train(None)
+    for got, want in zip(_train(start(delay_us=500)), expected, strict=True):
+        torch.testing.assert_close(got, want)
+
+
 def test_a_steady_step_never_waits_for_the_gpu(start, rank):
     fake = start()
     model = fake.module(torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)))
@@ -208,6 +218,147 @@ def test_a_steady_step_never_waits_for_the_gpu(start, rank):
     assert fake.count("host_sync") == before["host_sync"]
     assert fake.count("pack") - before["pack"] == 1  # four gradients, one launch
     assert fake.count("ncclAllReduce") - before["ncclAllReduce"] == (1 if rr.size() > 1 else 0)
+
+
+def _gradients(model: torch.nn.Module, optimizer: rr.DistributedOptimizer, x: torch.Tensor) -> list[torch.Tensor]:
+    optimizer.zero_grad()
+    model(x).square().sum().backward()
+    optimizer.synchronize()
+    return [p.grad.clone() for p in model.parameters()]
+
+
+def test_gradients_come_on_several_streams(start, rank):
+    """Autograd runs a backward on the streams of the forward: here some gradients come on another one, and late."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 8), torch.nn.Linear(8, 4))
+    x = torch.ones(2, 8) * (rank + 1)
+    plain = rr.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model.named_parameters())
+    expected = _gradients(model, plain, x)
+    model.zero_grad()
+    del plain
+    fake = start()
+    fake.module(model)
+    late = _LateGradients(fake, list(model.parameters()))
+    # In the first pass nothing is launched before its end, where autograd itself orders the streams.
+    optimizer = rr.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model.named_parameters())
+    for late.on in (False, True, True, True):
+        for got, want in zip(_gradients(model, optimizer, x), expected, strict=True):
+            torch.testing.assert_close(got, want)
+    late.remove()
+
+
+class _LateGradients:
+    """The gradient of every other parameter comes on another stream, and gets its values only when that gets there."""
+
+    def __init__(self, fake: FakeCuda, parameters: list[torch.Tensor]) -> None:
+        self._fake, self._main, self._side = fake, fake.stream, fake.new_stream()
+        self.on = False
+        self._kept: list[object] = []
+        self._hooks = [p.register_post_accumulate_grad_hook(self._come) for p in parameters[1::2]]
+        self._hooks += [p.register_post_accumulate_grad_hook(self._come_on_main) for p in parameters[::2]]
+
+    def remove(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def _come_on_main(self, _parameter: torch.Tensor) -> None:
+        self._fake.stream = self._main
+
+    def _come(self, parameter: torch.Tensor) -> None:
+        self._fake.stream = self._side
+        if not self.on:
+            return
+        grad, values = parameter.grad, parameter.grad.clone()
+        grad.zero_()
+
+        def write(_state: object) -> None:
+            time.sleep(0.02)
+            ctypes.memmove(grad.data_ptr(), values.data_ptr(), values.numel() * 4)
+
+        callback = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(write)
+        self._kept += [callback, grad, values]
+        side = ctypes.c_void_p(self._side)
+        assert self._fake.double.rr_double_enqueue(side, callback, None) == 0
+
+
+def test_results_are_freed_behind_the_streams_that_use_them(start, rank, size):
+    fake = start()
+    first, second = fake.new_stream(), fake.new_stream()
+    fake.stream = first
+    result = rr.allgather(fake.cuda(torch.full((3,), float(rank))))
+    fake.stream = second
+    lines: list[str] = []
+    with fake.trace(lines):
+        del result
+    recorded = {int(line.split()[-1], 16) for line in lines if line.startswith("event_record")}
+    assert recorded == {first, second}
+    assert [line.split()[0] for line in lines].index("free_async") > 2
+
+    result = rr.allgather(fake.cuda(torch.full((3,), float(rank))))
+    live = fake.double.rr_double_live_blocks()
+    with fake.capture():
+        del result
+    assert fake.double.rr_double_live_blocks() == live  # nothing can be ordered behind a capture
+    torch.testing.assert_close(rr.allgather(fake.cuda(torch.ones(1))), torch.ones(size))
+    fake.joined(second)
+    assert not _gpu._late
+
+
+def test_buffers_are_kept_on_the_streams_that_use_them(start):
+    fake = start()
+    fake.stream = fake.new_stream()
+    tensor = fake.cuda(torch.ones(4))
+    handle = rr.allreduce_async_(tensor)
+    fake.stream = fake.new_stream()
+    rr.synchronize(handle)
+    streams = {stream for address, stream in fake.recorded if address == tensor.data_ptr()}
+    assert fake.stream in streams
+    assert len(streams) == 2  # and the one of the communication
+
+
+def test_a_capture_that_cannot_be_leaves_the_optimizer_usable(gpu, rank):
+    gpu.stream = gpu.new_stream()
+    model = gpu.module(torch.nn.Linear(8, 4))
+    optimizer = rr.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model.named_parameters())
+    x = torch.ones(2, 8) * (rank + 1)
+    with gpu.capture(), pytest.raises(ValueError, match="captured in a CUDA graph"):
+        _gradients(model, optimizer, x)  # the first step
+    expected = _gradients(model, optimizer, x)
+    through_host = path()[0] == "host"
+    with gpu.capture():
+        if through_host:
+            with pytest.raises(ValueError, match="through host memory cannot be captured in a CUDA graph"):
+                _gradients(model, optimizer, x)
+        else:
+            _gradients(model, optimizer, x)
+    for got, want in zip(_gradients(model, optimizer, x), expected, strict=True):
+        torch.testing.assert_close(got, want)
+
+
+def test_the_arena_is_pinned_while_a_plan_goes_through_it(start, size, monkeypatch):
+    if size == 1:
+        pytest.skip("one rank has nothing to reduce through host memory")
+    monkeypatch.setenv("RINGREDUCE_GPU_PATH", "host")
+    fake = start()
+    model = fake.module(torch.nn.Linear(8, 4))
+    optimizer = rr.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model.named_parameters())
+    for _ in range(2):
+        _gradients(model, optimizer, torch.ones(1, 8))
+    assert fake.count("host_register") == 1
+    assert fake.count("host_unregister") == 0
+    del optimizer
+    rr.shutdown()
+    assert fake.count("host_unregister") == 1
+
+
+def test_streams_are_used_again(start):
+    """None is destroyed, as torch may record an event on each for as long as a tensor lives; so none may be lost."""
+    counts = []
+    for _ in range(3):
+        fake = start()
+        rr.allreduce(fake.cuda(torch.ones(4)))
+        counts.append(fake.count("stream_create"))
+    assert counts[1:] == [0, 0]
 
 
 def test_one_warning_says_why_nccl_is_not_used(start, rank, size, capfd):
@@ -235,6 +386,10 @@ def test_bad_devices(start, rank, size):
     other = fake.cuda(torch.ones(2), device=7)
     with pytest.raises(ValueError, match=rf"the tensor is on cuda:7, but this rank communicates on cuda:{rank}"):
         rr.allreduce(other)
+    with pytest.raises(
+        ValueError, match=rf"tensors\[1\]: the tensor is on cuda:7, but this rank communicates on cuda:{rank}"
+    ):
+        rr.grouped_allreduce([fake.cuda(torch.ones(2)), other])
     if size > 1:
         x = fake.cuda(torch.ones(2)) if rank else torch.ones(2)
         with pytest.raises(rr.RingreduceError, match=r"(?s)rank 0 submitted .* on cpu.*submitted .* on cuda"):

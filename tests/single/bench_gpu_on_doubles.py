@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ringreduce import _context, cli
+from ringreduce import _context, _nccl, cli
 from ringreduce._core import SUM, Gpu
-from ringreduce.bench import gpu, gpu_device, gpu_models, gpu_step, job, launch
+from ringreduce.bench import gpu, gpu_models, gpu_step, job, launch
 from ringreduce.bench.gpu_device import Found, GpuDevice
 
 GPUS = 2
@@ -43,7 +43,7 @@ class HostDevice(GpuDevice):
     def describe(self):
         probed = Gpu.probe(CUDA)
         versions = {"driver": None, "driver_cuda": probed["driver"], "cuda_runtime": probed["runtime"]}
-        nccl = gpu_device.show_version(self.gpu.nccl_version)
+        nccl = _nccl.show_version(self.gpu.nccl_version)
         return versions | {"gpu": probed["devices"][0][0], "gpus": GPUS, "torch_cuda": None, "nccl": nccl}
 
     def first_operation(self):

@@ -5,22 +5,30 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from runner.doubles import build, why_not
 from runner.launch import clean_environment, find_launcher
 
+from ringreduce import _nccl
 from ringreduce.doctor import checks, show
 from ringreduce.doctor.checks import FAILED, OK, SKIPPED, Check
 
 LAUNCHER = find_launcher()
 DOCTOR = ("-m", "ringreduce", "doctor")
+ON_DOUBLES = str(Path(__file__).with_name("doctor_on_doubles.py"))
 
 
-def alone(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def alone(*arguments: str, program: tuple[str, ...] = DOCTOR, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *DOCTOR, *arguments], capture_output=True, text=True, timeout=100, check=False,
+        [sys.executable, *program, *arguments], capture_output=True, text=True, timeout=100, check=False,
         env=clean_environment(environment),
     )  # fmt: skip
+
+
+def by_name(document: dict) -> dict[str, dict]:
+    return {check["name"]: check for check in document["checks"]}
 
 
 def test_alone():
@@ -38,7 +46,7 @@ def test_all_ranks_in_one_document():
     assert document["ok"] is True
     assert len(document["ranks"]) == 3
     assert len({rank["pid"] for rank in document["ranks"]}) == 3
-    found = {check["name"]: check for check in document["checks"]}
+    found = by_name(document)
     assert found["start"]["text"] == "3 ranks on 1 host(s)"
     assert found["collectives between hosts"]["status"] == SKIPPED
     assert {"versions", "libraries", "MPI", "GPUs", "limits", "settings"} <= document.keys()
@@ -83,6 +91,92 @@ def test_a_library_that_is_none_of_ours(tmp_path):
     assert "cannot be loaded" in document["libraries"]["CUDA library's problem"]
     assert document["ok"] is True  # torch has no GPU here, or the check says so
     assert document["libraries"]["CUDA library"].endswith("nothing.so")
+
+
+# --- NCCL, on doubles -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def doubles() -> dict[str, str]:
+    """The environment that names them."""
+    if reason := why_not():
+        pytest.skip(reason)
+    cuda, nccl = build()
+    return {"RINGREDUCE_CUDA_LIBRARY": str(cuda), "RINGREDUCE_NCCL": str(nccl)}
+
+
+def test_one_rank_calls_nccl(doubles):
+    done = alone("--json", program=(ON_DOUBLES,), **doubles)
+    assert done.returncode == 0, done.stdout + done.stderr
+    document = json.loads(done.stdout)
+    expected = f"2.27.3, {doubles['RINGREDUCE_NCCL']}, GPU 0: an all-reduce of one rank is right"
+    assert by_name(document)["NCCL"] == {"name": "NCCL", "status": OK, "text": expected}
+    assert "without NCCL" in by_name(document)["collectives on GPU tensors"]["text"]
+    facts = document["libraries"]
+    assert (facts["NCCL"], facts["NCCL library"]) == ("2.27.3", doubles["RINGREDUCE_NCCL"])
+    assert facts["CUDA library"] == doubles["RINGREDUCE_CUDA_LIBRARY"]
+    assert (facts["CUDA driver"], facts["CUDA runtime"]) == ("13.0", "13.0")
+    text = alone(program=(ON_DOUBLES,), **doubles).stdout
+    for fact in ("NCCL", "NCCL library", "CUDA library", "CUDA driver", "CUDA runtime"):
+        assert any(line.split() == [*fact.split(), facts[fact]] for line in text.splitlines()), fact
+
+
+@pytest.mark.skipif(LAUNCHER is None, reason="no mpirun on this machine")
+def test_several_ranks_call_nccl(doubles):
+    done = LAUNCHER.run(2, ON_DOUBLES, "--json", **doubles)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = by_name(json.loads(done.stdout))
+    assert found["NCCL"]["status"] == OK
+    assert found["collectives on GPU tensors"]["text"].endswith("through NCCL")
+    assert found["GPU tensors through host memory"]["status"] == OK
+
+
+@pytest.mark.parametrize("function", ["ncclGetUniqueId", "ncclCommInitRankConfig", "ncclAllReduce", "ncclCommDestroy"])
+def test_a_call_of_nccl_that_fails_is_named(doubles, function):
+    done = alone("--json", program=(ON_DOUBLES,), RR_DOUBLE_FAIL=f"{function}:2:0", **doubles)
+    assert done.returncode == 1, done.stdout + done.stderr
+    check = by_name(json.loads(done.stdout))["NCCL"]
+    assert check["status"] == FAILED
+    assert f"{function}: unhandled system error" in check["text"]
+    assert "NCCL_DEBUG=WARN" in check["text"]
+
+
+def test_a_wrong_number_of_nccl_is_a_failure(doubles, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"import sys\nsys.path.insert(0, {str(Path(ON_DOUBLES).parent)!r})\nimport doctor_on_doubles\n"
+        "from ringreduce import _nccl\n_nccl.Communicator.all_reduce = lambda *_: lambda: 0\n"
+        "sys.exit(doctor_on_doubles.main())\n"
+    )
+    done = alone(program=(str(script),), **doubles)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "ncclAllReduce gave a wrong result" in done.stdout
+    assert done.stdout.endswith("Does not work: NCCL.\n")
+
+
+def test_nccl_that_hangs_does_not_hang_doctor(doubles):
+    done = alone("--timeout", "2", program=(ON_DOUBLES,), RR_DOUBLE_FAIL="nccl_hang:1:0", **doubles)
+    assert done.returncode == 1
+    assert "NCCL: no end after 2 s" in done.stderr
+
+
+def test_no_nccl_is_a_failure(doubles, tmp_path):
+    done = alone("--json", program=(ON_DOUBLES,), **{**doubles, "RINGREDUCE_NCCL": str(tmp_path / "nothing.so")})
+    assert done.returncode == 1, done.stdout + done.stderr
+    document = json.loads(done.stdout)
+    found = by_name(document)
+    assert found["NCCL"]["status"] == FAILED
+    assert "NCCL was not found" in found["NCCL"]["text"]
+    assert found["collectives on GPU tensors"]["status"] == OK  # one rank copies
+    assert document["libraries"]["NCCL"] == "none"
+    assert "nothing.so" in document["libraries"]["NCCL library's problem"]
+
+
+def test_versions_of_nccl():
+    assert [_nccl.show_version(number) for number in (22703, 23001, 2708)] == ["2.27.3", "2.30.1", "2.7.8"]
+
+
+# --------------------------------------------------------------------------------------------------
 
 
 def test_the_worst_of_all_ranks_counts():

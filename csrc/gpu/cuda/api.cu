@@ -49,7 +49,6 @@ int stream_create(void** stream) {
   return error;
 }
 
-int stream_destroy(void* stream) { return forget(cudaStreamDestroy(as_stream(stream))); }
 int stream_synchronize(void* stream) { return forget(cudaStreamSynchronize(as_stream(stream))); }
 int stream_wait_event(void* stream, void* event) {
   return forget(cudaStreamWaitEvent(as_stream(stream), as_event(event), 0));
@@ -105,8 +104,20 @@ int malloc_async(void** memory, size_t bytes, void* stream) {
 int free_async(void* memory, void* stream) { return forget(cudaFreeAsync(memory, as_stream(stream))); }
 int host_malloc(void** memory, size_t bytes) { return forget(cudaHostAlloc(memory, bytes, cudaHostAllocPortable)); }
 int host_free(void* memory) { return forget(cudaFreeHost(memory)); }
+int host_register(void* memory, size_t bytes) {
+  return forget(cudaHostRegister(memory, bytes, cudaHostRegisterPortable));
+}
+int host_unregister(void* memory) { return forget(cudaHostUnregister(memory)); }
 int copy_async(void* dst, const void* src, size_t bytes, void* stream) {
   return forget(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDefault, as_stream(stream)));
+}
+
+int load_kernels() {
+  for (const void* one : all_kernels()) {
+    cudaFuncAttributes attributes;
+    if (const int error = forget(cudaFuncGetAttributes(&attributes, one))) return error;
+  }
+  return kCudaSuccess;
 }
 
 int exchange_capture_mode(int* mode) {
@@ -119,10 +130,10 @@ int exchange_capture_mode(int* mode) {
 constexpr CudaApi kApi = {
     CudaApi::kVersion, false,
     error_text, driver_version, runtime_version, device_count, get_device, set_device, pci_bus_id, device_name,
-    stream_create, stream_destroy, stream_synchronize, stream_wait_event, stream_is_capturing,
+    stream_create, stream_synchronize, stream_wait_event, stream_is_capturing,
     event_create, event_destroy, event_record, event_query,
-    malloc_async, free_async, host_malloc, host_free, copy_async,
-    pack, unpack, reduce, merge_rows, exchange_capture_mode,
+    malloc_async, free_async, host_malloc, host_free, host_register, host_unregister, copy_async,
+    pack, unpack, reduce, merge_rows, load_kernels, exchange_capture_mode,
 };
 
 }  // namespace
