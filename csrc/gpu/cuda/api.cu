@@ -113,9 +113,9 @@ int copy_async(void* dst, const void* src, size_t bytes, void* stream) {
 }
 
 int load_kernels() {
-  for (const void* one : all_kernels()) {
+  for (const AnyKernel* kernel = AnyKernel::first; kernel; kernel = kernel->next) {
     cudaFuncAttributes attributes;
-    if (const int error = forget(cudaFuncGetAttributes(&attributes, one))) return error;
+    if (const int error = forget(cudaFuncGetAttributes(&attributes, kernel->function))) return error;
   }
   return kCudaSuccess;
 }

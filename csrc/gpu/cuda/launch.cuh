@@ -3,8 +3,6 @@
 
 #include <cuda_runtime.h>
 
-#include <vector>
-
 #include "gpu/cuda/portable.h"
 
 namespace ringreduce {
@@ -23,17 +21,19 @@ __global__ void __launch_bounds__(kThreads) kernel(const __grid_constant__ typen
   Body::run(parameters, blockIdx.x, threadIdx.x);
 }
 
-// Every kernel that is launched anywhere, for load_kernels().
-inline std::vector<const void*>& all_kernels() {
-  static std::vector<const void*> all;
-  return all;
-}
-template <class Body>
-struct Known {
-  static const bool known;
+// Every kernel that is launched anywhere, for load_kernels(): a list that the static objects make.
+struct AnyKernel {
+  const void* function;
+  const AnyKernel* next;
+  inline static const AnyKernel* first = nullptr;
+  explicit AnyKernel(const void* function) : function(function), next(first) { first = this; }
 };
 template <class Body>
-const bool Known<Body>::known = (all_kernels().push_back(reinterpret_cast<const void*>(kernel<Body>)), true);
+struct Known {
+  static const AnyKernel entry;
+};
+template <class Body>
+const AnyKernel Known<Body>::entry{reinterpret_cast<const void*>(kernel<Body>)};
 
 struct DeviceLaunch {
   cudaStream_t stream;
@@ -42,7 +42,7 @@ struct DeviceLaunch {
 
   template <class Body>
   int run(const typename Body::Parameters& parameters, uint64_t blocks) const {
-    static_cast<void>(Known<Body>::known);
+    static_cast<void>(&Known<Body>::entry);  // so that there is one
     void* arguments[] = {const_cast<typename Body::Parameters*>(&parameters)};
     return forget(cudaLaunchKernel(kernel<Body>, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), arguments, 0, stream));
   }
