@@ -45,10 +45,11 @@ class Op:
     @property
     def stream(self) -> int: ...  # after wait(): on which the GPU's work runs (for record_stream)
     def join(self, stream: int) -> None: ...  # after wait(): `stream` waits for the GPU's work; the host does not
-    def output_address(self) -> tuple[int, int]: ...  # after wait(): device address and bytes; valid while the Op lives
+    @property
+    def output_bytes(self) -> int: ...
+    def take_output(self, to: int, stream: int) -> None: ...  # after join(): copies it to device memory on `stream`, frees it then
     @property
     def submission_stream(self) -> int: ...
-    def release_output(self, streams: list[int]) -> None: ...  # freed behind what is on them now
 
 class Gpu:
     """CUDA and NCCL as this process found them, and the GPU of this rank."""

@@ -9,7 +9,6 @@ for which chosen CPU tensors are on a GPU.
 
 from __future__ import annotations
 
-import sys
 import sysconfig
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -23,39 +22,6 @@ from ringreduce._core import Gpu, Op
 
 LIBRARY = Path(__file__).with_name("libringreduce_cuda.so")
 NO_STREAM = -1  # the tensor is on the CPU
-
-
-_late: list[tuple[Op, set[int]]] = []  # results to free, and the streams that have used them
-
-
-class _Output:
-    """The result of an operation in GPU memory, for torch to take over without a copy."""
-
-    def __init__(self, op: Op, gpu: Gpu) -> None:
-        address, nbytes = op.output_address()
-        self._op, self._gpu = op, gpu
-        self._taken_on = backend.current_stream(gpu.device)
-        self.__cuda_array_interface__ = {
-            "shape": (nbytes,), "typestr": "|u1", "data": (address, False), "version": 3,
-        }  # fmt: skip
-
-    def __del__(self) -> None:
-        if not sys.is_finalizing():
-            free(self._op, self._gpu, {self._taken_on, backend.current_stream(self._gpu.device)})
-
-
-def free(op: Op, gpu: Gpu, streams: set[int]) -> None:
-    """Free a result behind what `streams` have enqueued so far.
-
-    While a CUDA graph captures one of them nothing can be ordered behind it: then with a later one.
-    """
-    _late.append((op, streams))
-    for _ in range(len(_late)):
-        op, streams = _late.pop(0)
-        if any(gpu.capturing(stream) for stream in streams):
-            _late.append((op, streams))
-        else:
-            op.release_output(list(streams))
 
 
 class Cuda:
@@ -77,14 +43,13 @@ class Cuda:
 
     def record(self, tensor: Tensor, stream: int, index: int) -> None:
         """Keep the tensor's memory from reuse until what is on `stream` now has run."""
-        tensor.record_stream(torch.cuda.ExternalStream(stream, device=index))  # type: ignore[no-untyped-call]
+        # To ExternalStream, 0 means that none is given.
+        default = torch.cuda.default_stream(index)
+        used = torch.cuda.ExternalStream(stream, device=index) if stream else default  # type: ignore[no-untyped-call]
+        tensor.record_stream(used)
 
     def joined(self, stream: int) -> None:
         """The current stream is ordered behind `stream` (for tests; CUDA does it itself)."""
-
-    def take_over(self, op: Op, index: int) -> Tensor:
-        """The operation's output: uint8, one dimension."""
-        return torch.as_tensor(_Output(op, attached(index)), device=torch.device("cuda", index))
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype, index: int | None = None) -> Tensor:
         """A new tensor on a GPU (None: the current one)."""
@@ -161,6 +126,20 @@ def after(ops: Iterable[Op], buffers: Iterable[Tensor]) -> None:
             if backend.holds(tensor):
                 for stream in users:
                     backend.record(tensor, stream, gpu.device)
+
+
+def received(op: Op) -> Tensor:
+    """The output of an allgather or alltoall: uint8, one dimension.
+
+    A copy in memory of torch's: of anybody else's memory it does not know which streams use it.
+    """
+    gpu = _context.require().gpu
+    assert gpu is not None
+    stream = backend.current_stream(gpu.device)
+    output = backend.empty((op.output_bytes,), torch.uint8, gpu.device)
+    op.take_output(output.data_ptr(), stream)
+    backend.joined(stream)
+    return output
 
 
 def merge_rows(rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:

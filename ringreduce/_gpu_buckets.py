@@ -89,6 +89,14 @@ class GpuBuckets:
             for tensor in (*gradients, self.flat[bucket]):
                 _gpu.backend.record(tensor, current, index)
 
+    def check_readable(self) -> None:
+        """ValueError while a CUDA graph is captured: the host cannot read what has not run."""
+        if self._gpu.capturing(self._stream()):
+            raise ValueError(
+                "a step in which a parameter got no gradient cannot be captured in a CUDA graph, "
+                "since the host reads whether another rank had one"
+            )
+
     def convert(self, bucket: int, slots: Sequence[Slot]) -> None:
         """Bring reduced gradients from the bucket to where p.grad will be."""
         self._move(bucket, [(slot, slot.home) for slot in slots if slot.home is not None], unpack=True)

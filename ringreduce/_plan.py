@@ -43,6 +43,9 @@ class ArenaBuckets:
             assert slot.view is not None
             slot.home.copy_(slot.view)
 
+    def check_readable(self) -> None:
+        """The presence elements can be read after a reduction."""
+
     def begin_step(self) -> None:
         """Nothing is held back."""
 
@@ -118,10 +121,12 @@ class GradientPlan:
 
     def _launch_next(self) -> None:
         index = self.next
+        assert self._memory is not None
+        if self.absent[index]:
+            self._memory.check_readable()
         presence = self._presence[index].fill_(1)
         for place in self.absent[index]:
             presence[place] = 0
-        assert self._memory is not None
         self._memory.launch(index)
         self.next += 1
 

@@ -216,8 +216,9 @@ class Reducer:
                 self._settle(plan, self._slots[index])
         try:
             plan.launch_rest()
-        except ValueError:  # not now, as in a capture that cannot be: nothing has begun
-            self._open = plan.next > 0
+        except ValueError:  # a capture that cannot be: nothing of it has run
+            self._open = False
+            plan.begin_step()
             raise
         self._sparse = []
         for slot in self._slots:
@@ -269,6 +270,9 @@ class Reducer:
 
     def cleared(self) -> None:
         """zero_grad() is being called: nothing may be in flight."""
+        if self._plan is not None and self._plan.context is not _context.current:
+            self._lost.append(self._plan)  # whatever was in flight has ended with an earlier life of the library
+            self._open, self._plan = False, None
         if self._open or (self._plan is not None and self._plan.next > 0):
             raise AssertionError(
                 "zero_grad() while gradients are being reduced; call it before backward() or after step()"

@@ -26,10 +26,10 @@ def packed(tensor: Tensor) -> Tensor:
 
 
 def received(op: Op, like: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The output of an allgather or alltoall as a tensor beside `like`, without a copy."""
+    """The output of an allgather or alltoall as a tensor beside `like`; on the CPU without a copy."""
     if math.prod(shape) == 0:
         return torch.empty(shape, dtype=like.dtype, device=like.device)
-    flat: Tensor = _gpu.backend.take_over(op, _gpu.backend.index(like)) if op.on_gpu else from_dlpack(op.output())
+    flat: Tensor = _gpu.received(op) if op.on_gpu else from_dlpack(op.output())
     return flat.view(like.dtype).view(shape)
 
 

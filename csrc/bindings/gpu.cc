@@ -213,15 +213,15 @@ void bind_gpu_op(nb::class_<PyOp>& c) {
     }
     raise_if(status);
   }, "stream"_a);
-  c.def("output_address", [](const PyOp& self) {
-    return nb::make_tuple(reinterpret_cast<size_t>(self.op->gpu->output.get()), self.op->output.bytes);
-  });
-  c.def_prop_ro("submission_stream", [](const PyOp& self) { return reinterpret_cast<size_t>(self.op->submission.stream); });
-  c.def("release_output", [](const PyOp& self, const std::vector<size_t>& streams) {
+  c.def_prop_ro("output_bytes", [](const PyOp& self) { return self.op->output.bytes; });
+  c.def("take_output", [](const PyOp& self, size_t to, size_t stream) {
     GpuOp& gpu = *self.op->gpu;
-    for (size_t stream : streams) raise_if(gpu.device->order(pointer(stream), gpu.stream.get()));
+    Device::Scope scope(*gpu.device);
+    raise_if(gpu.device->copy(pointer(to), gpu.output.get(), self.op->output.bytes, pointer(stream)));
+    raise_if(gpu.device->order(pointer(stream), gpu.stream.get()));
     gpu.output.reset();
-  }, "streams"_a);
+  }, "to"_a, "stream"_a);
+  c.def_prop_ro("submission_stream", [](const PyOp& self) { return reinterpret_cast<size_t>(self.op->submission.stream); });
 }
 
 }  // namespace ringreduce

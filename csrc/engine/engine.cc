@@ -17,6 +17,7 @@ namespace {
 
 constexpr int64_t kMillisecond = 1'000'000;
 constexpr double kFarewellS = 0.2;
+constexpr double kDestroyS = 2;
 constexpr int64_t kGoneGraceNs = 500 * kMillisecond;  // what was launched before may still finish
 
 std::string seconds(int64_t ns) {
@@ -276,6 +277,9 @@ void Engine::close(double timeout_s) {
   gpu_plans_.clear();
   plans_.clear();
   sets_.clear();
+  lock.unlock();
+  Communicator::wait_for_ended(kDestroyS);  // the other ranks shut down, too, but some may not
+  lock.lock();
   config_.net.reset();  // its receives are taken back while the communicator lives
 }
 

@@ -58,18 +58,18 @@ Status Engine::add_gpu_plan(int set_id, const std::vector<GpuInfo>& infos, const
   RR_TRY(find(set_id, &set));
   if (!device_) return {Code::kInvalid, "no GPU is attached to this rank"};
   std::shared_ptr<Communicator> communicator;
-  std::unique_ptr<HostBuckets> through;
+  std::shared_ptr<HostBuckets> through;
   if (host) {
     RR_TRY(Communicator::without_nccl(device_, &communicator));
     std::shared_ptr<void> pin;
     const Status pinned = device_->pin(host->buffer(0), host->arena_bytes(), host, &pin);
-    if (!pinned.is_ok()) log(kWarning, "gradients on the GPU go through host memory that is not pinned, which is slower: " + pinned.text());
-    through = std::make_unique<HostBuckets>(HostBuckets{pin, [host](int i) { return host->buffer(i); },
+    if (!pinned.is_ok()) log(kWarning, "gradients go through host memory that is not pinned, which is slower: " + pinned.text());
+    through = std::make_shared<HostBuckets>(HostBuckets{pin, [host](int i) { return host->buffer(i); },
                                                         [host](int i) { host->launch(i); },
                                                         [host](int i) { return host->complete(i); },
                                                         [host](int i) { return host->missing(i); }});
   } else {
-    RR_TRY(Communicator::start(device_, infos, set->topology().rank, &communicator));
+    RR_TRY(Communicator::start(device_, infos, set->topology(), &communicator));
   }
   Submission s;
   s.op = op;
@@ -107,6 +107,8 @@ Status Engine::wait_bucket(GpuPlan& plan, int bucket, void* stream, double slice
 }
 
 Status Engine::join(const Op& op, void* stream) {
+  if (op.gpu->device->capturing(stream))
+    return {Code::kUnsupported, op.title() + " was submitted before a CUDA graph captured this stream; synchronize before the capture"};
   {
     Lock lock(mutex_);
     if (!broken_.is_ok() && !closing_) return broken_.because(op.title());

@@ -16,7 +16,7 @@ namespace {
 
 constexpr int kSharing = 23000;  // the first NCCL that lets two ranks use one GPU (when asked to)
 constexpr int kRanksOnOneGpu = 2;
-constexpr auto kAbortPatience = std::chrono::seconds(10);
+constexpr double kAbortPatienceS = 10;
 
 std::string version_text(int version) {
   return std::to_string(version / 10000) + "." + std::to_string(version / 100 % 100) + "." + std::to_string(version % 100);
@@ -25,6 +25,41 @@ std::string version_text(int version) {
 template <size_t kSize>
 void set_text(char (&to)[kSize], const std::string& text) {
   std::snprintf(to, kSize, "%s", text.c_str());
+}
+
+// Communicators that NCCL is ending, each on a thread, which may take for ever.
+class Endings {
+ public:
+  void start(std::shared_ptr<Device> device, NcclComm comm, int (*end)(NcclComm)) {
+    std::lock_guard<std::mutex> lock(gate_->mutex);
+    ++gate_->left;
+    std::thread([gate = gate_, device = std::move(device), comm, end] {
+      {
+        device->make_current();
+        Device::Scope scope(*device);
+        end(comm);
+      }
+      std::lock_guard<std::mutex> lock(gate->mutex);
+      if (!--gate->left) gate->changed.notify_all();
+    }).detach();
+  }
+  void wait(double most_s) {
+    std::unique_lock<std::mutex> lock(gate_->mutex);
+    gate_->changed.wait_for(lock, std::chrono::duration<double>(most_s), [this] { return !gate_->left; });
+  }
+
+ private:
+  struct Gate {
+    std::mutex mutex;
+    std::condition_variable changed;
+    int left = 0;
+  };
+  std::shared_ptr<Gate> gate_ = std::make_shared<Gate>();
+};
+
+Endings& destroying() {
+  static Endings& all = *new Endings;
+  return all;
 }
 
 }  // namespace
@@ -76,45 +111,50 @@ Status Communicator::make_info(Device& device, int host, bool first, GpuInfo* in
   return Status::ok();
 }
 
-Status Communicator::start(std::shared_ptr<Device> device, const std::vector<GpuInfo>& infos, int rank,
+Status Communicator::start(std::shared_ptr<Device> device, const std::vector<GpuInfo>& infos, const Topology& set,
                            std::shared_ptr<Communicator>* communicator) {
-  std::shared_ptr<Communicator> made(new Communicator(device, static_cast<int>(infos.size())));
+  std::shared_ptr<Communicator> made(new Communicator(device, set.world));
   RR_TRY(device->create_stream(&made->stream_));
   *communicator = made;
   if (made->size_ == 1) return Status::ok();
   Device::Scope scope(*device);
   NcclConfig config;
-  return made->result(made->nccl().comm_init_rank_config(&made->comm_, made->size_, infos[0].id, rank, &config),
+  return made->result(made->nccl().comm_init_rank_config(&made->comm_, made->size_, infos[0].id, set.rank, &config),
                       "ncclCommInitRankConfig");
 }
 
 Status Communicator::without_nccl(std::shared_ptr<Device> device, std::shared_ptr<Communicator>* communicator) {
-  std::shared_ptr<Communicator> made(new Communicator(device, 1));
+  std::shared_ptr<Communicator> made(new Communicator(device, {}));
   RR_TRY(device->create_stream(&made->stream_));
   *communicator = std::move(made);
   return Status::ok();
 }
 
-Status Communicator::split(bool member, int rank, int members, std::shared_ptr<Communicator>* child) {
-  std::shared_ptr<Communicator> made(new Communicator(device_, members));
-  if (member) RR_TRY(device_->create_stream(&made->stream_));
+Status Communicator::split(const Topology* set, std::shared_ptr<Communicator>* child) {
+  std::shared_ptr<Communicator> made(new Communicator(device_, set ? set->world : std::vector<int>{}));
+  if (set) RR_TRY(device_->create_stream(&made->stream_));
+  *child = made;  // also outside: NCCL writes to it later
   Device::Scope scope(*device_);
   NcclConfig config;
-  const Status status = result(nccl().comm_split(comm_, member ? 0 : NcclApi::kNoColor, rank, &made->comm_, &config), "ncclCommSplit");
-  made->in_progress_ = member;  // to be asked for
-  *child = std::move(made);     // also outside: NCCL writes to it later
-  return status;
+  RR_TRY(result(nccl().comm_split(comm_, set ? 0 : NcclApi::kNoColor, set ? set->rank : 0, &made->comm_, &config), "ncclCommSplit"));
+  // NCCL says success here while it has only begun; what it has come to is this communicator's state.
+  in_progress_ = true;
+  made->in_progress_ = set != nullptr;
+  return Status::ok();
 }
 
 Communicator::~Communicator() {
   if (!comm_ || aborted_ || captured_) return;
   // With work in flight, destroying would wait for peers that may not come.
-  if (pending()) {
-    abort();
-    return;
-  }
-  Device::Scope scope(*device_);
-  nccl().comm_destroy(comm_);
+  destroying().start(device_, comm_, pending() ? nccl().comm_abort : nccl().comm_destroy);
+}
+
+void Communicator::wait_for_ended(double most_s) { destroying().wait(most_s); }
+
+std::string Communicator::ranks() const {
+  std::string text = " (ranks";
+  for (size_t i = 0; i < world_.size(); ++i) text += (i ? ", " : " ") + std::to_string(world_[i]);
+  return world_.size() > 1 ? text + ")" : "";
 }
 
 // kNcclInProgress is success so far.
@@ -209,13 +249,13 @@ Status Communicator::check(int64_t timeout_ns) {
   while (!watched_.empty()) {
     bool reached = false;
     const Status status = device_->reached(watched_.front().finished, &reached);
-    if (!status.is_ok()) return status.because(watched_.front().title);
+    if (!status.is_ok()) return status.because(watched_.front().title + ranks());
     if (!reached) break;
     watched_.pop_front();
   }
   if (!pending() && !captured_) return Status::ok();
   int state = kNcclSuccess;
-  const std::string title = watched_.empty() ? "a communicator of NCCL" : watched_.front().title;
+  const std::string title = (watched_.empty() ? "a communicator of NCCL" : watched_.front().title) + ranks();
   if (comm_) {
     const bool in_progress = in_progress_;
     const int asked = nccl().comm_get_async_error(comm_, &state);
@@ -228,35 +268,18 @@ Status Communicator::check(int64_t timeout_ns) {
                      " s; a rank may be lost, or the GPU is stopped by other work";
   const char* last = comm_ ? nccl().get_last_error(comm_) : nullptr;
   if (last && *last) text += std::string("; NCCL's last error: ") + last;
-  return {Code::kTimeout, text};
+  return {Code::kSystem, text};  // no kTimeout: there is nothing left to wait for
 }
 
 void Communicator::abort_all(const std::vector<Communicator*>& communicators) {
-  struct Gate {
-    std::mutex mutex;
-    std::condition_variable changed;
-    int left = 0;
-  };
-  auto gate = std::make_shared<Gate>();
-  std::unique_lock<std::mutex> lock(gate->mutex);
+  Endings aborts;
   for (Communicator* one : communicators) {
     const bool live = one->comm_ && !one->aborted_;
     one->aborted_ = true;
     one->in_progress_ = false;
-    if (!live) continue;
-    ++gate->left;
-    std::thread([gate, device = one->device_, comm = one->comm_] {
-      {
-        device->make_current();
-        Device::Scope scope(*device);
-        device->library().nccl.comm_abort(comm);
-      }
-      std::lock_guard<std::mutex> lock(gate->mutex);
-      if (!--gate->left) gate->changed.notify_all();
-    }).detach();
+    if (live) aborts.start(one->device_, one->comm_, one->nccl().comm_abort);
   }
-  // A graph that lives may keep NCCL for ever.
-  gate->changed.wait_for(lock, kAbortPatience, [&] { return !gate->left; });
+  aborts.wait(kAbortPatienceS);  // a graph that lives may keep NCCL for ever
 }
 
 }  // namespace ringreduce

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "collectives/submission.h"
+#include "collectives/topology.h"
 #include "common/clock.h"
 #include "gpu/device.h"
 
@@ -40,15 +41,17 @@ class Communicator {
   static Status make_info(Device& device, int host, bool first, GpuInfo* info);
 
   // Begins a communicator of infos.size() ranks (NCCL is not asked where that is 1).
-  static Status start(std::shared_ptr<Device> device, const std::vector<GpuInfo>& infos, int rank,
+  static Status start(std::shared_ptr<Device> device, const std::vector<GpuInfo>& infos, const Topology& set,
                       std::shared_ptr<Communicator>* communicator);
   // A stream only, for the path through host memory.
   static Status without_nccl(std::shared_ptr<Device> device, std::shared_ptr<Communicator>* communicator);
-  // Collective over this communicator, with nothing of it on the GPU: one more, of the
-  // `members` ranks that are members, in the order of `rank`. Then both must settle, this one first.
+  // Collective over this communicator, with nothing of it on the GPU: one more, of the ranks of `set` in
+  // their order; null on ranks outside it. Then both must settle, this one first.
   bool can_split() const { return comm_ && nccl().comm_split; }
-  Status split(bool member, int rank, int members, std::shared_ptr<Communicator>* child);
+  Status split(const Topology* set, std::shared_ptr<Communicator>* child);
+  // NCCL ends it on a thread of its own: that waits for the other ranks of the host to do the same.
   ~Communicator();
+  static void wait_for_ended(double most_s);
 
   Device& device() { return *device_; }
   const GpuStream& stream() const { return stream_; }
@@ -94,13 +97,16 @@ class Communicator {
     int64_t since_ns;
   };
 
-  Communicator(std::shared_ptr<Device> device, int size) : device_(std::move(device)), size_(size) {}
+  Communicator(std::shared_ptr<Device> device, std::vector<int> world)
+      : device_(std::move(device)), world_(std::move(world)), size_(world_.empty() ? 1 : static_cast<int>(world_.size())) {}
+  std::string ranks() const;
   Status result(int code, const char* what);
   template <typename Body>
   Status grouped(const char* what, Body body);
   const NcclApi& nccl() const { return device_->library().nccl; }
 
   std::shared_ptr<Device> device_;
+  std::vector<int> world_;  // set rank -> global rank, for messages
   int size_;
   GpuStream stream_;
   NcclComm comm_ = nullptr;

@@ -105,7 +105,8 @@ struct CudaApi {
   int (*merge_rows)(const MergeRowsArgs* args, void* stream);
   // Loads all of these kernels on the current GPU, which CUDA else does at their first launch: that may
   // wait for running kernels, such as NCCL's, which wait for a peer that waits for what is launched here.
-  int (*load_kernels)();
+  // One that the driver refuses says so when it is launched.
+  void (*load_kernels)();
 
   // cudaThreadExchangeStreamCaptureMode: kCudaRelaxed lets this thread ask for events and allocate
   // while another thread captures a graph.

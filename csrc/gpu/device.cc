@@ -48,7 +48,7 @@ Status Device::open(std::shared_ptr<const GpuLibrary> library, int index, std::s
   RR_TRY(opened->check(opened->cuda().pci_bus_id(index, pci, sizeof pci), "reading the PCI id"));
   opened->pci_ = pci;
   Scope scope(*opened);
-  RR_TRY(opened->check(opened->cuda().load_kernels(), "loading kernels"));
+  opened->cuda().load_kernels();
   *device = std::move(opened);
   return Status::ok();
 }
@@ -125,7 +125,8 @@ Status Device::allocate(size_t bytes, const GpuStream& stream, std::shared_ptr<c
   void* data = nullptr;
   const int error = cuda().malloc_async(&data, bytes ? bytes : 1, stream.get());
   if (error != kCudaSuccess)
-    return check(error, "allocating memory").because("no GPU memory for " + std::to_string(bytes) + " bytes");
+    return check(error, "allocating memory").because("no GPU memory for " + std::to_string(bytes) +
+                                                       " bytes (torch may keep unused memory: torch.cuda.empty_cache() gives it back)");
   memory->reset(static_cast<char*>(data), [self = shared_from_this(), stream](char* data) {
     Scope scope(*self);
     self->cuda().free_async(data, stream.get());

@@ -15,7 +15,7 @@ constexpr int64_t kCapturePatienceNs = 10'000'000'000;
 }  // namespace
 
 GpuPlan::GpuPlan(std::shared_ptr<Communicator> communicator, std::vector<int> ranks, std::vector<GpuBucketSpec> buckets,
-                 Reduction reduction, bool average, Scale scale, std::unique_ptr<HostBuckets> host)
+                 Reduction reduction, bool average, Scale scale, std::shared_ptr<HostBuckets> host)
     : communicator_(std::move(communicator)),
       device_(communicator_->device()),
       host_(std::move(host)),
@@ -126,7 +126,9 @@ Status GpuPlan::copy_in(Launch* launch) {
   RR_TRY(device_.wait_for(stream().get(), launch->event));
   RR_TRY(device_.copy(host_->buffer(launch->bucket), bucket.data, bucket.bytes(), stream().get()));
   launch->state = State::kCopying;
-  return device_.record(stream().get(), &launch->event);
+  RR_TRY(device_.record(stream().get(), &launch->event));
+  watch(*launch, launch->event);
+  return Status::ok();
 }
 
 Status GpuPlan::finish(Launch* launch) {
@@ -135,8 +137,13 @@ Status GpuPlan::finish(Launch* launch) {
   RR_TRY(device_.record(stream().get(), &bucket.finished));
   used_ = true;
   // What is captured has not run, and nobody can ask whether it has.
-  if (!launch->captured) communicator_->watch(bucket.finished, "gradient bucket " + std::to_string(launch->bucket), nullptr);
+  if (!launch->captured) watch(*launch, bucket.finished);
   return Status::ok();
+}
+
+// Host memory lives until the GPU has read or written it.
+void GpuPlan::watch(const Launch& launch, const Event& event) {
+  communicator_->watch(event, "gradient bucket " + std::to_string(launch.bucket), host_);
 }
 
 Status GpuPlan::scaled(Bucket& bucket, Scale scale) {

@@ -44,7 +44,7 @@ class GpuPlan {
  public:
   // `host` is null where the communicator is NCCL's. `ranks`: those of the set, as world ranks.
   GpuPlan(std::shared_ptr<Communicator> communicator, std::vector<int> ranks, std::vector<GpuBucketSpec> buckets,
-          Reduction reduction, bool average, Scale scale, std::unique_ptr<HostBuckets> host);
+          Reduction reduction, bool average, Scale scale, std::shared_ptr<HostBuckets> host);
 
   Status launch(int bucket, void* stream);
   Status advance(bool* moved);
@@ -83,12 +83,13 @@ class GpuPlan {
   Status issue(Launch* launch);
   Status copy_in(Launch* launch);
   Status finish(Launch* launch);
+  void watch(const Launch& launch, const Event& event);
   Status scaled(Bucket& bucket, Scale scale);
 
   std::shared_ptr<Communicator> communicator_;
   Device& device_;
   std::vector<Bucket> buckets_;
-  std::unique_ptr<HostBuckets> host_;
+  std::shared_ptr<HostBuckets> host_;
   std::deque<Launch> queue_;
   std::vector<int> ranks_;
   int64_t moved_ns_ = 0;

@@ -34,7 +34,7 @@ void Rendezvous::choose() {
   std::string why;
   set_->path = choose_path(infos, topology.world, &why);
   if (set_->path == GpuPath::kHost) return use_host(why);
-  const Status status = Communicator::start(set_->device, infos, topology.rank, &set_->communicator);
+  const Status status = Communicator::start(set_->device, infos, topology, &set_->communicator);
   if (!status.is_ok()) return outcome(status);
   step_ = Step::kStarting;
 }

@@ -20,8 +20,7 @@ Status Split::advance(bool* moved) {
       RR_TRY(parent_->communicator->check(INT64_MAX));
       if (parent_->communicator->pending()) return Status::ok();
       *moved = true;
-      const int members = child_ ? child_->channel->topology->size : 1;
-      const Status status = parent_->communicator->split(child_ != nullptr, parent_->channel->topology->rank, members, &made_);
+      const Status status = parent_->communicator->split(child_ ? child_->channel->topology : nullptr, &made_);
       if (!status.is_ok()) return settle(status), Status::ok();
       step_ = Step::kSettling;
       return Status::ok();

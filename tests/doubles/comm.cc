@@ -92,6 +92,12 @@ void Comm::abort() {
 void Comm::destroy() {
   if (in_flight) rr_double_misuse("ncclCommDestroy with operations that have not finished: it waits for the peers then");
   leave(Seat::kDestroyed);
+  // NCCL's does so for the ranks of the host.
+  wait_until([this] {
+    for (int peer = 0; peer < size; ++peer)
+      if (meeting_->seat(peer).presence.load(std::memory_order_acquire) == Seat::kHere && lost_peer() != peer) return false;
+    return true;
+  });
 }
 
 int Comm::in_background(std::function<int()> body) {

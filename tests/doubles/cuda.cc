@@ -276,10 +276,7 @@ int merge_rows(const MergeRowsArgs* args, void* stream) {
   return gpu::merge_all_rows(*args, OnStream{found.get()});
 }
 
-int load_kernels() {
-  RR_ENTER(nullptr);
-  return kSuccess;
-}
+void load_kernels() { rr_double_count_up("load_kernels"); }
 
 int exchange_capture_mode(int* mode) {
   static thread_local int current = 0;

@@ -12,7 +12,6 @@ namespace {
 int split(Comm& parent, int color, int key, bool blocking, NcclComm* out) {
   std::vector<Comm::SplitRecord> all;
   if (!parent.pause() || !parent.exchange({color, key}, &all)) return kNcclInternalError;
-  *out = nullptr;
   const int number = parent.splits++;
   if (color == NcclApi::kNoColor) return kNcclSuccess;
   std::vector<int> members;
@@ -35,5 +34,8 @@ extern "C" RR_DOUBLE_EXPORT int ncclCommSplit(NcclComm handle, int color, int ke
   if (!valid(config) || color < NcclApi::kNoColor) return kNcclInvalidArgument;
   if (parent->in_flight) rr_double_misuse("ncclCommSplit with operations of the communicator that have not finished");
   const bool blocking = config ? config->blocking : parent->blocking;
-  return parent->in_background([&parent = *parent, color, key, blocking, out] { return split(parent, color, key, blocking, out); });
+  *out = nullptr;
+  const int code =
+      parent->in_background([&parent = *parent, color, key, blocking, out] { return split(parent, color, key, blocking, out); });
+  return code == kNcclInProgress ? kNcclSuccess : code;  // as NCCL: that it is in progress the parent's state says
 }

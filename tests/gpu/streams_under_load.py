@@ -39,7 +39,8 @@ class Cuda:
     device = "cuda"
 
     def __init__(self, side: int) -> None:
-        self._streams = [torch.cuda.Stream() for _ in range(STREAMS)]
+        # The default one, too: its address is 0, and it is not a stream like others.
+        self._streams = [torch.cuda.default_stream(), *(torch.cuda.Stream() for _ in range(STREAMS - 1))]
         self._load = [torch.ones(side, side, device="cuda") for _ in range(STREAMS)]
 
     def on(self, stream: int) -> AbstractContextManager[Any]:

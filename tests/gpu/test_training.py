@@ -68,6 +68,27 @@ def test_other_collectives(rr, dtype):
         assert torch.equal(got.cpu(), rr.allreduce(tensor, op=rr.Sum))
 
 
+def test_bool(rr):
+    each = [(torch.arange(999) + rank) % 3 == 0 for rank in range(rr.size())]
+    own = each[rr.rank()].cuda()
+    for op in (rr.Sum, rr.Max, rr.Product, rr.Min):
+        assert torch.equal(rr.allreduce(own, op=op).cpu(), rr.allreduce(each[rr.rank()], op=op))
+    assert torch.equal(rr.allgather(own).cpu(), torch.cat(each))
+
+
+def test_process_sets_and_barrier(rr):
+    """The world's communicator is there by then: NCCL splits it, and the world goes on."""
+    own = torch.full((5,), rr.rank() + 1.0, device="cuda")
+    everyone = rr.allreduce(own, op=rr.Sum)
+    for member in range(rr.size()):
+        alone = rr.add_process_set([member])
+        if alone.included():
+            assert torch.equal(rr.allreduce(own, op=rr.Sum, process_set=alone), own)
+        rr.barrier()
+        rr.remove_process_set(alone)
+        assert torch.equal(rr.allreduce(own, op=rr.Sum), everyone)
+
+
 def test_order_of_streams_under_load(rr):
     """The input comes late on one stream, the result is used on another, memory is used again at once."""
     side, other = torch.cuda.Stream(), torch.cuda.Stream()

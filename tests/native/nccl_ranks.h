@@ -55,6 +55,13 @@ struct NcclRank {
     config.blocking = blocking;
     return settled(nccl().comm_init_rank_config(&comm, size, id, rank, &config));
   }
+  // Says success while it is in progress.
+  int split(int color, int key, NcclComm* child, bool blocking = false) {
+    NcclConfig config;
+    config.blocking = blocking;
+    const int code = nccl().comm_split(comm, color, key, child, &config);
+    return code == kNcclSuccess ? settled(kNcclInProgress) : code;
+  }
   void abort() {
     CHECK_EQ(nccl().comm_abort(comm), kNcclSuccess);
     comm = nullptr;

@@ -379,7 +379,29 @@ TEST(slow_streams) {
   reset_doubles();
 }
 
+// NCCL destroys a communicator only together with the host's other ranks.
+TEST(ranks_drop_a_plan_one_after_the_other) {
+  World world(layout({0, 0, 0}));
+  world.run([&](int rank, Engine& engine) {
+    GpuRank gpu(engine, rank);
+    Buckets buckets = make_plan(world, rank, engine, gpu, kOpSum, 1, 1, 0);
+    CHECK_OK(engine.launch(*buckets.plan, 0, gpu.stream()));
+    wait_for_bucket(engine, *buckets.plan, 0, gpu.stream());
+    gpu.download<float>(buckets.data[0], kBuckets[0]);
+    std::this_thread::sleep_for(std::chrono::milliseconds(200));  // the engine has seen that it is over
+    for (int turn = 0; turn < world.size(); ++turn) {
+      if (turn == rank) {
+        engine.remove_plan(buckets.plan);
+        buckets.plan.reset();
+      }
+      float* one = gpu.upload(std::vector<float>{1});
+      gpu.finish(gpu.submit(gpu_submission(Kind::kAllreduce, "", DType::kFloat32, one, one, 1)));
+    }
+  });
+}
+
 TEST(process_sets) {
+  reset_doubles();
   World world(layout({0, 0, 0, 0}));
   world.run([&](int rank, Engine& engine) {
     GpuRank gpu(engine, rank);
@@ -405,6 +427,7 @@ TEST(process_sets) {
       CHECK_OK(engine.remove_set(id));
     }
   });
+  CHECK_EQ(Doubles::get().count("ncclCommInitRankConfig"), 4);  // the world's; the others were split from it
 }
 
 TEST(ranks_disagree_about_the_device) {

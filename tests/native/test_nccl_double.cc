@@ -214,7 +214,7 @@ TEST(a_communicator_is_split) {
     NcclComm child = nullptr;
     NcclConfig config;
     const int color = mine.rank == 2 ? NcclApi::kNoColor : 5;
-    CHECK_EQ(mine.settled(nccl().comm_split(mine.comm, color, -mine.rank, &child, &config)), kNcclSuccess);
+    CHECK_EQ(mine.split(color, -mine.rank, &child), kNcclSuccess);
     if (mine.rank == 2) {
       CHECK(child == nullptr);
     } else {
@@ -230,7 +230,7 @@ TEST(a_communicator_is_split) {
     CHECK_EQ(mine.settled(nccl().all_reduce(&sum, &sum, 1, kNcclInt32, kNcclSum, mine.comm, mine.stream)), kNcclSuccess);
     mine.finish();
     CHECK_EQ(sum, 4);
-    CHECK_EQ(mine.settled(nccl().comm_split(mine.comm, mine.rank % 2, 0, &child, &config)), kNcclSuccess);
+    CHECK_EQ(mine.split(mine.rank % 2, 0, &child), kNcclSuccess);
     CHECK_EQ(NcclRank::settled(child, kNcclInProgress), kNcclSuccess);
     CHECK_EQ(NcclRank::settled(child, nccl().all_reduce(&sum, &sum, 1, kNcclInt32, kNcclSum, child, mine.stream)), kNcclSuccess);
     mine.finish();

@@ -13,19 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from ringreduce import _gpu
-from ringreduce._core import Op
 from ringreduce._gpu import Cuda
-
-
-class _Taken:
-    """A result in the core's memory: dies with the tensor that has taken it over."""
-
-    def __init__(self, op: Op, address: int, devices: dict[int, int]) -> None:
-        self._output, self._address, self._devices = _gpu._Output(op, _gpu.attached(0)), address, devices
-
-    def __del__(self) -> None:
-        self._devices.pop(self._address, None)
 
 
 class FakeCuda(Cuda):
@@ -86,13 +74,6 @@ class FakeCuda(Cuda):
     def joined(self, stream: int) -> None:
         self.double.rr_double_use_device(self.device)
         assert self.double.rr_double_stream_synchronize(ctypes.c_void_p(stream)) == 0
-
-    def take_over(self, op: Op, index: int) -> Tensor:
-        address, nbytes = op.output_address()
-        memory = (ctypes.c_ubyte * nbytes).from_address(address)
-        memory.owner = _Taken(op, address, self._devices)  # type: ignore[attr-defined]
-        self._devices[address] = self.device
-        return torch.frombuffer(memory, dtype=torch.uint8)
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype, index: int | None = None) -> Tensor:
         return self.cuda(torch.empty(tuple(shape), dtype=dtype))
