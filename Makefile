@@ -80,7 +80,10 @@ SPACE := $(EMPTY) $(EMPTY)
 COMMA := ,
 NATIVE = build/native$(if $(SANITIZE),-$(subst $(COMMA),-,$(SANITIZE)))
 NATIVE_FLAGS = -std=c++17 -pthread -fPIC -ffp-contract=off -fvisibility=hidden -Wall -Wextra -Icsrc -Itests/native \
-  $(if $(SANITIZE),-O1 -g -fno-omit-frame-pointer -fsanitize=$(SANITIZE) -fno-sanitize-recover=all,-O2 -g0)
+  $(if $(SANITIZE),-O1 -g -fno-omit-frame-pointer -fsanitize=$(SANITIZE) -fno-sanitize-recover=all $(STATIC_TLS),-O2 -g0)
+# Otherwise the C library allocates the thread-local data of libraries that are loaded later, and frees
+# it on another thread, in an order that ThreadSanitizer does not see.
+STATIC_TLS = -ftls-model=initial-exec
 NATIVE_SOURCES = $(shell find csrc -name '*.cc' -not -path 'csrc/bindings/*' -not -path 'csrc/gpu/cuda/*')
 NATIVE_TESTS = $(patsubst tests/native/%.cc,$(NATIVE)/%,$(wildcard tests/native/test_*.cc))
 NATIVE_OBJECTS = $(patsubst %.cc,$(NATIVE)/%.o,$(NATIVE_SOURCES))

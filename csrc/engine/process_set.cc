@@ -111,7 +111,7 @@ Status ProcessSet::post(const OpRef& op, bool* posted) {
     post.inline_bytes = kSize + (post.inlined ? post.bytes : 0);
     const int64_t bytes = static_cast<int64_t>(post.bytes);
     std::memcpy(data, &bytes, kSize);
-    if (post.inlined) std::memcpy(data + kSize, s.pieces[0].in, post.bytes);
+    if (post.inlined && post.bytes) std::memcpy(data + kSize, s.pieces[0].in, post.bytes);
   } else if (post.inlined && post.bytes) {
     Pieces(s.pieces).gather(0, post.bytes, data);
     post.inline_bytes = post.bytes;

@@ -27,13 +27,16 @@ void set_text(char (&to)[kSize], const std::string& text) {
   std::snprintf(to, kSize, "%s", text.c_str());
 }
 
-// Communicators that NCCL is ending, each on a thread, which may take for ever.
+// Communicators that NCCL is ending, each on a thread, which may take for ever: then it is left behind.
 class Endings {
  public:
+  ~Endings() {
+    for (std::thread& thread : threads_) thread.detach();
+  }
   void start(std::shared_ptr<Device> device, NcclComm comm, int (*end)(NcclComm)) {
     std::lock_guard<std::mutex> lock(gate_->mutex);
     ++gate_->left;
-    std::thread([gate = gate_, device = std::move(device), comm, end] {
+    threads_.emplace_back([gate = gate_, device = std::move(device), comm, end] {
       {
         device->make_current();
         Device::Scope scope(*device);
@@ -41,11 +44,16 @@ class Endings {
       }
       std::lock_guard<std::mutex> lock(gate->mutex);
       if (!--gate->left) gate->changed.notify_all();
-    }).detach();
+    });
   }
   void wait(double most_s) {
-    std::unique_lock<std::mutex> lock(gate_->mutex);
-    gate_->changed.wait_for(lock, std::chrono::duration<double>(most_s), [this] { return !gate_->left; });
+    std::vector<std::thread> over;
+    {
+      std::unique_lock<std::mutex> lock(gate_->mutex);
+      if (!gate_->changed.wait_for(lock, std::chrono::duration<double>(most_s), [this] { return !gate_->left; })) return;
+      over.swap(threads_);
+    }
+    for (std::thread& thread : over) thread.join();
   }
 
  private:
@@ -54,7 +62,8 @@ class Endings {
     std::condition_variable changed;
     int left = 0;
   };
-  std::shared_ptr<Gate> gate_ = std::make_shared<Gate>();
+  std::shared_ptr<Gate> gate_ = std::make_shared<Gate>();  // lives as long as the last thread
+  std::vector<std::thread> threads_;
 };
 
 Endings& destroying() {

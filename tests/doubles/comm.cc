@@ -59,6 +59,7 @@ std::string Comm::last_error() {
 }
 
 int Comm::state() {
+  if (state_ != kNcclInProgress && helper_.joinable()) helper_.join();  // it has answered
   if (rr_double_get("nccl_remote_errors") && (in_flight || state_ == kNcclInProgress)) {
     const int lost = lost_peer();
     if (lost >= 0) fail(kNcclRemoteError, "rank " + std::to_string(lost) + " closed its connection (a double of NCCL)");

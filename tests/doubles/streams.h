@@ -174,11 +174,13 @@ class Event {
       waiting->push([stream = stream_, number = number_] { stream->wait(number); });
       return kSuccess;
     }
-    std::lock_guard<std::mutex> graph_lock(graph_->mutex);
-    if (graph_->ended) return misuse(kCaptureIsolation, "stream_wait_event: the event is of a capture that has ended");
-    if (!graph) waiting->set_graph(graph_);
-    Graph::Branch& branch = graph_->branches[stream_.get()];
-    if (branch.joined < number_) branch.joined = number_;
+    {
+      std::lock_guard<std::mutex> graph_lock(graph_->mutex);
+      if (graph_->ended) return misuse(kCaptureIsolation, "stream_wait_event: the event is of a capture that has ended");
+      Graph::Branch& branch = graph_->branches[stream_.get()];
+      if (branch.joined < number_) branch.joined = number_;
+    }
+    if (!graph) waiting->set_graph(graph_);  // a stream's lock comes before its graph's
     return kSuccess;
   }
 

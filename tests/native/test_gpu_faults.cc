@@ -127,12 +127,12 @@ TEST(a_rank_does_not_launch_a_bucket) {
           if (!host && before) {
             CHECK_OK(status);
             status = when_broken(engine, gpu);
-            CHECK(has(status, "gradient bucket 0 (ranks 0, 1, 2) has not finished on the GPU in 1 s"));
+            CHECK(has(status, "gradient bucket 0 (ranks 0, 1, 2) has not finished on the GPU in 1"));
           } else {
             CHECK(has(status, "gradient bucket 0 cannot complete"));
             CHECK(has(status, host ? "in host memory: rank 1 has launched bucket 0 " : "NCCL to"));
             // or: a rank that has given up before
-            CHECK(status.text().find("no progress for 1 s") != std::string::npos || has(status, "has shut down"));
+            CHECK(status.text().find("no progress for 1") != std::string::npos || has(status, "has shut down"));
           }
         } else {
           std::this_thread::sleep_for(std::chrono::milliseconds(1500));
