@@ -7,6 +7,7 @@
 #pragma once
 
 #include <algorithm>
+#include <string>
 #include <vector>
 
 namespace ringreduce {
@@ -33,6 +34,14 @@ struct Topology {
     return hosts[host][local % static_cast<int>(hosts[host].size())];
   }
 };
+
+// "rank 3", "ranks 0, 2, 5"; of many the first ones.
+inline std::string show_ranks(const std::vector<int>& ranks) {
+  constexpr size_t kMost = 16;
+  std::string text = ranks.size() == 1 ? "rank " : "ranks ";
+  for (size_t i = 0; i < std::min(ranks.size(), kMost); ++i) text += (i ? ", " : "") + std::to_string(ranks[i]);
+  return ranks.size() > kMost ? text + " and " + std::to_string(ranks.size() - kMost) + " more" : text;
+}
 
 // `members`: the set's world ranks; `world_host_of`: world rank -> host.
 inline Topology make_topology(int world_rank, std::vector<int> members,

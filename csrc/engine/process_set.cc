@@ -38,12 +38,6 @@ bool inlined(const Submission& s) {
 constexpr size_t kSize = sizeof(int64_t);
 bool fits(size_t bytes) { return bytes <= kInlineBytes - kSize; }
 
-std::string list(const std::vector<int>& ranks) {
-  std::string text = ranks.size() == 1 ? "rank " : "ranks ";
-  for (size_t i = 0; i < ranks.size(); ++i) text += (i ? ", " : "") + std::to_string(ranks[i]);
-  return text;
-}
-
 }  // namespace
 
 size_t ProcessSet::segment_bytes(int local_size, size_t chunk_bytes) {
@@ -302,7 +296,7 @@ Status ProcessSet::mismatch() const {
     at += bytes;
   }
   std::string text = "the ranks disagree about " + running_[0]->subject() + ":";
-  for (const auto& [what, ranks] : who) text += "\n  " + list(ranks) + " submitted " + what;
+  for (const auto& [what, ranks] : who) text += "\n  " + show_ranks(ranks) + " submitted " + what;
   return {Code::kMismatch, text};
 }
 
@@ -370,7 +364,7 @@ Status ProcessSet::take_gone() {
   if (gone.empty()) return Status::ok();
   if (!gone_since_ns_) gone_since_ns_ = now_ns();
   if (now_ns() - gone_since_ns_ < kGoneGraceNs) return Status::ok();
-  const std::string why = " cannot complete: " + list(gone) + (gone.size() == 1 ? " has" : " have") + " shut down";
+  const std::string why = " cannot complete: " + show_ranks(gone) + (gone.size() == 1 ? " has" : " have") + " shut down";
   if (machine_ && now_ns() - moved_ns_ > kGoneStallNs) return {Code::kPeerLost, running_[0]->title() + why};
   return withdraw(Code::kPeerLost, why);
 }
@@ -402,7 +396,7 @@ std::string ProcessSet::missing(const Op& op) {
   for (int i = 0; i < topology().local_size(); ++i)
     if (!posted[i]) ranks.push_back(channel_.world(topology().local_ranks()[i]));
   std::string text;
-  if (!ranks.empty()) text = list(ranks) + (ranks.size() == 1 ? " has" : " have") + " not submitted it";
+  if (!ranks.empty()) text = show_ranks(ranks) + (ranks.size() == 1 ? " has" : " have") + " not submitted it";
   const std::string hosts = tree_ ? tree_->missing(op.key) : "";
   if (!hosts.empty()) text += (text.empty() ? "" : "; ") + ("ranks on hosts " + hosts + " of the set (or below) have not submitted it");
   if (text.empty() && topology().host_count() > 1) text = "ranks on another host have not submitted it";

@@ -161,9 +161,7 @@ Communicator::~Communicator() {
 void Communicator::wait_for_ended(double most_s) { destroying().wait(most_s); }
 
 std::string Communicator::ranks() const {
-  std::string text = " (ranks";
-  for (size_t i = 0; i < world_.size(); ++i) text += (i ? ", " : " ") + std::to_string(world_[i]);
-  return world_.size() > 1 ? text + ")" : "";
+  return world_.size() > 1 ? " (" + show_ranks(world_) + ")" : "";
 }
 
 // kNcclInProgress is success so far.
