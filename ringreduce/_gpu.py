@@ -44,9 +44,10 @@ class Cuda:
     def record(self, tensor: Tensor, stream: int, index: int) -> None:
         """Keep the tensor's memory from reuse until what is on `stream` now has run."""
         # To ExternalStream, 0 means that none is given.
-        default = torch.cuda.default_stream(index)
-        used = torch.cuda.ExternalStream(stream, device=index) if stream else default  # type: ignore[no-untyped-call]
-        tensor.record_stream(used)
+        if stream:
+            tensor.record_stream(torch.cuda.ExternalStream(stream, device=index))  # type: ignore[no-untyped-call]
+        else:
+            tensor.record_stream(torch.cuda.default_stream(index))
 
     def joined(self, stream: int) -> None:
         """The current stream is ordered behind `stream` (for tests; CUDA does it itself)."""

@@ -219,6 +219,8 @@ class Reducer:
         except ValueError:  # a capture that cannot be: nothing of it has run
             self._open = False
             plan.begin_step()
+            for slot in self._slots:
+                slot.arrived = False  # gradients that are not cleared count as local again
             raise
         self._sparse = []
         for slot in self._slots:
@@ -271,8 +273,7 @@ class Reducer:
     def cleared(self) -> None:
         """zero_grad() is being called: nothing may be in flight."""
         if self._plan is not None and self._plan.context is not _context.current:
-            self._lost.append(self._plan)  # whatever was in flight has ended with an earlier life of the library
-            self._open, self._plan = False, None
+            self._open, self._plan = False, None  # what was in flight has ended with an earlier life of the library
         if self._open or (self._plan is not None and self._plan.next > 0):
             raise AssertionError(
                 "zero_grad() while gradients are being reduced; call it before backward() or after step()"

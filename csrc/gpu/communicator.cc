@@ -34,6 +34,7 @@ class Endings {
     for (std::thread& thread : threads_) thread.detach();
   }
   void start(std::shared_ptr<Device> device, NcclComm comm, int (*end)(NcclComm)) {
+    wait(0);  // joins those that are over: a thread keeps its stack until then
     std::lock_guard<std::mutex> lock(gate_->mutex);
     ++gate_->left;
     threads_.emplace_back([gate = gate_, device = std::move(device), comm, end] {

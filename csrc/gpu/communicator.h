@@ -40,7 +40,7 @@ class Communicator {
   // Of this rank; set rank 0 makes the unique id.
   static Status make_info(Device& device, int host, bool first, GpuInfo* info);
 
-  // Begins a communicator of infos.size() ranks (NCCL is not asked where that is 1).
+  // Begins a communicator of the ranks of `set` (NCCL is not asked where that is one).
   static Status start(std::shared_ptr<Device> device, const std::vector<GpuInfo>& infos, const Topology& set,
                       std::shared_ptr<Communicator>* communicator);
   // A stream only, for the path through host memory.

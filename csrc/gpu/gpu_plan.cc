@@ -32,9 +32,11 @@ GpuPlan::GpuPlan(std::shared_ptr<Communicator> communicator, std::vector<int> ra
 Status GpuPlan::launch(int index, void* stream) {
   const bool captured = device_.capturing(stream);
   if (captured && used_) RR_TRY(settle(kCapturePatienceNs));
-  if (captured && (host_ || !used_ || !queue_.empty()))
-    return {Code::kUnsupported, host_ ? "a reduction through host memory cannot be captured in a CUDA graph"
-                                      : "the first step cannot be captured in a CUDA graph; run one step before the capture"};
+  if (captured && host_) return {Code::kUnsupported, "a reduction through host memory cannot be captured in a CUDA graph"};
+  if (captured && !used_)
+    return {Code::kUnsupported, "the first step cannot be captured in a CUDA graph; run one step before the capture"};
+  if (captured && !queue_.empty())
+    return {Code::kUnsupported, "NCCL has not enqueued the step before, so this one cannot be captured in a CUDA graph yet"};
   queue_.push_back({index, State::kReady, captured, nullptr});
   ++buckets_[index].pending;
   buckets_[index].launched_ns = now_ns();

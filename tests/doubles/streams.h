@@ -25,8 +25,7 @@ namespace ringreduce::doubles {
 
 // CUDA's numbers for what goes wrong here.
 constexpr int kSuccess = 0, kInvalidValue = 1, kOutOfMemory = 2, kNoDevice = 100, kInvalidDevice = 101,
-              kAlreadyPinned = 712,
-              kInvalidHandle = 400, kNotReady = 600, kCaptureUnsupported = 900, kCaptureUnjoined = 904,
+              kInvalidHandle = 400, kNotReady = 600, kAlreadyPinned = 712, kCaptureUnsupported = 900, kCaptureUnjoined = 904,
               kCaptureIsolation = 905, kCapturedEvent = 907;
 
 inline int misuse(int error, const std::string& text) {

@@ -53,14 +53,14 @@ Status finish(Engine& engine, const OpRef& op) {
 Status when_broken(Engine& engine, GpuRank& gpu) {
   for (const int64_t end = now_ns() + 10'000'000'000; now_ns() < end;) {
     std::this_thread::sleep_for(std::chrono::milliseconds(50));
-    Submission s = sum("after", ones(gpu));
+    Submission s = sum("", ones(gpu));
     s.on_gpu = true;
     s.stream = gpu.stream();
     OpRef op;
     const Status status = engine.submit(0, s, true, &op);
     if (!status.is_ok()) return status;
     const Status done = finish(engine, op);
-    if (!done.is_ok()) return done;
+    if (!done.is_ok() && done.code() != Code::kTimeout) return done;  // its own deadline is no fault
   }
   return Status::ok();
 }
@@ -135,7 +135,7 @@ TEST(a_rank_does_not_launch_a_bucket) {
             CHECK(status.text().find("no progress for 1") != std::string::npos || has(status, "has shut down"));
           }
         } else {
-          std::this_thread::sleep_for(std::chrono::milliseconds(1500));
+          std::this_thread::sleep_for(std::chrono::milliseconds(2500));
         }
         engine.remove_plan(buckets.plan);
       });

@@ -391,6 +391,7 @@ def test_streams_are_used_again(start):
         fake = start()
         rr.allreduce(fake.cuda(torch.ones(4)))
         counts.append(fake.count("stream_create"))
+        assert fake.count("load_kernels") == 1
     assert counts[1:] == [0, 0]
 
 
