@@ -1,19 +1,21 @@
 """Runs the tests: python tests/run.py [--only STAGE ...] [--np N ...] [-k EXPRESSION]
 
-    lint       ruff, mypy
     native     C++ tests of the core's parts
     sanitize   the same under AddressSanitizer and UBSan, and under ThreadSanitizer; only when
                named (make sanitize), as it takes as long as all the others
+    lint       ruff, mypy
+    commands   pytest tests/commands: `ringreduce bench` and `ringreduce doctor`
+    programs   pytest tests/programs: examples, jobs that end in all ways, installing
     single     pytest tests/single, one process
+    hosts      pytest tests/hosts: several hosts in network namespaces
     parallel   pytest tests/parallel under mpirun at 1, 2, 3 and 4 ranks
     split      the same with the ranks split over 2 pretended hosts: 1+1, 2+2, 1+3
     smoke      a part of it at 16 ranks
     mpich      tests/parallel at 2 and 4 ranks under MPICH, with the same built core
-    hosts      pytest tests/hosts: several hosts in network namespaces
     gpu        pytest tests/gpu at 1 and 2 ranks: real GPUs, skipped where there is none
 
-The last line has the totals; the exit status is 0 only if nothing failed. What each rank printed
-is in build/tests/STAGE/.
+From lint to hosts two stages run side by side; the others need all cores. The last line has the
+totals; the exit status is 0 only if nothing failed. What each rank printed is in build/tests/STAGE/.
 """
 
 from __future__ import annotations
@@ -22,17 +24,29 @@ import argparse
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
+from itertools import groupby
+from typing import NamedTuple
 
 from runner.commands import run_lint, run_native
+from runner.job import ending
 from runner.launch import Launcher, find_launcher
 from runner.mpich import mpich_launcher
 from runner.pytest_stage import PytestStage
 from runner.results import StageReport, show_failures, show_summary
 
-KINDS = ("lint", "native", "sanitize", "single", "parallel", "split", "smoke", "mpich", "hosts", "gpu")
+SINGLE = ("commands", "programs", "single", "hosts")  # folders whose tests a single process runs
+KINDS = ("native", "sanitize", "lint", *SINGLE, "parallel", "split", "smoke", "mpich", "gpu")
 SPLITS = {"1+1": "0,1", "2+2": "0,0,1,1", "1+3": "0,1,1,1"}
-Stage = tuple[str, Callable[[], StageReport]]
+WIDTH = 2  # stages side by side
+
+
+class Stage(NamedTuple):
+    name: str
+    run: Callable[[], StageReport]
+    is_alone: bool = True  # it keeps all cores busy
 
 
 def parse() -> argparse.Namespace:
@@ -64,7 +78,7 @@ def skipped(name: str, reason: str) -> Stage:
         report.add(name, "skipped", reason)
         return report
 
-    return name, run
+    return Stage(name, run)
 
 
 def stages(options: argparse.Namespace) -> Iterator[Stage]:
@@ -80,20 +94,21 @@ def stages(options: argparse.Namespace) -> Iterator[Stage]:
             return skipped(name, under)
         limits = options.test_timeout * slow, options.stage_timeout
         stage = PytestStage(name, size, [*arguments, *select], under, hosts, *limits)
-        return name, lambda: stage.run(sys.executable)
+        return Stage(name, lambda: stage.run(sys.executable), is_alone=under is not None)
 
     wanted = set(options.only)
     sizes = [size for size in (1, 2, 3, 4) if not options.np or size in options.np]
-    if "lint" in wanted:
-        yield "lint", lambda: run_lint("lint")
     if "native" in wanted:
-        yield "native", lambda: run_native("native", select=options.k)
+        yield Stage("native", lambda: run_native("native", select=options.k))
     if "sanitize" in wanted:
         for sanitize in ("address,undefined", "thread"):
             name = f"native, {sanitize.replace(',', '+')} sanitizer"
-            yield name, lambda name=name, sanitize=sanitize: run_native(name, sanitize, options.k)
-    if "single" in wanted:
-        yield pytest("single", 1, "tests/single", under=None, slow=5)
+            yield Stage(name, lambda name=name, sanitize=sanitize: run_native(name, sanitize, options.k))
+    if "lint" in wanted:
+        yield Stage("lint", lambda: run_lint("lint"), is_alone=False)
+    for folder in SINGLE:
+        if folder in wanted:
+            yield pytest(folder, 1, f"tests/{folder}", under=None, slow=5)
     if "parallel" in wanted:
         for size in sizes:
             yield pytest(f"parallel, {size} rank{'s' * (size > 1)}", size, "tests/parallel")
@@ -107,23 +122,48 @@ def stages(options: argparse.Namespace) -> Iterator[Stage]:
         mpich = mpich_launcher()
         for size in {2, 4} & set(sizes):
             yield pytest(f"MPICH, {size} ranks", size, "tests/parallel", under=mpich)
-    if "hosts" in wanted:
-        yield pytest("hosts", 1, "tests/hosts", under=None, slow=5)
     if "gpu" in wanted:
         for size in {1, 2} & set(sizes):
             yield pytest(f"GPU, {size} rank{'s' * (size > 1)}", size, "tests/gpu", slow=2)
 
 
+def tell(text: str) -> None:
+    sys.stdout.write(f"{time.strftime('%H:%M:%S')}  {text}\n")  # one write: threads tell things, too
+    sys.stdout.flush()
+
+
+def run_stage(stage: Stage) -> StageReport:
+    tell(f"{stage.name} ...")
+    return stage.run()
+
+
+def run_side_by_side(stages: Iterable[Stage]) -> Iterator[StageReport]:
+    """Their reports, in the order in which they end."""
+    with ThreadPoolExecutor(WIDTH) as pool:
+        runs = [pool.submit(run_stage, stage) for stage in stages]
+        try:
+            for run in as_completed(runs):
+                yield run.result()
+        except BaseException:
+            ending.set()
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def run_all(stages: Iterable[Stage]) -> Iterator[StageReport]:
+    for is_alone, group in groupby(stages, lambda stage: stage.is_alone):
+        run = partial(map, run_stage) if is_alone else run_side_by_side
+        yield from run(group)
+
+
 def main() -> int:
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # ends the running job too
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # ends the running jobs too
     options = parse()
     launcher = find_launcher()
     print(f"Python {sys.version.split()[0]}, {launcher.name if launcher else 'no MPI'}", flush=True)
     reports = []
-    for name, run in stages(options):
-        print(f"{time.strftime('%H:%M:%S')}  {name} ...", flush=True)
-        report = run()
-        print(f"          {report.counts()} in {report.seconds:.1f} s", flush=True)
+    for report in run_all(stages(options)):
+        tell(f"{report.name}: {report.counts()} in {report.seconds:.1f} s")
         show_failures(report)
         reports.append(report)
     return 0 if show_summary(reports) else 1

@@ -117,17 +117,20 @@ void HostTree::decide() {
   ready_.clear();
 }
 
-void HostTree::gone(int world_rank) {
+void HostTree::gone(int world_rank) { gone(world_rank, links_.size()); }
+
+void HostTree::gone(int world_rank, size_t told_by) {
   if (std::find(gone_.begin(), gone_.end(), world_rank) != gone_.end()) return;
   gone_.push_back(world_rank);
   Record record;
   record.type = Record::Type::kGone;
   record.group = static_cast<uint32_t>(world_rank);
-  for (Link& link : links_) link.queue.push_back(record);
+  for (size_t i = 0; i < links_.size(); ++i)
+    if (i != told_by) links_[i].queue.push_back(record);
 }
 
 void HostTree::take(size_t index, const Record& record) {
-  if (record.type == Record::Type::kGone) return gone(static_cast<int>(record.group));
+  if (record.type == Record::Type::kGone) return gone(static_cast<int>(record.group), index);
   if (record.type == Record::Type::kDecide) {
     for (int child = 0; child < children_; ++child) links_[child].queue.push_back(record);
     decided_.push_back(record);

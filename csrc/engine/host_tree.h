@@ -99,6 +99,7 @@ class HostTree {
   Status flush(Link& link, bool* moved);
   Status receive(size_t index, bool* moved);
   void take(size_t index, const Record& record);
+  void gone(int world_rank, size_t told_by);
   Pending& pending(const Key& key);
   void try_forward(const Key& key);
   Record combined(const Key& key, Pending& pending);

@@ -8,9 +8,15 @@
 
 namespace ringreduce {
 
+struct Counts {
+  int sends, receives;
+  size_t sent_bytes;
+};
+
 struct Traffic {
   std::atomic<int> sends{0}, receives{0};
   std::atomic<size_t> sent_bytes{0};
+  Counts counts() const { return {sends, receives, sent_bytes}; }
 };
 
 class CountingNet : public Net {

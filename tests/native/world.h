@@ -2,6 +2,7 @@
 // plain memory, and messages between hosts go through the loopback net.
 #pragma once
 
+#include <condition_variable>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -71,6 +72,14 @@ class World {
     return std::make_unique<Engine>(std::move(config));
   }
 
+  // Waits for all ranks, by the means of the test alone: no message is sent.
+  void meet() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    const int round = arrived_++ / size();
+    met_.notify_all();
+    met_.wait(lock, [&] { return arrived_ >= (round + 1) * size(); });
+  }
+
   // Runs body(rank, engine) on every rank at once.
   template <typename Body>
   void run(Body body) {
@@ -88,6 +97,8 @@ class World {
   WorldOptions options_;
   LoopbackWorld net_;
   std::mutex mutex_;
+  std::condition_variable met_;
+  int arrived_ = 0;  // at meet()
   std::map<std::string, std::shared_ptr<Segment>> segments_;
 };
 

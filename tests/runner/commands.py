@@ -6,10 +6,11 @@ import re
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from runner.launch import ROOT, clean_environment
-from runner.results import StageReport
+from runner.results import Result, StageReport
 
 NATIVE_TIMEOUT = 300.0  # seconds for one program, and under a sanitizer
 SANITIZED_TIMEOUT = 900.0
@@ -48,23 +49,26 @@ def run_native(name: str, sanitize: str = "", select: str = "") -> StageReport:
         messages = [line for line in output.splitlines() if not line.startswith("CXX ")]
         report.add("build", "failed", "\n".join(messages[:80]))
     else:
-        for program in programs:
-            run_program(report, program, select, SANITIZED_TIMEOUT if sanitize else NATIVE_TIMEOUT)
+        limit = SANITIZED_TIMEOUT if sanitize else NATIVE_TIMEOUT
+        with ThreadPoolExecutor(2) as pool:  # half of them mostly wait
+            for results in pool.map(lambda program: run_program(program, select, limit), programs):
+                report.results += results
     report.seconds = time.monotonic() - began
     return report
 
 
-def run_program(report: StageReport, program: Path, select: str, limit: float) -> None:
+def run_program(program: Path, select: str, limit: float) -> list[Result]:
     began = time.monotonic()
     status, output = run([str(ROOT / program), *([select] if select else [])], limit)
-    for case in re.findall(r"^ok (.+)$", output, re.MULTILINE):
-        report.add(f"{program.name}::{case}", "passed")
-    if CANNOT_RUN.search(output):
-        report.add(program.name, "skipped", f"this machine cannot run the sanitizer: {CANNOT_RUN.search(output)[0]}")
+    results = [Result(f"{program.name}::{case}", "passed") for case in re.findall(r"^ok (.+)$", output, re.MULTILINE)]
+    if found := CANNOT_RUN.search(output):
+        results.append(Result(program.name, "skipped", f"this machine cannot run the sanitizer: {found[0]}"))
     elif status != 0 and not (select and "no test case matches" in output):
         what = f"took more than {limit:.0f} s" if status is None else f"exit status {status}"
         rest = "\n".join(line for line in output.splitlines() if not line.startswith("ok "))
-        report.add(program.name, "failed", f"{what} after {time.monotonic() - began:.0f} s\n{rest[-6000:]}")
+        text = f"{what} after {time.monotonic() - began:.0f} s\n{rest[-6000:]}"
+        results.append(Result(program.name, "failed", text))
+    return results
 
 
 def run_lint(name: str) -> StageReport:

@@ -13,17 +13,19 @@ import os
 import re
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from runner.launch import ROOT, die_with_parent
-from runner.rank import read_events
+from runner.rank import EventReader
 
 DUMP_PATIENCE = 3.0  # seconds for the ranks to write where they stand
 END_PATIENCE = 10.0  # seconds for a launcher to end its ranks after SIGTERM
 SHOWN_LINES = 40  # of a rank's stacks, log or engine state
+ending = threading.Event()  # set when the runner is told to end: jobs that threads of it watch end too
 
 
 class Job:
@@ -33,6 +35,7 @@ class Job:
         self.directory, self.size = directory, size
         self.hang = ""  # where each rank stood, once a limit was passed
         self.stuck_in: list[str] = []  # the tests that the ranks were in then
+        self.readers = [EventReader(directory, rank) for rank in range(size)]
         self.mark = f"RINGREDUCE_TEST_JOB={directory}"
         name, value = self.mark.split("=", 1)
         self.log = directory / "launcher.log"
@@ -52,8 +55,7 @@ class Job:
         """Waits for the end; on a hang notes where each rank stood and ends the job."""
         began = time.time()
         try:
-            while self.process.poll() is None:
-                time.sleep(0.1)
+            while self.process.poll() is None and not ending.wait(0.1):
                 now = time.time()
                 lasts = [events[-1] if (events := self.events(rank)) else {"time": began} for rank in range(self.size)]
                 slow = any(now - last["time"] > test_timeout for last in lasts if last.get("event") != "done")
@@ -71,7 +73,7 @@ class Job:
         return self.process.returncode
 
     def events(self, rank: int) -> list[dict[str, Any]]:
-        return read_events(self.directory, rank)
+        return self.readers[rank].read()
 
     def collected(self, rank: int) -> list[str]:
         """The tests that a rank set out to run."""

@@ -40,11 +40,11 @@ def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 def die_with_parent(number: int = signal.SIGTERM) -> Callable[[], None]:
-    """A preexec_fn: the kernel sends the child this signal when the process that calls here ends."""
-    parent = os.getpid()
+    """A preexec_fn: the kernel sends the child this signal when the thread that starts it ends."""
+    parent, prctl = os.getpid(), ctypes.CDLL(None).prctl
 
     def prepare() -> None:
-        ctypes.CDLL(None, use_errno=True).prctl(1, number)  # PR_SET_PDEATHSIG
+        prctl(1, number)  # PR_SET_PDEATHSIG
         if os.getppid() != parent:  # it has ended already
             os._exit(1)
 

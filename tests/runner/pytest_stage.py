@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from runner.job import Job, indent, shorten, without_pytest
+from runner.job import Job, ending, indent, shorten, without_pytest
 from runner.launch import ROOT, Launcher, clean_environment
 from runner.results import StageReport
 
@@ -37,7 +37,7 @@ class PytestStage:
         for number in range(1, MOST_JOBS + 1):
             before = len(finished)
             left = self.run_job(python, number, finished, report)
-            if not left or len(finished) == before:
+            if not left or len(finished) == before or ending.is_set():
                 break
         for test in left:
             report.add(test, "skipped", "not run: a job of its stage ended early, too often or before its first test")

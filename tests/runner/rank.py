@@ -47,13 +47,22 @@ def launcher_size() -> int:
     return 1
 
 
-def read_events(directory: Path, rank: int) -> list[dict[str, Any]]:
-    """The events that a rank has written completely so far."""
-    try:
-        text = (directory / f"{rank}.events").read_text()
-    except FileNotFoundError:
-        return []
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+class EventReader:
+    """Reads the events of a rank as they are written."""
+
+    def __init__(self, directory: Path, rank: int) -> None:
+        self.path, self.at, self.events = directory / f"{rank}.events", 0, list[dict[str, Any]]()
+
+    def read(self) -> list[dict[str, Any]]:
+        """All events that are written completely so far."""
+        if self.path.exists():
+            with self.path.open("rb") as file:
+                file.seek(self.at)
+                new = file.read()
+            end = new.rfind(b"\n") + 1
+            self.events += map(json.loads, new[:end].splitlines())
+            self.at += end
+        return self.events
 
 
 class Reporter:
@@ -104,16 +113,16 @@ class Reporter:
 
     def peers_finish(self, nodeid: str) -> bool:
         """Whether all ranks come to the end of the test within the grace period."""
-        peers = set(range(self.size)) - {self.rank}
+        peers = [EventReader(self.directory, peer) for peer in range(self.size) if peer != self.rank]
         deadline = time.monotonic() + GRACE
         while peers and time.monotonic() < deadline:
-            peers = {peer for peer in peers if not has_result(self.directory, peer, nodeid)}
+            peers = [peer for peer in peers if not has_result(peer.read(), nodeid)]
             time.sleep(0.05)
         return not peers
 
 
-def has_result(directory: Path, rank: int, nodeid: str) -> bool:
-    return any(event["event"] == "result" and event["test"] == nodeid for event in read_events(directory, rank))
+def has_result(events: list[dict[str, Any]], nodeid: str) -> bool:
+    return any(event["event"] == "result" and event["test"] == nodeid for event in events)
 
 
 def skip_reason(report: pytest.TestReport | pytest.CollectReport) -> str:
