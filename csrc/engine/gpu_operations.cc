@@ -37,7 +37,7 @@ Status Engine::gpu_info(int set_id, GpuInfo* info) {
   ProcessSet* set;
   RR_TRY(find(set_id, &set));
   if (!device_) return {Code::kInvalid, "no GPU is attached to this rank"};
-  return Communicator::make_info(*device_, set->topology().host(), set->topology().rank == 0, info);
+  return make_info(*device_, set->topology().host(), set->topology().rank == 0, info);
 }
 
 Status Engine::gpu_path(int set_id, GpuPath* path, std::string* why_host) {

@@ -2,28 +2,18 @@
 
 #include <algorithm>
 #include <cstring>
-#include <map>
 
 #include "collectives/allgather.h"
 #include "collectives/allreduce.h"
 #include "collectives/make_machine.h"
 #include "common/clock.h"
 #include "common/keep.h"
-#include "common/log.h"
 #include "gpu/split.h"
 
 namespace ringreduce {
 
 namespace {
 
-// A rank that shut down may still be named in decisions on their way: this long until
-// operations that wait for it fail.
-constexpr int64_t kGoneGraceNs = 500'000'000;
-// The same for an operation that is complete on this host and not decided by the others.
-constexpr int64_t kUndecidedNs = 1'500'000'000;
-// An operation in execution that makes no progress for this long will not: a rank that shut
-// down had no part in the decision.
-constexpr int64_t kGoneStallNs = 5'000'000'000;
 // Fusing larger operations gains nothing: they fill several chunks by themselves.
 constexpr size_t kFuseBytes = 1 << 20;
 // Steps of a machine in one call, so that other sets and plans get their turn.
@@ -287,19 +277,6 @@ void ProcessSet::start_description(const OpRef& op) {
   machine_ = std::make_unique<Allgather>(&channel_, description_.data(), description_.size(), &descriptions_);
 }
 
-Status ProcessSet::mismatch() const {
-  std::map<std::string, std::vector<int>> who;
-  const char* at = descriptions_.data.get();
-  for (int rank = 0; rank < topology().size; ++rank) {
-    const auto bytes = static_cast<size_t>(descriptions_.counts[rank]);
-    who[std::string(at, bytes)].push_back(channel_.world(rank));
-    at += bytes;
-  }
-  std::string text = "the ranks disagree about " + running_[0]->subject() + ":";
-  for (const auto& [what, ranks] : who) text += "\n  " + show_ranks(ranks) + " submitted " + what;
-  return {Code::kMismatch, text};
-}
-
 void ProcessSet::finish_group() {
   const Status status = describing_ ? mismatch() : Status::ok();
   describing_ = false;
@@ -332,99 +309,6 @@ void ProcessSet::fail(const Status& status) {
   auto all = std::move(in_flight_);
   in_flight_.clear();
   for (auto& [key, op] : all) op->finish(status.because(op->title()));
-}
-
-Status ProcessSet::say_gone() {
-  RR_TRY(withdraw(Code::kShutdown, ": ringreduce was shut down on this rank while it was in flight"));
-  header_->gone[topology().local()].store(1, std::memory_order_release);
-  if (tree_) tree_->gone(channel_.world(topology().rank));
-  config_.bell->ring();
-  return Status::ok();
-}
-
-bool ProcessSet::poll_gone(bool* moved) {
-  if (tree_ && !agree(moved).is_ok()) return false;
-  return !gone_ranks().empty();
-}
-
-std::vector<int> ProcessSet::gone_ranks() const {
-  std::vector<int> ranks;
-  if (const uint32_t rank = header_->gone_elsewhere.load(std::memory_order_acquire)) ranks.push_back(rank - 1);
-  for (int i = 0; i < topology().local_size(); ++i) {
-    const int rank = channel_.world(topology().local_ranks()[i]);
-    if (header_->gone[i].load(std::memory_order_acquire) && std::find(ranks.begin(), ranks.end(), rank) == ranks.end())
-      ranks.push_back(rank);
-  }
-  std::sort(ranks.begin(), ranks.end());
-  return ranks;
-}
-
-Status ProcessSet::take_gone() {
-  const std::vector<int> gone = gone_ranks();
-  if (gone.empty()) return Status::ok();
-  if (!gone_since_ns_) gone_since_ns_ = now_ns();
-  if (now_ns() - gone_since_ns_ < kGoneGraceNs) return Status::ok();
-  const std::string why = " cannot complete: " + show_ranks(gone) + (gone.size() == 1 ? " has" : " have") + " shut down";
-  if (machine_ && now_ns() - moved_ns_ > kGoneStallNs) return {Code::kPeerLost, running_[0]->title() + why};
-  return withdraw(Code::kPeerLost, why);
-}
-
-// Gives up what is not agreed on. What is complete on this host stays for a while: other hosts
-// may be about to decide it.
-Status ProcessSet::withdraw(Code code, const std::string& why) {
-  std::vector<OpRef> pending;
-  for (auto& [key, op] : in_flight_)
-    if (!op->decided) pending.push_back(op);
-  for (const OpRef& op : pending) {
-    bool withdrawn = true;
-    if (op->posted) RR_TRY(table_.withdraw(op->entry, &withdrawn));
-    const bool hopeless = gone_since_ns_ && now_ns() - gone_since_ns_ > kUndecidedNs;
-    if (!withdrawn && !hopeless) continue;
-    if (op->posted) by_entry_[op->entry] = nullptr;
-    deferred_.erase(std::remove(deferred_.begin(), deferred_.end(), op), deferred_.end());
-    finish(op, {code, op->title() + why});
-  }
-  return Status::ok();
-}
-
-std::string ProcessSet::missing(const Op& op) {
-  if (op.decided) return "";
-  if (!op.posted) return "the table of operations in flight is full";
-  std::vector<int> ranks;
-  std::vector<bool> posted;
-  if (!table_.who_posted(op.entry, &posted).is_ok()) return "";
-  for (int i = 0; i < topology().local_size(); ++i)
-    if (!posted[i]) ranks.push_back(channel_.world(topology().local_ranks()[i]));
-  std::string text;
-  if (!ranks.empty()) text = show_ranks(ranks) + (ranks.size() == 1 ? " has" : " have") + " not submitted it";
-  const std::string hosts = tree_ ? tree_->missing(op.key) : "";
-  if (!hosts.empty()) text += (text.empty() ? "" : "; ") + ("ranks on hosts " + hosts + " of the set (or below) have not submitted it");
-  if (text.empty() && topology().host_count() > 1) text = "ranks on another host have not submitted it";
-  return text;
-}
-
-void ProcessSet::warn_of_stalls(int64_t now, int64_t after_ns) {
-  for (auto& [key, op] : in_flight_) {
-    if (op->warned || now - op->submitted_ns < after_ns) continue;
-    op->warned = true;
-    const std::string why = missing(*op);
-    log(kWarning, op->title() + " has waited for " + std::to_string((now - op->submitted_ns) / 1'000'000'000) + " s" +
-                      (why.empty() ? "" : ": " + why));
-  }
-}
-
-std::string ProcessSet::state(int64_t now) {
-  std::string text = "process set " + std::to_string(id()) + " of " + std::to_string(topology().size) + " ranks: " +
-                     std::to_string(in_flight_.size()) + " in flight, " + std::to_string(position_) + " decisions taken\n";
-  int shown = 0;
-  for (const auto& [key, op] : in_flight_) {
-    if (++shown > 20) break;
-    const std::string why = missing(*op);
-    text += "  " + op->title() + ", " + std::to_string((now - op->submitted_ns) / 1000000) + " ms: " +
-            (op->decided ? "decided" : why.empty() ? "waiting" : why) + "\n";
-  }
-  if (machine_) text += "  running " + running_[0]->title() + ": " + machine_->where() + "\n";
-  return text;
 }
 
 }  // namespace ringreduce

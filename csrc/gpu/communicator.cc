@@ -1,71 +1,12 @@
 #include "gpu/communicator.h"
 
-#include <algorithm>
-#include <chrono>
-#include <condition_variable>
-#include <cstring>
-#include <map>
-#include <mutex>
-#include <thread>
-
-#include "common/settings.h"
+#include "gpu/endings.h"
 
 namespace ringreduce {
 
 namespace {
 
-constexpr int kSharing = 23000;  // the first NCCL that lets two ranks use one GPU (when asked to)
-constexpr int kRanksOnOneGpu = 2;
 constexpr double kAbortPatienceS = 10;
-
-std::string version_text(int version) {
-  return std::to_string(version / 10000) + "." + std::to_string(version / 100 % 100) + "." + std::to_string(version % 100);
-}
-
-template <size_t kSize>
-void set_text(char (&to)[kSize], const std::string& text) {
-  std::snprintf(to, kSize, "%s", text.c_str());
-}
-
-// Communicators that NCCL is ending, each on a thread, which may take for ever: then it is left behind.
-class Endings {
- public:
-  ~Endings() {
-    for (std::thread& thread : threads_) thread.detach();
-  }
-  void start(std::shared_ptr<Device> device, NcclComm comm, int (*end)(NcclComm)) {
-    wait(0);  // joins those that are over: a thread keeps its stack until then
-    std::lock_guard<std::mutex> lock(gate_->mutex);
-    ++gate_->left;
-    threads_.emplace_back([gate = gate_, device = std::move(device), comm, end] {
-      {
-        device->make_current();
-        Device::Scope scope(*device);
-        end(comm);
-      }
-      std::lock_guard<std::mutex> lock(gate->mutex);
-      if (!--gate->left) gate->changed.notify_all();
-    });
-  }
-  void wait(double most_s) {
-    std::vector<std::thread> over;
-    {
-      std::unique_lock<std::mutex> lock(gate_->mutex);
-      if (!gate_->changed.wait_for(lock, std::chrono::duration<double>(most_s), [this] { return !gate_->left; })) return;
-      over.swap(threads_);
-    }
-    for (std::thread& thread : over) thread.join();
-  }
-
- private:
-  struct Gate {
-    std::mutex mutex;
-    std::condition_variable changed;
-    int left = 0;
-  };
-  std::shared_ptr<Gate> gate_ = std::make_shared<Gate>();  // lives as long as the last thread
-  std::vector<std::thread> threads_;
-};
 
 Endings& destroying() {
   static Endings& all = *new Endings;
@@ -73,53 +14,6 @@ Endings& destroying() {
 }
 
 }  // namespace
-
-GpuPath choose_path(const std::vector<GpuInfo>& infos, const std::vector<int>& world, std::string* why) {
-  const auto rank = [&](size_t i) { return "rank " + std::to_string(world[i]); };
-  if (infos.size() == 1) return GpuPath::kNccl;  // which has nothing to do then
-  std::map<std::pair<int, std::string>, std::vector<size_t>> on_gpu;
-  for (size_t i = 0; i < infos.size(); ++i) {
-    const GpuInfo& info = infos[i];
-    if (!info.nccl_version) return *why = rank(i) + ": " + info.problem, GpuPath::kHost;
-    if (info.nccl_version / 100 != infos[0].nccl_version / 100) {
-      *why = rank(0) + " has NCCL " + version_text(infos[0].nccl_version) + ", " + rank(i) + " has NCCL " +
-             version_text(info.nccl_version) + "; install the same on all";
-      return GpuPath::kHost;
-    }
-    on_gpu[{info.host, info.pci}].push_back(i);
-  }
-  for (const auto& [where, ranks] : on_gpu) {
-    if (ranks.size() == 1) continue;
-    const bool allowed = std::all_of(infos.begin(), infos.end(), [](const GpuInfo& info) {
-      return info.nccl_version >= kSharing && info.shares_allowed;
-    });
-    if (allowed && ranks.size() <= kRanksOnOneGpu) continue;
-    *why = rank(ranks[0]) + " and " + rank(ranks[1]) + " share the GPU " + where.second + " of host " +
-           std::to_string(where.first) + ", which NCCL refuses; give each rank a GPU of its own";
-    return GpuPath::kHost;
-  }
-  return GpuPath::kNccl;
-}
-
-Status Communicator::make_info(Device& device, int host, bool first, GpuInfo* info) {
-  const GpuLibrary& library = device.library();
-  info->host = host;
-  info->nccl_version = library.nccl_version;
-  info->shares_allowed = settings().nccl_multi_rank_gpu;
-  set_text(info->pci, device.pci());
-  set_text(info->problem, library.nccl_problem);
-  if (settings().gpu_path == "host") {
-    info->nccl_version = 0;
-    set_text(info->problem, "RINGREDUCE_GPU_PATH is host");
-  }
-  if (!first || !info->nccl_version) return Status::ok();
-  Device::Scope scope(device);
-  const int code = library.nccl.get_unique_id(&info->id);
-  if (code == kNcclSuccess) return Status::ok();
-  info->nccl_version = 0;
-  set_text(info->problem, std::string("ncclGetUniqueId failed: ") + library.nccl.get_last_error(nullptr));
-  return Status::ok();
-}
 
 Status Communicator::start(std::shared_ptr<Device> device, const std::vector<GpuInfo>& infos, const Topology& set,
                            std::shared_ptr<Communicator>* communicator) {

@@ -2,7 +2,7 @@
 // the stream on which its operations run, in the order in which all ranks issue them.
 //
 // How it comes to be: every rank tells the others what it has (GpuInfo), all draw the same
-// conclusion (choose_path), and where that is NCCL, they make a communicator without blocking.
+// conclusion (choose_path, gpu_info.h), and where that is NCCL, they make a communicator without blocking.
 //
 //   info of all ranks ─► choose_path ─► host   why: no NCCL, two ranks on one GPU, ...
 //                                  └──► nccl   start() ─► settled() ... ─► ready
@@ -17,29 +17,12 @@
 #include "collectives/topology.h"
 #include "common/clock.h"
 #include "gpu/device.h"
+#include "gpu/gpu_info.h"
 
 namespace ringreduce {
 
-// What one rank tells the others. Sent as bytes.
-struct GpuInfo {
-  int32_t host = 0;            // as all ranks number them
-  int32_t nccl_version = 0;    // 0: none
-  int32_t shares_allowed = 0;  // NCCL_MULTI_RANK_GPU_ENABLE is set
-  char pci[32] = {};
-  char problem[400] = {};      // why there is no NCCL
-  NcclUniqueId id = {};        // the set's first rank's
-};
-
-enum class GpuPath { kNccl, kHost };
-
-// The same on all ranks. `world`: set rank -> global rank, for the text in *why.
-GpuPath choose_path(const std::vector<GpuInfo>& infos, const std::vector<int>& world, std::string* why);
-
 class Communicator {
  public:
-  // Of this rank; set rank 0 makes the unique id.
-  static Status make_info(Device& device, int host, bool first, GpuInfo* info);
-
   // Begins a communicator of the ranks of `set` (NCCL is not asked where that is one).
   static Status start(std::shared_ptr<Device> device, const std::vector<GpuInfo>& infos, const Topology& set,
                       std::shared_ptr<Communicator>* communicator);

@@ -1,0 +1,75 @@
+// Ranks of a process set that have shut down: saying so, hearing of it, and giving up what cannot
+// complete without them.
+#include <algorithm>
+
+#include "common/clock.h"
+#include "engine/process_set.h"
+
+namespace ringreduce {
+
+namespace {
+
+// A rank that shut down may still be named in decisions on their way: this long until
+// operations that wait for it fail.
+constexpr int64_t kGoneGraceNs = 500'000'000;
+// The same for an operation that is complete on this host and not decided by the others.
+constexpr int64_t kUndecidedNs = 1'500'000'000;
+// An operation in execution that makes no progress for this long will not: a rank that shut
+// down had no part in the decision.
+constexpr int64_t kGoneStallNs = 5'000'000'000;
+}  // namespace
+
+Status ProcessSet::say_gone() {
+  RR_TRY(withdraw(Code::kShutdown, ": ringreduce was shut down on this rank while it was in flight"));
+  header_->gone[topology().local()].store(1, std::memory_order_release);
+  if (tree_) tree_->gone(channel_.world(topology().rank));
+  config_.bell->ring();
+  return Status::ok();
+}
+
+bool ProcessSet::poll_gone(bool* moved) {
+  if (tree_ && !agree(moved).is_ok()) return false;
+  return !gone_ranks().empty();
+}
+
+std::vector<int> ProcessSet::gone_ranks() const {
+  std::vector<int> ranks;
+  if (const uint32_t rank = header_->gone_elsewhere.load(std::memory_order_acquire)) ranks.push_back(rank - 1);
+  for (int i = 0; i < topology().local_size(); ++i) {
+    const int rank = channel_.world(topology().local_ranks()[i]);
+    if (header_->gone[i].load(std::memory_order_acquire) && std::find(ranks.begin(), ranks.end(), rank) == ranks.end())
+      ranks.push_back(rank);
+  }
+  std::sort(ranks.begin(), ranks.end());
+  return ranks;
+}
+
+Status ProcessSet::take_gone() {
+  const std::vector<int> gone = gone_ranks();
+  if (gone.empty()) return Status::ok();
+  if (!gone_since_ns_) gone_since_ns_ = now_ns();
+  if (now_ns() - gone_since_ns_ < kGoneGraceNs) return Status::ok();
+  const std::string why = " cannot complete: " + show_ranks(gone) + (gone.size() == 1 ? " has" : " have") + " shut down";
+  if (machine_ && now_ns() - moved_ns_ > kGoneStallNs) return {Code::kPeerLost, running_[0]->title() + why};
+  return withdraw(Code::kPeerLost, why);
+}
+
+// Gives up what is not agreed on. What is complete on this host stays for a while: other hosts
+// may be about to decide it.
+Status ProcessSet::withdraw(Code code, const std::string& why) {
+  std::vector<OpRef> pending;
+  for (auto& [key, op] : in_flight_)
+    if (!op->decided) pending.push_back(op);
+  for (const OpRef& op : pending) {
+    bool withdrawn = true;
+    if (op->posted) RR_TRY(table_.withdraw(op->entry, &withdrawn));
+    const bool hopeless = gone_since_ns_ && now_ns() - gone_since_ns_ > kUndecidedNs;
+    if (!withdrawn && !hopeless) continue;
+    if (op->posted) by_entry_[op->entry] = nullptr;
+    deferred_.erase(std::remove(deferred_.begin(), deferred_.end(), op), deferred_.end());
+    finish(op, {code, op->title() + why});
+  }
+  return Status::ok();
+}
+
+}  // namespace ringreduce
