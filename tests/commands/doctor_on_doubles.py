@@ -9,8 +9,8 @@ import os
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "parallel"))
-from fake_gpu import FakeCuda
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from runner.fake_gpu import FakeCuda
 
 from ringreduce import _gpu
 from ringreduce.doctor import checks, command

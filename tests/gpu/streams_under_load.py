@@ -62,13 +62,13 @@ class Cuda:
 
 
 class Doubles(Cuda):
-    """The same without a GPU: one stream, and CPU tensors that count as on a GPU (tests/parallel/fake_gpu.py)."""
+    """The same without a GPU: one stream, and CPU tensors that count as on a GPU (tests/runner/fake_gpu.py)."""
 
     device = "cpu"
 
     def __init__(self, side: int) -> None:
-        sys.path.insert(0, str(Path(__file__).parents[1] / "parallel"))
-        from fake_gpu import FakeCuda
+        sys.path.insert(0, str(Path(__file__).parents[1]))
+        from runner.fake_gpu import FakeCuda
 
         self._fake = _gpu.backend = FakeCuda(os.environ["RINGREDUCE_CUDA_LIBRARY"], rr.rank())
         self._fake.double.rr_double_use_device(rr.rank())

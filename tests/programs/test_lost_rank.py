@@ -46,7 +46,7 @@ ON_CPU = """
 
 # All have agreed and NCCL runs, when the rank whose GPU does not get there is killed.
 ON_GPU = """
-    from fake_gpu import FakeCuda
+    from runner.fake_gpu import FakeCuda
     from ringreduce import _gpu
 
     fake = _gpu.backend = FakeCuda(os.environ["RINGREDUCE_CUDA_LIBRARY"], rr.rank())
@@ -69,7 +69,7 @@ ON_GPU = """
 
 @pytest.mark.parametrize("where", ["cpu", "gpu"])
 def test_every_survivor_has_an_error(tmp_path, where):
-    environment = {"TESTS": str(ROOT / "tests" / "parallel")}
+    environment = {"TESTS": str(ROOT / "tests")}
     if where == "gpu":
         if reason := why_not():
             pytest.skip(reason)

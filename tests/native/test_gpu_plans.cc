@@ -1,0 +1,161 @@
+// Gradient plans on GPUs, and CUDA graphs of them, on the doubles of CUDA and NCCL: every rank a thread.
+#include "gpu_values.h"
+
+using namespace ringreduce;
+
+namespace {
+
+// Several steps of several plans, negotiated operations in between in another order on each rank.
+void check_plans(int rank, World& world, Engine& engine, GpuRank& gpu) {
+  const int size = world.size();
+  std::vector<Buckets> plans = {make_plan(world, rank, engine, gpu, kAverage, 1, 1, 0),
+                                make_plan(world, rank, engine, gpu, kOpSum, 0.5, 2, 1)};
+  for (int step = 0; step < 5; ++step) {
+    std::vector<float*> others;
+    std::vector<OpRef> ops;
+    for (size_t p = 0; p < plans.size(); ++p)
+      for (size_t b = 0; b < kBuckets.size(); ++b) {
+        const float* fresh = gpu.upload(values<float>(rank + step, kBuckets[b]));
+        CHECK_OK(gpu.device().copy(plans[p].data[b], fresh, kBuckets[b] * sizeof(float), gpu.stream()));
+        if (static_cast<int>(b) == rank % 3) {
+          others.push_back(gpu.upload(values<float>(rank, 50)));
+          ops.push_back(gpu.submit(gpu_submission(Kind::kAllreduce, "between" + std::to_string(p), DType::kFloat32,
+                                                  others.back(), others.back(), 50)));
+        }
+        CHECK_OK(engine.launch(*plans[p].plan, static_cast<int>(b), gpu.stream()));
+      }
+    for (size_t p = 0; p < plans.size(); ++p) {
+      Submission how;
+      how.op = p == 0 ? kAverage : kOpSum;
+      for (size_t b = 0; b < kBuckets.size(); ++b) {
+        wait_for_bucket(engine, *plans[p].plan, static_cast<int>(b), gpu.stream());
+        std::vector<float> expected(kBuckets[b]);
+        for (size_t i = 0; i < expected.size(); ++i) {
+          for (int r = 0; r < size; ++r) expected[i] += value<float>(r + step, i);
+          if (p == 0) expected[i] *= static_cast<float>(1.0 / size);
+        }
+        CHECK(gpu.download<float>(plans[p].data[b], kBuckets[b]) == expected);
+      }
+      gpu.finish(ops[p]);
+      CHECK(gpu.download<float>(others[p], 50) == reduced<float>(size, 50, DType::kFloat32, ops[p]->submission));
+    }
+  }
+  for (Buckets& buckets : plans) engine.remove_plan(buckets.plan);
+}
+
+void run_plans(std::shared_ptr<const GpuLibrary> library) {
+  for (const auto& hosts : kLayouts) {
+    World world(layout(hosts));
+    world.run([&](int rank, Engine& engine) {
+      GpuRank gpu(engine, rank, library);
+      check_plans(rank, world, engine, gpu);
+    });
+  }
+}
+
+TEST(plans_through_nccl) { run_plans(gpu_library()); }
+TEST(plans_through_host_memory) { run_plans(without_nccl()); }
+
+// A step is captured and replayed with other gradients; the first one cannot be, nor an operation that
+// the ranks agree on, nor what goes through host memory.
+TEST(a_captured_step_is_replayed) {
+  for (const auto& hosts : kLayouts) {
+    World world(layout(hosts));
+    world.run([&](int rank, Engine& engine) {
+      GpuRank gpu(engine, rank);
+      Doubles& doubles = Doubles::get();
+      Buckets buckets = make_plan(world, rank, engine, gpu, kOpSum, 1, 1, 0);
+      const auto step = [&] {
+        for (size_t b = 0; b < kBuckets.size(); ++b) CHECK_OK(engine.launch(*buckets.plan, static_cast<int>(b), gpu.stream()));
+        for (size_t b = 0; b < kBuckets.size(); ++b) wait_for_bucket(engine, *buckets.plan, static_cast<int>(b), gpu.stream());
+      };
+      const auto fill = [&](int serial) {
+        for (size_t b = 0; b < kBuckets.size(); ++b) {
+          const float* fresh = gpu.upload(values<float>(rank + serial, kBuckets[b]));
+          CHECK_OK(gpu.device().copy(buckets.data[b], fresh, kBuckets[b] * sizeof(float), gpu.stream()));
+        }
+      };
+      const auto check = [&](int serial) {
+        for (size_t b = 0; b < kBuckets.size(); ++b) {
+          std::vector<float> expected(kBuckets[b]);
+          for (size_t i = 0; i < expected.size(); ++i)
+            for (int r = 0; r < world.size(); ++r) expected[i] += value<float>(r + serial, i);
+          CHECK(gpu.download<float>(buckets.data[b], kBuckets[b]) == expected);
+        }
+      };
+      CHECK_EQ(doubles.capture_begin(gpu.stream()), 0);
+      const Status first = engine.launch(*buckets.plan, 0, gpu.stream());
+      CHECK(first.code() == Code::kUnsupported);
+      CHECK(first.text().find("the first step cannot be captured") != std::string::npos);
+      CHECK(doubles.capture_end(gpu.stream()) != nullptr);
+
+      fill(1);
+      step();
+      check(1);
+      float* other = gpu.upload(values<float>(rank, 3));
+      gpu.download<float>(other, 3);  // what the capture uses is there
+      CHECK_EQ(doubles.capture_begin(gpu.stream()), 0);
+      step();
+      OpRef refused;
+      Submission s = gpu_submission(Kind::kAllreduce, "agreed on", DType::kFloat32, other, other, 3);
+      s.on_gpu = true;
+      s.stream = gpu.stream();
+      CHECK(engine.submit(0, s, true, &refused).code() == Code::kUnsupported);
+      void* graph = doubles.capture_end(gpu.stream());
+      CHECK(graph != nullptr);
+      for (int replay = 2; replay < 6; ++replay) {
+        fill(replay);
+        CHECK_EQ(doubles.graph_launch(graph, gpu.stream()), 0);
+        check(replay);
+      }
+      fill(6);
+      step();  // as before, outside of the graph
+      check(6);
+      engine.remove_plan(buckets.plan);
+    });
+  }
+}
+
+TEST(host_memory_is_not_captured) {
+  World world(layout({0, 0}));
+  world.run([&](int rank, Engine& engine) {
+    GpuRank gpu(engine, rank, without_nccl());
+    Buckets buckets = make_plan(world, rank, engine, gpu, kOpSum, 1, 1, 0);
+    CHECK_EQ(Doubles::get().capture_begin(gpu.stream()), 0);
+    const Status status = engine.launch(*buckets.plan, 0, gpu.stream());
+    CHECK(status.code() == Code::kUnsupported);
+    CHECK(status.text().find("through host memory cannot be captured") != std::string::npos);
+    CHECK(Doubles::get().capture_end(gpu.stream()) != nullptr);
+    engine.remove_plan(buckets.plan);
+  });
+}
+
+TEST(plans_on_slow_streams) { on_slow_streams(check_plans); }
+
+// NCCL destroys a communicator only together with the host's other ranks.
+TEST(ranks_drop_a_plan_one_after_the_other) {
+  reset_doubles();
+  World world(layout({0, 0, 0}));
+  world.run([&](int rank, Engine& engine) {
+    GpuRank gpu(engine, rank);
+    Buckets buckets = make_plan(world, rank, engine, gpu, kOpSum, 1, 1, 0);
+    CHECK_OK(engine.launch(*buckets.plan, 0, gpu.stream()));
+    wait_for_bucket(engine, *buckets.plan, 0, gpu.stream());
+    for (int turn = 0; turn < world.size(); ++turn) {
+      if (turn == rank) {
+        engine.remove_plan(buckets.plan);
+        buckets.plan.reset();
+        while (Doubles::get().count("ncclCommDestroy") <= turn)  // as soon as the engine has seen that the bucket is over
+          std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      }
+      float* one = gpu.upload(std::vector<float>{1});
+      gpu.finish(gpu.submit(gpu_submission(Kind::kAllreduce, "", DType::kFloat32, one, one, 1)));
+    }
+  });
+}
+
+TEST(nothing_was_misused) { reset_doubles(); }
+
+}  // namespace
+
+TEST_MAIN()
