@@ -26,8 +26,9 @@ from ringreduce.bench.gpu_step import GpuStepRow, of_jobs, time_gpu_step
 from ringreduce.bench.gpu_submission import SIZES, SubmissionRow, measure_submission
 from ringreduce.bench.job import Job, Refused, joined
 from ringreduce.bench.measure import Effort, Timing
+from ringreduce.bench.options import Common
 from ringreduce.bench.report import Report
-from ringreduce.bench.run import Common, describe
+from ringreduce.bench.run import describe
 from ringreduce.bench.step import MODES
 from ringreduce.bench.turns import FEWEST_ROUNDS, take_turns
 from ringreduce.bench.units import show_size

@@ -3,35 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ringreduce.bench import link, machine, plot, report
 from ringreduce.bench.collectives import COLLECTIVES
 from ringreduce.bench.hosts import HostRow, measure_hosts
 from ringreduce.bench.job import Job, Refused, joined
 from ringreduce.bench.measure import Effort
+from ringreduce.bench.options import Common
 from ringreduce.bench.report import Report
 from ringreduce.bench.step import MODES, StepRow, time_steps
 from ringreduce.bench.sweep import Row, sweep
 from ringreduce.bench.turns import Idle, measure_idle, measure_steps
 
 BUSY = 0.1  # share of the cores: from here on other programs are mentioned
-
-
-class Common(Protocol):
-    """The options that every benchmark has."""
-
-    @property
-    def np(self) -> int | None: ...
-    @property
-    def repeats(self) -> int: ...
-    @property
-    def seconds(self) -> float: ...
-    @property
-    def json(self) -> Path | None: ...
-    @property
-    def plot(self) -> Path | None: ...
 
 
 def collective(name: str, sizes: Sequence[int], dtype: str, peers: Sequence[str], common: Common) -> None:

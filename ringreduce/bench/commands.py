@@ -1,0 +1,174 @@
+"""`ringreduce bench ...`: options in, everything checked, then the benchmark.
+
+The process that the user starts checks the options and becomes mpirun; each rank comes here
+again, and runs the benchmark.
+"""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from ringreduce.bench import collectives, gpu_kernels, launch, units
+from ringreduce.bench.gpu_models import GPU_MODELS, fitting
+from ringreduce.bench.gpu_step import GPU_MODES
+from ringreduce.bench.models import MODELS
+from ringreduce.bench.options import (
+    Common,
+    check_memory,
+    check_ranks,
+    check_sizes,
+    checked,
+    choices,
+    compare_with,
+    dtype_option,
+    options,
+    require_mpirun,
+    size_list,
+    some,
+    start_once,
+)
+from ringreduce.bench.step import MODES
+
+SIZES = "4,256,4K,16K,64K,256K,1M,4M,16M,64M,256M"
+HOST_SIZES = "4,4K,64K,1M,16M,64M"
+MODE_BYTES = 800 << 20  # of the larger model: parameters, gradients, momentum, DDP's buckets
+GPU_PARTS = ("kernels", "submission", "step")
+
+
+@click.group()
+def bench() -> None:
+    """Measure this machine: collectives, training steps, the network between hosts, the GPU.
+
+    A benchmark starts itself on --np ranks, or runs on the ranks of the launcher it is started
+    by. docs/performance.md says how things are measured.
+
+    \b
+    Examples:
+      ringreduce bench allreduce
+      ringreduce bench allreduce --np 4 --sizes 4,16K,1M,64M --compare mpi --plot allreduce.png
+      ringreduce bench step --json step.json
+      ringreduce bench gpu
+      mpirun -np 4 --host a:2,b:2 ringreduce bench hosts --link-rate 10gbit
+    """
+
+
+def _collective(name: str) -> None:
+    @bench.command(name, help=f"{name} at many sizes, beside memcpy, MPI and Gloo.")
+    @options(size_list(SIZES), dtype_option, compare_with(*collectives.PEERS), repeats=50, seconds=3.0)
+    def command(common: Common, sizes: list[int], dtype: str, compare: list[str]) -> None:
+        ranks = check_ranks(common.np)
+        check_sizes(sizes, ranks)
+        start_once(ranks)
+        from ringreduce.bench import run
+
+        run.collective(name, sizes, dtype, compare, common)
+
+
+for _name in collectives.COLLECTIVES:
+    _collective(_name)
+
+
+@bench.command()
+@options(
+    some("--models", MODELS, "model", "Models to train."),
+    some("--modes", MODES, "mode", "none: no communication; bf16: compression; ddp: DistributedDataParallel on Gloo."),
+    click.option("--steps", type=click.IntRange(min=1), default=15, show_default=True, help="Timed in each job."),
+    repeats=20,
+    seconds=60.0,
+)
+def step(common: Common, models: list[str], modes: list[str], steps: int) -> None:
+    """A training step of an MLP (50M parameters) and a GPT (27M).
+
+    Every model and mode runs in jobs of its own, as programs do; the jobs of a model take turns,
+    3 rounds at least. Under a launcher there can be one job only: name one model and one mode.
+    """
+    ranks = check_ranks(common.np)
+    if not models or not modes:
+        raise click.UsageError("--models and --modes must name at least one each")
+    check_memory("a training step", MODE_BYTES, ranks)
+    launched = launch.launched_size() is not None
+    if launched and len(models) + len(modes) > 2:
+        raise click.UsageError(
+            "each model and mode takes a job of its own, and a launcher has started this one: "
+            "name one with --models and one with --modes, or leave the launcher out"
+        )
+    from ringreduce.bench import run
+
+    if launched:
+        run.step(models[0], modes[0], steps, common)
+    else:
+        run.steps(require_mpirun(), ranks, models, modes, steps, common)
+
+
+@bench.command()
+@options(
+    some("--parts", GPU_PARTS, "part", "What to measure."),
+    click.option(
+        "--size", default="400M", show_default=True, metavar="BYTES", callback=checked(gpu_kernels.parse_load),
+        help=f"Of the {gpu_kernels.MIXED_TENSORS} tensors of mixed sizes that the kernels move.",
+    ),
+    click.option(
+        "--models", metavar="LIST", callback=checked(choices(list(GPU_MODELS), "model")),
+        help=f"Models to train, of {','.join(GPU_MODELS)}. [default: those that fit]",
+    ),
+    some("--modes", GPU_MODES, "mode", "none: no communication; ddp: DistributedDataParallel on NCCL."),
+    click.option("--steps", type=click.IntRange(min=1), default=50, show_default=True, help="Timed in each job."),
+    repeats=200,
+    seconds=5.0,
+    ranks="1, and 2 where NCCL connects them",
+)  # fmt: skip
+def gpu(common: Common, parts: list[str], size: int, models: list[str] | None, modes: list[str], steps: int) -> None:
+    """The GPU: kernels beside a copy, host time of a submission beside NCCL's, a training step.
+
+    Every part runs in jobs of its own, and so does every model and mode of the step. Under a
+    launcher there can be one job only: name one part, and for the step one model and one mode.
+    """
+    from ringreduce.bench import gpu as benchmark
+
+    found = benchmark.require_gpu()
+    wanted = benchmark.Wanted(parts, size, models or fitting(found.memory), modes, steps)
+    benchmark.check(wanted, found)
+    if launch.launched_size() is None:
+        benchmark.run_jobs(require_mpirun(), wanted, found, common)
+    else:
+        check_ranks(common.np)
+        benchmark.run_job(wanted, common)
+
+
+@bench.command()
+@options(
+    size_list(HOST_SIZES),
+    dtype_option,
+    compare_with("mpi", "gloo"),
+    click.option("--link-rate", metavar="RATE", callback=checked(units.parse_rate), help="The link's, such as 1gbit."),
+    click.option("--iperf", is_flag=True, help="Measure the link with iperf3, where installed, or a TCP stream."),
+    click.option("--interface", help="The network interface between hosts. [default: the one with a route]"),
+    click.option("--pretend-hosts", type=click.IntRange(min=2), help="Split one machine's ranks into so many hosts."),
+    repeats=20,
+    seconds=10.0,
+)  # fmt: skip
+def hosts(
+    common: Common, sizes: list[int], dtype: str, compare: list[str], link_rate: float | None, iperf: bool,
+    interface: str | None, pretend_hosts: int | None,
+) -> None:  # fmt: skip
+    """allreduce over several hosts: bandwidth and bytes sent, beside the link's.
+
+    \b
+    Examples:
+      mpirun -np 8 --host a:4,b:4 ringreduce bench hosts --iperf
+      ringreduce bench hosts --np 4 --pretend-hosts 2
+    """
+    ranks = check_ranks(common.np)
+    if pretend_hosts and pretend_hosts > ranks:
+        raise click.UsageError(f"--pretend-hosts {pretend_hosts}: there are only {ranks} ranks")
+    if iperf and (link_rate or pretend_hosts):
+        raise click.UsageError("--iperf goes with neither --link-rate nor --pretend-hosts")
+    check_sizes(sizes, ranks)
+    start_once(ranks)
+    if pretend_hosts:
+        os.environ["RINGREDUCE_HOST_ID"] = str(launch.launched_rank() * pretend_hosts // ranks)
+    from ringreduce.bench import run
+
+    run.hosts(sizes, dtype, compare, link_rate, iperf, interface, common)
