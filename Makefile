@@ -107,20 +107,19 @@ $(NATIVE)/%.o: %.cc Makefile
 	@echo "CXX $<$(if $(SANITIZE), [$(SANITIZE)])"
 	@$(CXX) $(NATIVE_FLAGS) -MMD -MP -c $< -o $@
 
-# Stand-ins for CUDA and NCCL, which the tests load (tests/doubles/). The old NCCL has no split.
+# Stand-ins for CUDA and NCCL, which the tests load (tests/doubles/).
 DOUBLES = $(subst /native,/doubles,$(NATIVE))
 DOUBLES_CORE = $(filter $(addprefix $(NATIVE)/csrc/,common/% kernels/% transport/bell.o),$(NATIVE_OBJECTS))
 DOUBLES_OF_CUDA = $(addprefix $(NATIVE)/tests/doubles/,control.o cuda.o cuda_control.o)
-DOUBLES_OF_NCCL = $(addprefix $(NATIVE)/tests/doubles/,comm.o meeting.o nccl.o)
+DOUBLES_OF_NCCL = $(addprefix $(NATIVE)/tests/doubles/,comm.o meeting.o nccl.o nccl_split.o)
 LINK_DOUBLE = mkdir -p $(@D) && $(CXX) $(NATIVE_FLAGS) -shared -Wl,-soname,$(@F) -Wl,-rpath,'$$ORIGIN' $^ -o $@
 
-doubles: $(addprefix $(DOUBLES)/,libcuda_double.so libnccl_double.so libnccl_double_old.so)
+doubles: $(addprefix $(DOUBLES)/,libcuda_double.so libnccl_double.so)
 
 $(DOUBLES)/libcuda_double.so: $(DOUBLES_OF_CUDA)
 	@$(LINK_DOUBLE)
 
-$(DOUBLES)/libnccl_double.so: $(NATIVE)/tests/doubles/nccl_split.o
-$(DOUBLES)/libnccl_double.so $(DOUBLES)/libnccl_double_old.so: $(DOUBLES_OF_NCCL) $(DOUBLES_CORE) $(DOUBLES)/libcuda_double.so
+$(DOUBLES)/libnccl_double.so: $(DOUBLES_OF_NCCL) $(DOUBLES_CORE) $(DOUBLES)/libcuda_double.so
 	@$(LINK_DOUBLE)
 
 .SECONDARY:

@@ -68,13 +68,12 @@ Status Engine::add_gpu_plan(int set_id, const std::vector<GpuInfo>& infos, const
                                                         [host](int i) { host->launch(i); },
                                                         [host](int i) { return host->complete(i); },
                                                         [host](int i) { return host->missing(i); }});
-  } else {
-    RR_TRY(Communicator::start(device_, infos, set->topology(), &communicator));
   }
   Submission s;
   s.op = op;
-  *plan = std::make_shared<GpuPlan>(communicator, set->topology().world, buckets, s.reduction(), op == kAverage,
-                                    Scale{prescale, postscale}, std::move(through));
+  const GpuReduction reduction{s.reduction(), op == kAverage, Scale{prescale, postscale}, set->topology().size};
+  if (!host) RR_TRY(Communicator::connect(device_, infos, set->topology(), GpuPlan::calls(buckets, reduction), &communicator));
+  *plan = std::make_shared<GpuPlan>(communicator, set->topology().world, buckets, reduction, std::move(through));
   gpu_plans_.push_back(*plan);
   return Status::ok();
 }

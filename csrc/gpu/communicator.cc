@@ -1,6 +1,12 @@
 #include "gpu/communicator.h"
 
-#include "gpu/endings.h"
+#include <algorithm>
+#include <chrono>
+#include <mutex>
+#include <thread>
+#include <utility>
+
+#include "gpu/nccl_threads.h"
 
 namespace ringreduce {
 
@@ -8,12 +14,81 @@ namespace {
 
 constexpr double kAbortPatienceS = 10;
 
-Endings& destroying() {
-  static Endings& all = *new Endings;
+constexpr auto kLookAgain = std::chrono::microseconds(100);
+
+// For what may go on after its communicator is gone.
+NcclThreads& threads() {
+  static NcclThreads& all = *new NcclThreads;
   return all;
 }
 
+Status nccl_status(const NcclApi& nccl, NcclComm comm, int code, const char* what) {
+  if (code == kNcclSuccess) return Status::ok();
+  const char* last = nccl.get_last_error(comm);
+  std::string text = std::string(what) + " failed: " + nccl.get_error_string(code);
+  if (last && *last) text += std::string(": ") + last;
+  return {Code::kSystem, text};
+}
+
 }  // namespace
+
+// What the thread of a connect() and the communicator have in common.
+struct Communicator::Making {
+  std::shared_ptr<Device> device;
+  GpuStream stream;
+  NcclUniqueId id;
+  int size, rank;
+  std::vector<AllReduce> reductions;
+
+  std::mutex mutex;
+  bool done = false, abandoned = false;
+  NcclComm comm = nullptr;
+  Status status;
+
+  const NcclApi& nccl() const { return device->library().nccl; }
+
+  void run() {
+    Status outcome = make();
+    bool wanted;
+    {
+      std::lock_guard<std::mutex> lock(mutex);
+      status = std::move(outcome);
+      done = true;
+      wanted = !abandoned;
+    }
+    if (!wanted && comm) nccl().comm_abort(comm);  // not before: NCCL could be in the middle of a call
+  }
+
+  Status make() {
+    NcclConfig config;
+    config.blocking = 1;
+    RR_TRY(answer(nccl().comm_init_rank_config(&comm, size, id, rank, &config), "ncclCommInitRankConfig"));
+    size_t most = 0;
+    for (const AllReduce& one : reductions) most = std::max(most, one.count * nccl_size(one.dtype));
+    std::shared_ptr<char> memory;  // freed behind what reduces it
+    RR_TRY(device->allocate(most, stream, &memory));
+    for (const AllReduce& one : reductions)
+      RR_TRY(answer(nccl().all_reduce(memory.get(), memory.get(), one.count, one.dtype, one.op, comm, stream.get()), "ncclAllReduce"));
+    return Status::ok();
+  }
+
+  // NCCL_COMM_BLOCKING=0 makes every communicator a nonblocking one.
+  Status answer(int code, const char* what) {
+    while (code == kNcclInProgress) {
+      std::this_thread::sleep_for(kLookAgain);
+      const int asked = nccl().comm_get_async_error(comm, &code);
+      if (asked != kNcclSuccess) code = asked;
+    }
+    return nccl_status(nccl(), comm, code, what);
+  }
+
+  // Whatever comes of it is not wanted any more.
+  static void abandon(const std::shared_ptr<Making>& making) {
+    std::lock_guard<std::mutex> lock(making->mutex);
+    making->abandoned = true;
+    if (making->done && making->comm) threads().start(making->device, [making] { making->nccl().comm_abort(making->comm); });
+  }
+};
 
 Status Communicator::start(std::shared_ptr<Device> device, const std::vector<GpuInfo>& infos, const Topology& set,
                            std::shared_ptr<Communicator>* communicator) {
@@ -25,6 +100,25 @@ Status Communicator::start(std::shared_ptr<Device> device, const std::vector<Gpu
   NcclConfig config;
   return made->result(made->nccl().comm_init_rank_config(&made->comm_, made->size_, infos[0].id, set.rank, &config),
                       "ncclCommInitRankConfig");
+}
+
+Status Communicator::connect(std::shared_ptr<Device> device, const std::vector<GpuInfo>& infos, const Topology& set,
+                             const std::vector<AllReduce>& reductions, std::shared_ptr<Communicator>* communicator) {
+  std::shared_ptr<Communicator> made(new Communicator(device, set.world));
+  RR_TRY(device->create_stream(&made->stream_));
+  *communicator = made;
+  if (made->size_ == 1) return Status::ok();
+  made->in_progress_ = true;
+  made->making_ = std::make_shared<Making>();
+  Making& making = *made->making_;
+  making.device = device;
+  making.stream = made->stream_;
+  making.id = infos[0].id;
+  making.size = made->size_;
+  making.rank = set.rank;
+  making.reductions = reductions;
+  threads().start(device, [making = made->making_] { making->run(); });
+  return Status::ok();
 }
 
 Status Communicator::without_nccl(std::shared_ptr<Device> device, std::shared_ptr<Communicator>* communicator) {
@@ -48,12 +142,14 @@ Status Communicator::split(const Topology* set, std::shared_ptr<Communicator>* c
 }
 
 Communicator::~Communicator() {
+  if (making_) Making::abandon(making_);
   if (!comm_ || aborted_ || captured_) return;
   // With work in flight, destroying would wait for peers that may not come.
-  destroying().start(device_, comm_, pending() ? nccl().comm_abort : nccl().comm_destroy);
+  const auto end = pending() ? nccl().comm_abort : nccl().comm_destroy;
+  threads().start(device_, [comm = comm_, end] { end(comm); });
 }
 
-void Communicator::wait_for_ended(double most_s) { destroying().wait(most_s); }
+void Communicator::wait_for_ended(double most_s) { threads().wait(most_s); }
 
 std::string Communicator::ranks() const {
   return world_.size() > 1 ? " (" + show_ranks(world_) + ")" : "";
@@ -62,22 +158,30 @@ std::string Communicator::ranks() const {
 // kNcclInProgress is success so far.
 Status Communicator::result(int code, const char* what) {
   in_progress_ = code == kNcclInProgress;
-  if (code == kNcclSuccess || in_progress_) return Status::ok();
-  const char* last = nccl().get_last_error(comm_);
-  std::string text = std::string(what) + " failed: " + nccl().get_error_string(code);
-  if (last && *last) text += std::string(": ") + last;
-  return {Code::kSystem, text};
+  return in_progress_ ? Status::ok() : nccl_status(nccl(), comm_, code, what);
 }
 
 Status Communicator::settled(bool* settled) {
   *settled = !in_progress_;
-  if (!in_progress_) return Status::ok();
+  if (!in_progress_) return failed_;
+  if (making_) return made(settled);
   Device::Scope scope(*device_);
   int state = kNcclSuccess;
   RR_TRY(result(nccl().comm_get_async_error(comm_, &state), "ncclCommGetAsyncError"));
   RR_TRY(result(state, "NCCL"));
   *settled = !in_progress_;
   return Status::ok();
+}
+
+Status Communicator::made(bool* settled) {
+  const std::shared_ptr<Making> making = making_;
+  std::lock_guard<std::mutex> lock(making->mutex);
+  *settled = making->done;
+  if (!making->done) return Status::ok();
+  making_.reset();
+  comm_ = making->comm;
+  in_progress_ = false;
+  return failed_ = making->status;
 }
 
 Status Communicator::late(int64_t patience_ns) const {
@@ -174,12 +278,14 @@ Status Communicator::check(int64_t timeout_ns) {
 }
 
 void Communicator::abort_all(const std::vector<Communicator*>& communicators) {
-  Endings aborts;
+  NcclThreads aborts;
   for (Communicator* one : communicators) {
+    if (one->making_) Making::abandon(std::exchange(one->making_, nullptr));
     const bool live = one->comm_ && !one->aborted_;
     one->aborted_ = true;
     one->in_progress_ = false;
-    if (live) aborts.start(one->device_, one->comm_, one->nccl().comm_abort);
+    one->failed_ = {Code::kSystem, "its communicator was aborted"};
+    if (live) aborts.start(one->device_, [comm = one->comm_, abort = one->nccl().comm_abort] { abort(comm); });
   }
   aborts.wait(kAbortPatienceS);  // a graph that lives may keep NCCL for ever
 }

@@ -5,7 +5,12 @@
 // conclusion (choose_path, gpu_info.h), and where that is NCCL, they make a communicator without blocking.
 //
 //   info of all ranks ─► choose_path ─► host   why: no NCCL, two ranks on one GPU, ...
-//                                  └──► nccl   start() ─► settled() ... ─► ready
+//                                  └──► nccl   start() or connect() ─► settled() ... ─► ready
+//
+// start() makes a nonblocking one: no call waits, whatever the other ranks do. But newer versions of NCCL
+// start a thread for each call on it, which takes longer than the call, and the first call of a kind connects
+// the ranks. connect() makes a blocking one, on a thread of its own, where it then reduces as much as later
+// calls will: those find the ranks connected, and have enqueued their work when they return.
 #pragma once
 
 #include <deque>
@@ -26,11 +31,19 @@ class Communicator {
   // Begins a communicator of the ranks of `set` (NCCL is not asked where that is one).
   static Status start(std::shared_ptr<Device> device, const std::vector<GpuInfo>& infos, const Topology& set,
                       std::shared_ptr<Communicator>* communicator);
+  // One for these reductions, of the same ranks; they may be captured in CUDA graphs.
+  struct AllReduce {
+    size_t count;
+    NcclDType dtype;
+    NcclRedOp op;
+  };
+  static Status connect(std::shared_ptr<Device> device, const std::vector<GpuInfo>& infos, const Topology& set,
+                        const std::vector<AllReduce>& reductions, std::shared_ptr<Communicator>* communicator);
   // A stream only, for the path through host memory.
   static Status without_nccl(std::shared_ptr<Device> device, std::shared_ptr<Communicator>* communicator);
   // Collective over this communicator, with nothing of it on the GPU: one more, of the ranks of `set` in
   // their order; null on ranks outside it. Then both must settle, this one first.
-  bool can_split() const { return comm_ && nccl().comm_split; }
+  bool can_split() const { return comm_; }
   Status split(const Topology* set, std::shared_ptr<Communicator>* child);
   // NCCL ends it on a thread of its own: that waits for the other ranks of the host to do the same.
   ~Communicator();
@@ -40,7 +53,7 @@ class Communicator {
   const GpuStream& stream() const { return stream_; }
   int size() const { return size_; }
 
-  // False while a call (or the making) is still being worked on by NCCL; then nothing else may be
+  // False while a call, or the making, is still being worked on by NCCL; then nothing else may be
   // called, and what it enqueues is not on the stream yet.
   Status settled(bool* settled);
   // An error once the making has taken that long: a rank may have failed in it, for which NCCL waits
@@ -80,9 +93,12 @@ class Communicator {
     int64_t since_ns;
   };
 
+  struct Making;  // on a thread
+
   Communicator(std::shared_ptr<Device> device, std::vector<int> world)
       : device_(std::move(device)), world_(std::move(world)), size_(world_.empty() ? 1 : static_cast<int>(world_.size())) {}
   std::string ranks() const;
+  Status made(bool* settled);
   Status result(int code, const char* what);
   template <typename Body>
   Status grouped(const char* what, Body body);
@@ -93,8 +109,10 @@ class Communicator {
   int size_;
   GpuStream stream_;
   NcclComm comm_ = nullptr;
+  std::shared_ptr<Making> making_;
   int64_t begun_ns_ = now_ns();
   bool in_progress_ = false, aborted_ = false, captured_ = false;
+  Status failed_;  // for good
   std::deque<Watched> watched_;
 };
 

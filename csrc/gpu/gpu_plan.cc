@@ -8,14 +8,22 @@ namespace ringreduce {
 
 namespace {
 
-// NCCL may hand a call to a thread of its own and answer at once; newer ones always do.
-constexpr int64_t kSettlePatienceNs = 300'000;
 constexpr int64_t kCapturePatienceNs = 10'000'000'000;
+
+Communicator::AllReduce call(const GpuBucketSpec& bucket, const NcclReduction& how) {
+  return {bucket.count * how.factor, how.dtype, how.op};
+}
 
 }  // namespace
 
-GpuPlan::GpuPlan(std::shared_ptr<Communicator> communicator, std::vector<int> ranks, std::vector<GpuBucketSpec> buckets,
-                 Reduction reduction, bool average, Scale scale, std::shared_ptr<HostBuckets> host)
+std::vector<Communicator::AllReduce> GpuPlan::calls(const std::vector<GpuBucketSpec>& buckets, const GpuReduction& reduction) {
+  std::vector<Communicator::AllReduce> all;
+  for (const GpuBucketSpec& bucket : buckets) all.push_back(call(bucket, reduction.of(bucket.dtype)));
+  return all;
+}
+
+GpuPlan::GpuPlan(std::shared_ptr<Communicator> communicator, std::vector<int> ranks, const std::vector<GpuBucketSpec>& buckets,
+                 const GpuReduction& reduction, std::shared_ptr<HostBuckets> host)
     : communicator_(std::move(communicator)),
       device_(communicator_->device()),
       host_(std::move(host)),
@@ -24,8 +32,7 @@ GpuPlan::GpuPlan(std::shared_ptr<Communicator> communicator, std::vector<int> ra
   for (const GpuBucketSpec& spec : buckets) {
     buckets_.emplace_back();
     static_cast<GpuBucketSpec&>(buckets_.back()) = spec;
-    // Gradients are floating point or complex: NCCL reduces them all.
-    nccl_reduction(spec.dtype, reduction, average, scale, communicator_->size(), &buckets_.back().how);
+    buckets_.back().how = reduction.of(spec.dtype);
   }
 }
 
@@ -42,11 +49,11 @@ Status GpuPlan::launch(int index, void* stream) {
   buckets_[index].launched_ns = now_ns();
   if (captured) communicator_->keep_for_graphs();
   RR_TRY(device_.record(stream, &queue_.back().event));
-  // The first launch waits for the other ranks, which is no matter for a hook; a later one for NCCL's thread.
-  return settle(!used_ ? 0 : captured ? kCapturePatienceNs : kSettlePatienceNs);
+  return settle(captured ? kCapturePatienceNs : 0);
 }
 
-// Until everything is enqueued, if that does not take long.
+// Enqueues what it can: all, once the ranks are connected. (Were the communicator made nonblocking by
+// NCCL_COMM_BLOCKING=0, a thread of NCCL's would, which a capture must not miss.)
 Status GpuPlan::settle(int64_t patience_ns) {
   const int64_t end = now_ns() + patience_ns;
   bool moved = false;
@@ -120,7 +127,8 @@ Status GpuPlan::issue(Launch* launch) {
   RR_TRY(device_.wait_for(stream().get(), launch->event));
   RR_TRY(scaled(bucket, {bucket.how.scale.pre, 1.0}));
   launch->state = State::kSettling;
-  return communicator_->all_reduce(bucket.data, bucket.data, bucket.count * bucket.how.factor, bucket.how.dtype, bucket.how.op);
+  const auto [count, dtype, op] = call(bucket, bucket.how);
+  return communicator_->all_reduce(bucket.data, bucket.data, count, dtype, op);
 }
 
 Status GpuPlan::copy_in(Launch* launch) {

@@ -40,11 +40,26 @@ struct GpuBucketSpec {
   size_t bytes() const { return count * info(dtype).size; }
 };
 
+// Of all buckets of a plan. `scale` does not contain the average's 1/size.
+struct GpuReduction {
+  Reduction reduction;
+  bool average;
+  Scale scale;
+  int size;
+  NcclReduction of(DType dtype) const {
+    NcclReduction how;
+    nccl_reduction(dtype, reduction, average, scale, size, &how);  // gradients are floating point or complex: NCCL has them all
+    return how;
+  }
+};
+
 class GpuPlan {
  public:
+  // What NCCL will be called for.
+  static std::vector<Communicator::AllReduce> calls(const std::vector<GpuBucketSpec>& buckets, const GpuReduction& reduction);
   // `host` is null where the communicator is NCCL's. `ranks`: those of the set, as world ranks.
-  GpuPlan(std::shared_ptr<Communicator> communicator, std::vector<int> ranks, std::vector<GpuBucketSpec> buckets,
-          Reduction reduction, bool average, Scale scale, std::shared_ptr<HostBuckets> host);
+  GpuPlan(std::shared_ptr<Communicator> communicator, std::vector<int> ranks, const std::vector<GpuBucketSpec>& buckets,
+          const GpuReduction& reduction, std::shared_ptr<HostBuckets> host);
 
   Status launch(int bucket, void* stream);
   Status advance(bool* moved);
@@ -93,7 +108,7 @@ class GpuPlan {
   std::deque<Launch> queue_;
   std::vector<int> ranks_;
   int64_t moved_ns_ = 0;
-  bool used_ = false;       // NCCL has connected the ranks: a first launch is over
+  bool used_ = false;       // a first launch is over
 };
 
 }  // namespace ringreduce

@@ -26,9 +26,8 @@ bool resolve(void* library, const char* name, Function* out) {
   return *out != nullptr;
 }
 
-// The name of a function that is missing, or null. `comm_split` may be missing.
+// The name of a function that is missing, or null.
 const char* resolve_all(void* library, NcclApi* api) {
-  resolve(library, "ncclCommSplit", &api->comm_split);
   const char* missing = nullptr;
   auto need = [&](const char* name, auto* function) {
     if (!resolve(library, name, function) && !missing) missing = name;
@@ -38,6 +37,7 @@ const char* resolve_all(void* library, NcclApi* api) {
   need("ncclGetLastError", &api->get_last_error);
   need("ncclGetUniqueId", &api->get_unique_id);
   need("ncclCommInitRankConfig", &api->comm_init_rank_config);
+  need("ncclCommSplit", &api->comm_split);
   need("ncclCommDestroy", &api->comm_destroy);
   need("ncclCommAbort", &api->comm_abort);
   need("ncclCommGetAsyncError", &api->comm_get_async_error);
@@ -66,7 +66,7 @@ void use_nccl(void* handle, GpuLibrary* library) {
   if (version && version < NcclApi::kOldest) {
     const std::string text = version < 10000 ? std::to_string(version / 1000) + "." + std::to_string(version / 100 % 10)
                                              : version_text(version);
-    library->nccl_problem = "NCCL " + text + " in " + library->nccl_path + " is too old, 2.14 or newer is needed";
+    library->nccl_problem = "NCCL " + text + " in " + library->nccl_path + " is too old, 2.27 or newer is needed";
   } else if (missing) {
     library->nccl_problem = library->nccl_path + " has no " + missing;
   } else {

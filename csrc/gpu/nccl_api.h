@@ -2,8 +2,8 @@
 // at run time (library.h), or from the double of the tests (tests/doubles/). The declarations are
 // NCCL's public ABI in our own words, so that the core is built without NCCL's header.
 //
-// Functions return ncclResult_t. Communicators are made nonblocking: a call may answer
-// kNcclInProgress, and its outcome is then asked for with comm_get_async_error.
+// Functions return ncclResult_t. A call on a nonblocking communicator may answer kNcclInProgress, and
+// its outcome is then asked for with comm_get_async_error.
 #pragma once
 
 #include <climits>
@@ -51,15 +51,17 @@ struct NcclConfig {
 };
 
 struct NcclApi {
-  static constexpr int kOldest = 21400;           // nonblocking communicators
+  // Before, a nonblocking call that goes on is kept in thread-local data, which the thread's next call
+  // overwrites, whatever its communicator.
+  static constexpr int kOldest = 22700;
   static constexpr int kNoColor = -1;             // NCCL_SPLIT_NOCOLOR
 
   int (*get_version)(int* version);               // 2.14.3 is 21403
   const char* (*get_error_string)(int result);
-  const char* (*get_last_error)(NcclComm comm);   // since 2.13; comm may be null
+  const char* (*get_last_error)(NcclComm comm);   // comm may be null
   int (*get_unique_id)(NcclUniqueId* id);
   int (*comm_init_rank_config)(NcclComm* comm, int size, NcclUniqueId id, int rank, NcclConfig* config);
-  int (*comm_split)(NcclComm comm, int color, int key, NcclComm* out, NcclConfig* config);  // since 2.18, else null
+  int (*comm_split)(NcclComm comm, int color, int key, NcclComm* out, NcclConfig* config);
   int (*comm_destroy)(NcclComm comm);
   int (*comm_abort)(NcclComm comm);
   int (*comm_get_async_error)(NcclComm comm, int* result);

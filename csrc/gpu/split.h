@@ -1,7 +1,7 @@
 // Splits the communicator of a process set (the world) for a new set, which is cheaper than making
 // one from nothing: NCCL knows the ranks already. All ranks of the parent take part, members of
 // the new set or not, so it happens when the set is added, if the parent has a communicator then.
-// Otherwise, and where NCCL cannot (before 2.18), the new set makes its own at its first operation.
+// Otherwise, and where that fails, the new set makes its own at its first operation.
 //
 //   parent's work on the GPU is finished ─► ncclCommSplit ─► settled? ─► all ranks compare
 //

@@ -111,6 +111,7 @@ int Comm::in_background(std::function<int()> body) {
   if (helper_.joinable()) helper_.join();  // it has answered
   state_ = kNcclInProgress;
   if (blocking) return answer(), state_.load();
+  rr_double_count_up("nccl_in_progress");
   helper_ = std::thread(answer);
   return kNcclInProgress;
 }

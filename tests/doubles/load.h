@@ -26,7 +26,7 @@ struct Doubles {
     return doubles;
   }
 
-  std::string cuda_path, nccl_path, nccl_without_split_path;
+  std::string cuda_path, nccl_path;
   const CudaApi* cuda = nullptr;
 
   decltype(&rr_double_set) set;
@@ -57,7 +57,6 @@ struct Doubles {
     folder.replace(folder.rfind("/native"), 7, "/doubles");
     cuda_path = folder + "/libcuda_double.so";
     nccl_path = folder + "/libnccl_double.so";
-    nccl_without_split_path = folder + "/libnccl_double_old.so";
     library_ = dlopen(cuda_path.c_str(), RTLD_NOW | RTLD_LOCAL);
     if (!library_) {
       std::fprintf(stderr, "%s\n", dlerror());

@@ -86,13 +86,14 @@ int launch(Launch made) {
   const bool connects = collective && !comm.connected, first = connects || (p2p && !comm.connected_p2p);
   comm.connected = comm.connected || collective;
   comm.connected_p2p = comm.connected_p2p || p2p;
-  if (comm.size == 1 || !first) {
+  // Since 2.22 a thread does all that is asked of a nonblocking communicator.
+  if (comm.size == 1 || (!first && comm.blocking)) {
     rr_double_enqueue(launch->stream, Launch::run, launch);
     return kNcclSuccess;
   }
   // Enqueued once the ranks are connected, also where that was aborted.
-  return comm.in_background([&comm, launch, connects] {
-    const bool connected = comm.pause() && (!connects || comm.connect());
+  return comm.in_background([&comm, launch, first, connects] {
+    const bool connected = !first || (comm.pause() && (!connects || comm.connect()));
     rr_double_use_device(comm.device);
     rr_double_enqueue(launch->stream, Launch::run, launch);
     return connected ? kNcclSuccess : kNcclInternalError;

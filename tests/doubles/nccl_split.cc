@@ -1,4 +1,4 @@
-// ncclCommSplit, in a file of its own: libnccl_double_old.so has none, as NCCL before 2.18.
+// ncclCommSplit.
 #include <algorithm>
 
 #include "comms.h"

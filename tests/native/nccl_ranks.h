@@ -73,7 +73,7 @@ struct NcclRank {
   }
   int wait_for_error() const {
     int code = kNcclSuccess;
-    while ((code = state()) == kNcclSuccess) std::this_thread::sleep_for(std::chrono::microseconds(200));
+    while ((code = state()) == kNcclSuccess || code == kNcclInProgress) std::this_thread::sleep_for(std::chrono::microseconds(200));
     return code;
   }
   void finish() const { CHECK_EQ(doubles().stream_synchronize(stream), 0); }

@@ -160,8 +160,8 @@ TEST(uneven_allgather_by_broadcasts_in_a_group) {
   });
 }
 
-// The first operation of a communicator is on the stream only when it is not in progress any more.
-TEST(the_first_operation_is_in_progress_and_not_enqueued_yet) {
+// An operation is on the stream only when it is not in progress any more.
+TEST(an_operation_is_in_progress_and_not_enqueued_yet) {
   doubles().reset();
   on_communicators(2, [](NcclRank& mine) {
     int one = 1;
@@ -171,7 +171,7 @@ TEST(the_first_operation_is_in_progress_and_not_enqueued_yet) {
     CHECK_EQ(mine.settled(code), kNcclSuccess);
     mine.finish();
     CHECK_EQ(one, 2);
-    CHECK_EQ(nccl().all_reduce(&one, &one, 1, kNcclInt32, kNcclSum, mine.comm, mine.stream), kNcclSuccess);
+    CHECK_EQ(mine.settled(nccl().all_reduce(&one, &one, 1, kNcclInt32, kNcclSum, mine.comm, mine.stream)), kNcclSuccess);
     mine.finish();
     CHECK_EQ(one, 4);
   });
@@ -195,8 +195,8 @@ TEST(operations_of_a_communicator_run_in_their_order_on_any_stream) {
     CHECK_EQ(mine.settled(nccl().all_reduce(&a, &a, 1, kNcclInt32, kNcclSum, mine.comm, mine.stream)), kNcclSuccess);
     mine.finish();
     doubles().stall(mine.stream, 1);
-    CHECK_EQ(nccl().all_reduce(&a, &a, 1, kNcclInt32, kNcclSum, mine.comm, mine.stream), kNcclSuccess);
-    CHECK_EQ(nccl().all_reduce(&b, &b, 1, kNcclInt32, kNcclMax, mine.comm, other), kNcclSuccess);
+    CHECK_EQ(mine.settled(nccl().all_reduce(&a, &a, 1, kNcclInt32, kNcclSum, mine.comm, mine.stream)), kNcclSuccess);
+    CHECK_EQ(mine.settled(nccl().all_reduce(&b, &b, 1, kNcclInt32, kNcclMax, mine.comm, other)), kNcclSuccess);
     doubles().stall(mine.stream, 0);
     CHECK_EQ(doubles().stream_synchronize(other), 0);
     CHECK_EQ(a, 4);
@@ -260,7 +260,7 @@ TEST(a_captured_collective_runs_with_its_graph) {
     CHECK_EQ(mine.settled(nccl().all_reduce(&sum, &sum, 1, kNcclInt32, kNcclSum, mine.comm, mine.stream)), kNcclSuccess);
     mine.finish();
     CHECK_EQ(doubles().capture_begin(mine.stream), 0);
-    CHECK_EQ(nccl().all_reduce(&sum, &sum, 1, kNcclInt32, kNcclSum, mine.comm, mine.stream), kNcclSuccess);
+    CHECK_EQ(mine.settled(nccl().all_reduce(&sum, &sum, 1, kNcclInt32, kNcclSum, mine.comm, mine.stream)), kNcclSuccess);
     void* graph = doubles().capture_end(mine.stream);
     CHECK_EQ(sum, 2);
     for (int expected : {4, 8}) {
@@ -290,7 +290,7 @@ int process_rank(char** argv) {
   for (size_t i = 0; i < data.size(); ++i) CHECK_EQ(data[i], combined<float>(size, i, kNcclSum));
   if (dies && mine.rank == 0) std::_Exit(0);
   if (dies) {
-    CHECK_EQ(nccl().all_reduce(data.data(), data.data(), 1, kNcclFloat32, kNcclSum, mine.comm, mine.stream), kNcclSuccess);
+    nccl().all_reduce(data.data(), data.data(), 1, kNcclFloat32, kNcclSum, mine.comm, mine.stream);
     CHECK_EQ(mine.wait_for_error(), kNcclRemoteError);
     mine.abort();
   }

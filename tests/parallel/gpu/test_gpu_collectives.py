@@ -124,7 +124,7 @@ def test_results_are_copied_and_the_memory_of_the_core_is_freed(start, rank, siz
 
 def test_one_warning_says_why_nccl_is_not_used(start, rank, size, capfd):
     host_of = _context.require().host_of
-    cases = [({"nccl_version": 21203}, "too old")]
+    cases = [({"nccl_version": 22605}, "too old")]
     if len(set(host_of)) < size:
         cases.append(({"same_pci": 1}, "share the GPU"))
     for settings, why in cases:

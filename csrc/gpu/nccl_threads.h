@@ -1,7 +1,9 @@
-// Communicators that NCCL is ending, each on a thread, which may take for ever: then it is left behind.
+// Threads of ours for calls of NCCL that wait for other ranks, or for the GPU. Each may take for ever: then
+// it is left behind.
 #pragma once
 
 #include <condition_variable>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <thread>
@@ -11,11 +13,11 @@
 
 namespace ringreduce {
 
-class Endings {
+class NcclThreads {
  public:
-  ~Endings();
-  // Calls end(comm) with `device` current.
-  void start(std::shared_ptr<Device> device, NcclComm comm, int (*end)(NcclComm));
+  ~NcclThreads();
+  // Runs body() with `device` current.
+  void start(std::shared_ptr<Device> device, std::function<void()> body);
   void wait(double most_s);  // until all are over
 
  private:

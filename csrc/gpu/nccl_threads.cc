@@ -1,29 +1,30 @@
-#include "gpu/endings.h"
+#include "gpu/nccl_threads.h"
 
 #include <chrono>
 
 namespace ringreduce {
 
-Endings::~Endings() {
+NcclThreads::~NcclThreads() {
   for (std::thread& thread : threads_) thread.detach();
 }
 
-void Endings::start(std::shared_ptr<Device> device, NcclComm comm, int (*end)(NcclComm)) {
+void NcclThreads::start(std::shared_ptr<Device> device, std::function<void()> body) {
   wait(0);  // joins those that are over: a thread keeps its stack until then
   std::lock_guard<std::mutex> lock(gate_->mutex);
   ++gate_->left;
-  threads_.emplace_back([gate = gate_, device = std::move(device), comm, end] {
+  threads_.emplace_back([gate = gate_, device = std::move(device), body = std::move(body)]() mutable {
     {
       device->make_current();
       Device::Scope scope(*device);
-      end(comm);
+      body();
+      body = nullptr;  // what it holds on to goes here, with the device current
     }
     std::lock_guard<std::mutex> lock(gate->mutex);
     if (!--gate->left) gate->changed.notify_all();
   });
 }
 
-void Endings::wait(double most_s) {
+void NcclThreads::wait(double most_s) {
   std::vector<std::thread> over;
   {
     std::unique_lock<std::mutex> lock(gate_->mutex);
