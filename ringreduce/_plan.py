@@ -95,6 +95,13 @@ class GradientPlan:
         if self._memory is not None:
             self._memory.begin_step()
 
+    def give_up_step(self) -> None:
+        """Join what was launched, or a CUDA graph that captured it could not be ended; then as `begin_step`."""
+        assert self._memory is not None
+        for index in range(self.next):
+            self._memory.wait(index)
+        self.begin_step()
+
     def view(self, bucket: int, place: int, parameter: Tensor) -> Tensor:
         """The part of a bucket that is the gradient of its `place`-th member."""
         return view_like(self.flat[bucket], self.buckets[bucket].offsets[place], parameter)

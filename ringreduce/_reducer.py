@@ -218,7 +218,7 @@ class Reducer:
             plan.launch_rest()
         except ValueError:  # a capture that cannot be: nothing of it has run
             self._open = False
-            plan.begin_step()
+            plan.give_up_step()
             for slot in self._slots:
                 slot.arrived = False  # gradients that are not cleared count as local again
             raise

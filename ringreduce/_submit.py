@@ -97,7 +97,7 @@ def allreduce(
         pairs = zip(sources, tensors if in_place else outputs, strict=True)
         return [_copy_back(s, t) if in_place else t for s, t in pairs]
 
-    return Handle(ops, finish, key, _buffers(stream, *sources, *outputs))
+    return Handle(ops, finish, key, _buffers(stream, *sources, *(tensors if in_place else outputs)))
 
 
 def broadcast(
@@ -119,7 +119,7 @@ def broadcast(
         tuple(source.shape), code, root, stream, wake,
     )  # fmt: skip
     if in_place:
-        return Handle([op], lambda: _copy_back(source, tensor), key, _buffers(stream, source))
+        return Handle([op], lambda: _copy_back(source, tensor), key, _buffers(stream, source, tensor))
     return Handle([op], lambda: (source, output)[1], key, _buffers(stream, source, output))
 
 

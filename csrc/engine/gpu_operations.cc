@@ -37,7 +37,9 @@ Status Engine::gpu_info(int set_id, GpuInfo* info) {
   ProcessSet* set;
   RR_TRY(find(set_id, &set));
   if (!device_) return {Code::kInvalid, "no GPU is attached to this rank"};
-  return make_info(*device_, set->topology().host(), set->topology().rank == 0, info);
+  const Topology& topology = set->topology();
+  const bool with_id = topology.rank == 0 && topology.size > 1 && set->gpu().path == GpuPath::kNccl;
+  return make_info(*device_, topology.host(), with_id, info);
 }
 
 Status Engine::gpu_path(int set_id, GpuPath* path, std::string* why_host) {

@@ -69,7 +69,7 @@ struct MergeRowsArgs {
 };
 
 struct CudaApi {
-  static constexpr int kVersion = 2;  // of this struct: core and library must agree
+  static constexpr int kVersion = 3;  // of this struct: core and library must agree
   int version;
   bool is_double;                     // a double of the tests: "device" memory is host memory
 
@@ -79,6 +79,7 @@ struct CudaApi {
   int (*device_count)(int* count);
   int (*get_device)(int* device);        // of the calling thread
   int (*set_device)(int device);
+  int (*device_in_use)(int device);      // 1, or 0 where this process has no context on it: set_device makes one
   int (*pci_bus_id)(int device, char* text, int size);  // "0000:65:00.0"
   int (*device_name)(int device, char* text, int size);
 

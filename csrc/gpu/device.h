@@ -30,8 +30,9 @@ class Device : public std::enable_shared_from_this<Device> {
   const std::string& pci() const { return pci_; }
 
   // CUDA's calls refer to the calling thread's current device, which the user may have set to
-  // another one: it is ours while a Scope lives. Nor does what is called meanwhile break a graph
-  // that the user's thread captures.
+  // another one: it is ours while a Scope lives, and stays so if the other (a thread's first is GPU 0) is
+  // not in use, as going back would cost memory on it. Nor does what is called meanwhile break a graph that
+  // the user's thread captures.
   class Scope {
    public:
     explicit Scope(const Device& device) : cuda_(device.cuda()), index_(device.index()) {
@@ -41,7 +42,7 @@ class Device : public std::enable_shared_from_this<Device> {
     }
     ~Scope() {
       cuda_.exchange_capture_mode(&mode_);
-      if (before_ != index_) cuda_.set_device(before_);
+      if (before_ != index_ && cuda_.device_in_use(before_)) cuda_.set_device(before_);
     }
     Scope(const Scope&) = delete;
 

@@ -50,7 +50,7 @@ GpuPath choose_path(const std::vector<GpuInfo>& infos, const std::vector<int>& w
   return GpuPath::kNccl;
 }
 
-Status make_info(Device& device, int host, bool first, GpuInfo* info) {
+Status make_info(Device& device, int host, bool with_id, GpuInfo* info) {
   const GpuLibrary& library = device.library();
   info->host = host;
   info->nccl_version = library.nccl_version;
@@ -61,7 +61,7 @@ Status make_info(Device& device, int host, bool first, GpuInfo* info) {
     info->nccl_version = 0;
     set_text(info->problem, "RINGREDUCE_GPU_PATH is host");
   }
-  if (!first || !info->nccl_version) return Status::ok();
+  if (!with_id || !info->nccl_version) return Status::ok();
   Device::Scope scope(device);
   const int code = library.nccl.get_unique_id(&info->id);
   if (code == kNcclSuccess) return Status::ok();

@@ -19,8 +19,8 @@ struct GpuInfo {
   NcclUniqueId id = {};        // the set's first rank's
 };
 
-// Of this rank; the set's first one makes the unique id.
-Status make_info(Device& device, int host, bool first, GpuInfo* info);
+// Of this rank. `with_id`: it makes the unique id, for which NCCL starts a thread that waits for the ranks.
+Status make_info(Device& device, int host, bool with_id, GpuInfo* info);
 
 enum class GpuPath { kNccl, kHost };
 

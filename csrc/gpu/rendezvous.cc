@@ -22,7 +22,7 @@ std::vector<T> Rendezvous::gathered() const {
 
 Status Rendezvous::begin() {
   const Topology& topology = *set_->channel->topology;
-  RR_TRY(make_info(*set_->device, topology.host(), topology.rank == 0, &mine_));
+  RR_TRY(make_info(*set_->device, topology.host(), topology.rank == 0 && topology.size > 1, &mine_));
   gather(&mine_, sizeof mine_);
   step_ = Step::kInfos;
   return Status::ok();

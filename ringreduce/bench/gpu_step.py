@@ -114,9 +114,17 @@ def count_waits(step: Callable[[], Any], steps: int = BLOCK) -> float | None:
     with torch.profiler.profile(activities=kinds) as profile, torch.profiler.record_function(TRACED):
         for _ in range(steps):
             step()
-    events = [Event(one.name, one.time_range.start, one.time_range.end) for one in profile.events()]
-    waits = waits_within(events)
+    waits = waits_within(of_host(profile.events()))
     return None if waits is None else waits / steps
+
+
+def of_host(events: Iterable[Any]) -> list[Event]:
+    """Without the GPU's own: there an annotation of the host's is once more, for each stream."""
+    return [
+        Event(one.name, one.time_range.start, one.time_range.end)
+        for one in events
+        if one.device_type.name == "CPU"
+    ]
 
 
 def waits_within(events: Iterable[Event]) -> int | None:

@@ -131,6 +131,15 @@ def test_several_ranks_call_nccl(doubles):
     assert found["GPU tensors through host memory"]["status"] == OK
 
 
+@pytest.mark.skipif(LAUNCHER is None, reason="no mpirun on this machine")
+def test_a_gpu_that_ranks_share_is_no_fault(doubles):
+    done = LAUNCHER.run(2, ON_DOUBLES, "--json", RR_DOUBLE_SAME_PCI="1", **doubles)
+    assert done.returncode == 0, done.stdout + done.stderr
+    check = by_name(json.loads(done.stdout))["collectives on GPU tensors"]
+    assert check["status"] == SKIPPED
+    assert "rank 0 and rank 1 share the GPU" in check["text"]
+
+
 @pytest.mark.parametrize("function", ["ncclGetUniqueId", "ncclCommInitRankConfig", "ncclAllReduce", "ncclCommDestroy"])
 def test_a_call_of_nccl_that_fails_is_named(doubles, function):
     done = alone("--json", program=(ON_DOUBLES,), RR_DOUBLE_FAIL=f"{function}:2:0", **doubles)

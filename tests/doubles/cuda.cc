@@ -2,6 +2,7 @@
 // (csrc/gpu/cuda/emulate.h). Exports what the real library exports (csrc/gpu/cuda_api.h) and control.h.
 #include "gpu/cuda_api.h"
 
+#include <atomic>
 #include <cstdio>
 
 #include "gpu/cuda/emulate.h"
@@ -59,6 +60,12 @@ int device_count(int* count) {
   return *count ? kSuccess : kNoDevice;
 }
 
+// Whether the process has a context there, to its end.
+std::atomic<bool>& in_use(int device) {
+  static std::atomic<bool> used[1024];
+  return used[device];
+}
+
 int get_device(int* device) {
   RR_ENTER(nullptr);
   *device = current_device;
@@ -69,7 +76,13 @@ int set_device(int device) {
   RR_ENTER(nullptr);
   if (device < 0 || device >= devices()) return misuse(kInvalidDevice, "set_device: there is no such GPU");
   current_device = device;
+  in_use(device) = true;
   return kSuccess;
+}
+
+int device_in_use(int device) {
+  RR_ENTER(nullptr);
+  return in_use(device);
 }
 
 int pci_bus_id(int device, char* text, int size) {
@@ -286,7 +299,7 @@ int exchange_capture_mode(int* mode) {
 
 constexpr CudaApi kApi = {
     CudaApi::kVersion, true,
-    error_text, driver_version, runtime_version, device_count, get_device, set_device, pci_bus_id, device_name,
+    error_text, driver_version, runtime_version, device_count, get_device, set_device, device_in_use, pci_bus_id, device_name,
     stream_create, stream_synchronize, stream_wait_event, stream_is_capturing,
     event_create, event_destroy, event_record, event_query,
     malloc_async, free_async, host_malloc, host_free, host_register, host_unregister, copy_async,

@@ -6,6 +6,21 @@ using namespace ringreduce;
 
 namespace {
 
+// A context costs memory. The first test here, as it takes a process that has not used GPU 0 yet.
+TEST(no_context_on_gpu_0_for_threads_that_use_another_one) {
+  World world(layout({0}));
+  world.run([&](int, Engine& engine) {
+    GpuRank gpu(engine, 0, gpu_library(), 1);
+    std::thread([&] {  // its current GPU is the first
+      float* one = gpu.upload(std::vector<float>{1});
+      gpu.finish(gpu.submit(gpu_submission(Kind::kAllreduce, "", DType::kFloat32, one, one, 1)));
+    }).join();
+    CHECK(gpu.device().cuda().device_in_use(1));
+    CHECK(!gpu.device().cuda().device_in_use(0));
+  });
+  reset_doubles();
+}
+
 GpuInfo info_of(int host, int version, const std::string& pci, bool sharing = false) {
   GpuInfo info;
   info.host = host;

@@ -1,5 +1,7 @@
 // The table that the core asks for (cuda_api.h): thin wrappers of the CUDA runtime, which is linked
 // into this library, and the kernels. Nothing here needs a driver to be loaded.
+#include <dlfcn.h>
+
 #include <cstdio>
 #include <mutex>
 
@@ -28,6 +30,20 @@ int runtime_version(int* version) { return forget(cudaRuntimeGetVersion(version)
 int device_count(int* count) { return forget(cudaGetDeviceCount(count)); }
 int get_device(int* device) { return forget(cudaGetDevice(device)); }
 int set_device(int device) { return forget(cudaSetDevice(device)); }
+
+// The runtime cannot tell; the driver, which is loaded by now, can.
+int device_in_use(int device) {
+  using DeviceGet = int (*)(int*, int);
+  using GetState = int (*)(int, unsigned int*, int*);
+  static void* const driver = dlopen("libcuda.so.1", RTLD_LAZY | RTLD_NOLOAD);
+  static const auto device_get = driver ? reinterpret_cast<DeviceGet>(dlsym(driver, "cuDeviceGet")) : nullptr;
+  static const auto get_state = driver ? reinterpret_cast<GetState>(dlsym(driver, "cuDevicePrimaryCtxGetState")) : nullptr;
+  int handle = 0, active = 1;
+  unsigned int flags = 0;
+  if (!device_get || !get_state || device_get(&handle, device) || get_state(handle, &flags, &active)) return 1;
+  return active;
+}
+
 int pci_bus_id(int device, char* text, int size) { return forget(cudaDeviceGetPCIBusId(text, size, device)); }
 
 int device_name(int device, char* text, int size) {
@@ -128,7 +144,7 @@ int exchange_capture_mode(int* mode) {
 
 constexpr CudaApi kApi = {
     CudaApi::kVersion, false,
-    error_text, driver_version, runtime_version, device_count, get_device, set_device, pci_bus_id, device_name,
+    error_text, driver_version, runtime_version, device_count, get_device, set_device, device_in_use, pci_bus_id, device_name,
     stream_create, stream_synchronize, stream_wait_event, stream_is_capturing,
     event_create, event_destroy, event_record, event_query,
     malloc_async, free_async, host_malloc, host_free, host_register, host_unregister, copy_async,

@@ -17,3 +17,14 @@ def gradients(model: torch.nn.Module, optimizer: rr.DistributedOptimizer, x: tor
     model(x).square().sum().backward()
     optimizer.synchronize()
     return [p.grad.clone() for p in model.parameters()]
+
+
+class TwoDtypes(torch.nn.Module):
+    """Its gradients are in two buckets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.single, self.double_ = torch.nn.Linear(8, 8), torch.nn.Linear(8, 8).double()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.single(x).double() + self.double_(x.double())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gpu_steps import gradients
+from gpu_steps import TwoDtypes, gradients
 
 import ringreduce as rr
 
@@ -38,21 +38,12 @@ def test_faults_of_nccl_end_on_every_rank(start, size, monkeypatch, fault):
         rr.allreduce(torch.ones(1))
 
 
-class _TwoDtypes(torch.nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.single, self.double_ = torch.nn.Linear(8, 8), torch.nn.Linear(8, 8).double()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.single(x).double() + self.double_(x.double())
-
-
 def test_an_optimizer_outlives_a_fault_between_two_launches(start, rank, size, monkeypatch):
     if size == 1:
         pytest.skip("NCCL is not asked where there is one rank")
     monkeypatch.setenv("RINGREDUCE_TIMEOUT", "2")
     fake = start()
-    model = fake.module(_TwoDtypes())
+    model = fake.module(TwoDtypes())
     optimizer = rr.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model.named_parameters())
     x = torch.ones(2, 8) * (rank + 1)
     expected = gradients(model, optimizer, x)

@@ -7,7 +7,7 @@ import time
 
 import pytest
 import torch
-from gpu_steps import gradients, path
+from gpu_steps import TwoDtypes, gradients, path
 from runner.fake_gpu import FakeCuda
 
 import ringreduce as rr
@@ -89,6 +89,17 @@ def test_buffers_are_kept_on_the_streams_that_use_them(start):
     assert len(streams) == 2  # and the one of the communication
 
 
+def test_what_is_copied_back_is_kept_too(start):
+    """An in-place operation on a tensor that is not contiguous works on a copy."""
+    fake = start()
+    fake.stream = fake.new_stream()
+    turned = fake.cuda(torch.ones(2, 3)).t()
+    handle = rr.allreduce_async_(turned)
+    fake.stream = fake.new_stream()
+    rr.synchronize(handle)
+    assert (turned.data_ptr(), fake.stream) in fake.recorded
+
+
 def test_a_capture_that_cannot_be_leaves_the_optimizer_usable(gpu, rank):
     gpu.stream = gpu.new_stream()
     model = gpu.module(torch.nn.Linear(8, 4))
@@ -107,6 +118,24 @@ def test_a_capture_that_cannot_be_leaves_the_optimizer_usable(gpu, rank):
     optimizer.zero_grad()
     with gpu.capture(), pytest.raises(ValueError, match="captured in a CUDA graph"):
         (model.weight.sum() * 1).backward()  # the bias gets none
+    for got, want in zip(gradients(model, optimizer, x), expected, strict=True):
+        torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("part", ["single", "double_"])
+def test_a_capture_that_is_refused_late_can_be_ended(start, rank, part):
+    """One bucket is launched, the other one cannot be: what was forked into the capture is joined."""
+    gpu = start()
+    gpu.stream = gpu.new_stream()
+    model = gpu.module(TwoDtypes())
+    optimizer = rr.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model.named_parameters())
+    x = torch.ones(2, 8) * (rank + 1)
+    for _ in range(2):
+        expected = gradients(model, optimizer, x)
+    optimizer.zero_grad()
+    inputs = x if part == "single" else x.double()
+    with gpu.capture(), pytest.raises(ValueError, match="a parameter got no gradient"):
+        getattr(model, part)(inputs).sum().backward()
     for got, want in zip(gradients(model, optimizer, x), expected, strict=True):
         torch.testing.assert_close(got, want)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 pytest.importorskip("click")
@@ -130,6 +132,17 @@ def test_waits_are_counted_within_the_steps():
         Event("cudaDeviceSynchronize", 21, 22),  # the end of the trace
     ]
     assert gpu_step.waits_within(events) == 2
+
+
+def test_annotations_on_the_gpu_are_not_the_hosts():
+    host, gpu = torch.autograd.DeviceType.CPU, torch.autograd.DeviceType.CUDA
+
+    def event(name, begin, end, where):
+        return SimpleNamespace(name=name, time_range=SimpleNamespace(start=begin, end=end), device_type=where)
+
+    traced = [event(gpu_step.TRACED, 10, 20, host), event(gpu_step.TRACED, 12, 25, gpu)]
+    calls = [event("cudaLaunchKernel", 11, 12, host), event("cudaStreamSynchronize", 13, 14, host)]
+    assert gpu_step.waits_within(gpu_step.of_host([*traced, *calls])) == 1
 
 
 def test_a_trace_without_cuda_says_nothing():
