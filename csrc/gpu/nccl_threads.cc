@@ -1,18 +1,19 @@
 #include "gpu/nccl_threads.h"
 
+#include <algorithm>
 #include <chrono>
 
 namespace ringreduce {
 
 NcclThreads::~NcclThreads() {
-  for (std::thread& thread : threads_) thread.detach();
+  for (One& one : threads_) one.thread.detach();
 }
 
 void NcclThreads::start(std::shared_ptr<Device> device, std::function<void()> body) {
-  wait(0);  // joins those that are over: a thread keeps its stack until then
   std::lock_guard<std::mutex> lock(gate_->mutex);
-  ++gate_->left;
-  threads_.emplace_back([gate = gate_, device = std::move(device), body = std::move(body)]() mutable {
+  join_those_over();
+  auto over = std::make_shared<bool>(false);
+  std::thread thread([gate = gate_, over, device = std::move(device), body = std::move(body)]() mutable {
     {
       device->make_current();
       Device::Scope scope(*device);
@@ -20,18 +21,29 @@ void NcclThreads::start(std::shared_ptr<Device> device, std::function<void()> bo
       body = nullptr;  // what it holds on to goes here, with the device current
     }
     std::lock_guard<std::mutex> lock(gate->mutex);
-    if (!--gate->left) gate->changed.notify_all();
+    *over = true;
+    gate->changed.notify_all();
   });
+  threads_.push_back({std::move(thread), std::move(over)});
 }
 
 void NcclThreads::wait(double most_s) {
-  std::vector<std::thread> over;
-  {
-    std::unique_lock<std::mutex> lock(gate_->mutex);
-    if (!gate_->changed.wait_for(lock, std::chrono::duration<double>(most_s), [this] { return !gate_->left; })) return;
-    over.swap(threads_);
-  }
-  for (std::thread& thread : over) thread.join();
+  std::unique_lock<std::mutex> lock(gate_->mutex);
+  gate_->changed.wait_for(lock, std::chrono::duration<double>(most_s), [this] { return all_over(); });
+  join_those_over();
+}
+
+bool NcclThreads::all_over() const {
+  return std::all_of(threads_.begin(), threads_.end(), [](const One& one) { return *one.over; });
+}
+
+// A thread keeps its stack until then. What is left of it is to let go of the gate.
+void NcclThreads::join_those_over() {
+  threads_.remove_if([](One& one) {
+    if (!*one.over) return false;
+    one.thread.join();
+    return true;
+  });
 }
 
 }  // namespace ringreduce

@@ -4,10 +4,10 @@
 
 #include <condition_variable>
 #include <functional>
+#include <list>
 #include <memory>
 #include <mutex>
 #include <thread>
-#include <vector>
 
 #include "gpu/device.h"
 
@@ -24,10 +24,16 @@ class NcclThreads {
   struct Gate {
     std::mutex mutex;
     std::condition_variable changed;
-    int left = 0;
   };
+  struct One {
+    std::thread thread;
+    std::shared_ptr<bool> over;
+  };
+  bool all_over() const;
+  void join_those_over();
+
   std::shared_ptr<Gate> gate_ = std::make_shared<Gate>();  // lives as long as the last thread
-  std::vector<std::thread> threads_;
+  std::list<One> threads_;
 };
 
 }  // namespace ringreduce

@@ -1,4 +1,4 @@
-// A net that counts what one rank sends and receives.
+// A net that counts what one rank sends.
 #pragma once
 
 #include <atomic>
@@ -9,14 +9,14 @@
 namespace ringreduce {
 
 struct Counts {
-  int sends, receives;
+  int sends;
   size_t sent_bytes;
 };
 
 struct Traffic {
-  std::atomic<int> sends{0}, receives{0};
+  std::atomic<int> sends{0};
   std::atomic<size_t> sent_bytes{0};
-  Counts counts() const { return {sends, receives, sent_bytes}; }
+  Counts counts() const { return {sends, sent_bytes}; }
 };
 
 class CountingNet : public Net {
@@ -28,7 +28,6 @@ class CountingNet : public Net {
     return inner_->isend(to, tag, data, bytes, request);
   }
   Status irecv(int from, int tag, void* data, size_t bytes, Request* request) override {
-    ++traffic_->receives;
     return inner_->irecv(from, tag, data, bytes, request);
   }
   Status test(Request* request, bool* done) override { return inner_->test(request, done); }
