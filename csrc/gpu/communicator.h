@@ -75,7 +75,8 @@ class Communicator {
   // A CUDA graph has captured calls. It may be replayed at any time, unseen, so check() has NCCL to ask
   // from now on; and NCCL ends a communicator only after the graph, so that is left to the end of the process.
   void keep_for_graphs() { captured_ = true; }
-  bool pending() const { return !watched_.empty() || in_progress_; }
+  // What it was called for is not over. (Nothing is, while a thread makes it.)
+  bool pending() const { return !watched_.empty() || (in_progress_ && !making_); }
   bool watching() const { return !watched_.empty() || captured_; }
   // Errors that NCCL found meanwhile, and work that has taken longer than the deadline.
   Status check(int64_t timeout_ns);

@@ -154,6 +154,20 @@ TEST(ranks_drop_a_plan_one_after_the_other) {
   });
 }
 
+// The thread that makes its communicator ends that.
+TEST(a_plan_is_dropped_while_it_is_made) {
+  reset_doubles();
+  Doubles::get().set("nccl_connect_us", 100'000);
+  World world(layout({0, 0}));
+  world.run([&](int rank, Engine& engine) {
+    GpuRank gpu(engine, rank);
+    Buckets buckets = make_plan(world, rank, engine, gpu, kOpSum, 1, 1, 0);
+    engine.remove_plan(buckets.plan);
+    buckets.plan.reset();
+    while (Doubles::get().count("ncclCommAbort") < world.size()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  });
+}
+
 TEST(nothing_was_misused) { reset_doubles(); }
 
 }  // namespace
