@@ -1,8 +1,11 @@
 // The double of NCCL: its results against plain loops. How it fails: test_nccl_faults.cc.
 #include <algorithm>
+#include <csignal>
 #include <type_traits>
 
+#include <sys/prctl.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 #include "common/half.h"
 #include "nccl_ranks.h"
@@ -274,7 +277,11 @@ TEST(a_captured_collective_runs_with_its_graph) {
 
 // --- between processes ---------------------------------------------------------------------------
 
-// A rank in a process of its own, by the command line: --rank RANK SIZE DIES ID.
+// A rank in a process of its own, by the command line: --rank RANK SIZE DIES ID. Through a pipe on kDone
+// and kFinished rank 0 learns that the others are through the operation they share, before it dies: NCCL
+// may tell a rank of a lost peer as long as it is in one, also if that peer has finished its own part.
+constexpr int kDone = 100, kFinished = 101;
+
 int process_rank(char** argv) {
   const int size = std::atoi(argv[3]);
   const bool dies = std::atoi(argv[4]);
@@ -288,8 +295,14 @@ int process_rank(char** argv) {
            kNcclSuccess);
   mine.finish();
   for (size_t i = 0; i < data.size(); ++i) CHECK_EQ(data[i], combined<float>(size, i, kNcclSum));
-  if (dies && mine.rank == 0) std::_Exit(0);
+  char byte = 0;
+  if (dies && mine.rank == 0) {
+    close(kFinished);  // the others have it: should they fail, there is nothing to read
+    for (int peer = 1; peer < size; ++peer) CHECK_EQ(read(kDone, &byte, 1), 1);
+    std::_Exit(0);
+  }
   if (dies) {
+    CHECK_EQ(write(kFinished, &byte, 1), 1);
     nccl().all_reduce(data.data(), data.data(), 1, kNcclFloat32, kNcclSum, mine.comm, mine.stream);
     CHECK_EQ(mine.wait_for_error(), kNcclRemoteError);
     mine.abort();
@@ -301,18 +314,25 @@ TEST(ranks_may_be_processes_and_one_that_dies_is_noticed) {
   doubles().reset();
   for (const char* dies : {"0", "1"}) {
     const NcclUniqueId id = unique_id();
-    std::vector<pid_t> children;
+    size_t children = 0;
+    int ends[2];
+    CHECK_EQ(pipe(ends), 0);
+    CHECK(dup2(ends[0], kDone) == kDone && dup2(ends[1], kFinished) == kFinished);
+    close(ends[0]), close(ends[1]);
     for (const char* rank : {"0", "1", "2"}) {
       const pid_t child = fork();
       if (child == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);  // if this test fails
         execl("/proc/self/exe", "test_nccl_double", "--rank", rank, "3", dies, id.internal, nullptr);
         std::_Exit(127);
       }
-      children.push_back(child);
+      CHECK(child > 0);
+      ++children;
     }
-    for (pid_t child : children) {
+    close(kDone), close(kFinished);
+    for (; children; --children) {  // in any order: the others may wait for one that failed
       int status = -1;
-      CHECK_EQ(waitpid(child, &status, 0), child);
+      CHECK(waitpid(-1, &status, 0) > 0);
       CHECK_EQ(status, 0);
     }
     CHECK(access((std::string("/dev/shm/") + id.internal).c_str(), F_OK) != 0);
