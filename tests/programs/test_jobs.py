@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -220,11 +221,12 @@ def test_killed_jobs_leave_nothing_behind(start, tmp_path, hosts):
             rr.allreduce_(tensor)
         """
     job = start(3, code, {"TEST_HOSTS": hosts} if hosts else None)
-    for pid in ranks_of(job, tmp_path, 3):
+    pids = ranks_of(job, tmp_path, 3)
+    for pid in pids:
         os.kill(pid, signal.SIGKILL)
     status, _ = job.finish()
     assert status != 0
-    assert lasting(leftovers() - before) == set()
+    assert leftovers(pids) - before == set()
 
 
 def ranks_of(job: Job, directory: Path, size: int) -> list[int]:
@@ -239,19 +241,14 @@ def ranks_of(job: Job, directory: Path, size: int) -> list[int]:
     return [int(file.read_text()) for file in files]
 
 
-def leftovers() -> set[str]:
-    """What of ours lies in the places where shared memory and sockets go."""
+def leftovers(pids: Sequence[int] = ()) -> set[str]:
+    """What of ours lies in the places where shared memory and sockets go; of these ranks only, if there are any.
+
+    A name has the pid of its maker. Those of other jobs of the moment come, stay and go as they like.
+    """
     places = [Path("/dev/shm"), Path("/tmp"), Path(os.environ.get("TMPDIR", "/tmp"))]
-    return {str(path) for place in places for path in place.glob("*ringreduce*")}
-
-
-def lasting(paths: set[str]) -> set[str]:
-    """Those that stay: other jobs of the moment have names for a short while."""
-    deadline = time.monotonic() + 20
-    while paths and time.monotonic() < deadline:
-        time.sleep(0.05)
-        paths &= leftovers()
-    return paths
+    names = {path for place in places for path in place.glob("*ringreduce*")}
+    return {str(path) for path in names if not pids or {*map(str, pids)} & {*re.findall(r"\d+", path.name)}}
 
 
 def test_wrong_launcher():
