@@ -121,9 +121,7 @@ def count_waits(step: Callable[[], Any], steps: int = BLOCK) -> float | None:
 def of_host(events: Iterable[Any]) -> list[Event]:
     """Without the GPU's own: there an annotation of the host's is once more, for each stream."""
     return [
-        Event(one.name, one.time_range.start, one.time_range.end)
-        for one in events
-        if one.device_type.name == "CPU"
+        Event(one.name, one.time_range.start, one.time_range.end) for one in events if one.device_type.name == "CPU"
     ]
 
 
