@@ -53,9 +53,11 @@ ON_GPU = """
     rr.allreduce(fake.cuda(torch.ones(4)))
     if rr.rank() == 2:
         fake.double.rr_double_stall_all(1)
+    calls = fake.count("ncclAllReduce")
     handle = rr.allreduce_async(fake.cuda(torch.ones(1 << 20)), name="lost")
     if rr.rank() == 2:
-        time.sleep(0.5)
+        while fake.count("ncclAllReduce") == calls:
+            time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
 
     def finish():
@@ -83,7 +85,11 @@ def test_every_survivor_has_an_error(tmp_path, where):
         LAUNCHER.command(3, str(script)), cwd=tmp_path, env=LAUNCHER.env(environment), stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     ) as job:  # fmt: skip
-        output, _ = job.communicate(timeout=100)
+        try:
+            output, _ = job.communicate(timeout=100)
+        except subprocess.TimeoutExpired:
+            job.terminate()  # or the end of this block would wait for it
+            pytest.fail(f"the job hangs; it printed:\n{job.communicate()[0]}")
     assert job.returncode != 0
     assert time.monotonic() - began < 60
     for rank in (0, 1):
