@@ -87,17 +87,20 @@ TEST(a_bucket_names_the_rank_that_has_shut_down) {
   for (const auto& layout : {std::vector<int>{0, 0}, std::vector<int>{0, 1}}) {
     World world(hosts(layout));
     const std::vector<BucketSpec> buckets = {{1000, DType::kFloat32}};
+    std::atomic<bool> launched{false};
     world.run([&](int rank, Engine& engine) {
       const int locals = world.hosts() == 1 ? 2 : 1;
       auto arena = world.segment("arena", layout[rank], Plan::segment_bytes(locals, buckets));
       std::shared_ptr<Plan> plan;
       CHECK_OK(engine.add_plan(0, buckets, kOpSum, 1, 1, arena, 130, &plan));
-      if (rank) return;
+      // A farewell between hosts is not sent for long: rank 0 has to be there, and to look often.
+      if (rank) return wait_until([&] { return launched.load(); });
       CHECK_OK(engine.launch(*plan, 0));
+      launched = true;
       Status status;
       const int64_t start = now_ns();
       for (bool done = false; status.is_ok() && now_ns() - start < 10'000'000'000;)
-        status = engine.wait_bucket(*plan, 0, 0.1, &done);
+        status = engine.wait_bucket(*plan, 0, 0.005, &done);
       CHECK(status.code() == Code::kPeerLost);
       CHECK(status.text().find("rank 1 has shut down") != std::string::npos);
     });
