@@ -184,9 +184,11 @@ Status HostTree::flush(Link& link, bool* moved) {
   if (!sent || link.queue.empty()) return Status::ok();
   const auto count = static_cast<uint32_t>(std::min(link.queue.size(), kMessageRecords));
   link.out.resize(2 * kHeader);
+  link.decides = false;
   std::memcpy(link.out.data(), &count, sizeof count);
   for (uint32_t i = 0; i < count; ++i, link.queue.pop_front()) {
     const Record& record = link.queue.front();
+    link.decides = link.decides || record.type == Record::Type::kDecide;
     const size_t at = link.out.size();
     link.out.resize(at + packed(record));
     std::memcpy(link.out.data() + at, &record, kFixed);
@@ -210,6 +212,14 @@ bool HostTree::next(Decided* decided) {
 
 bool HostTree::sending() const {
   return std::any_of(links_.begin(), links_.end(), [](const Link& link) { return link.send.active() || !link.queue.empty(); });
+}
+
+bool HostTree::owing() const {
+  const auto decides = [](const Record& record) { return record.type == Record::Type::kDecide; };
+  return std::any_of(links_.begin(), links_.end(), [&](const Link& link) {
+    if (std::find(gone_.begin(), gone_.end(), link.peer) != gone_.end()) return false;
+    return (link.send.active() && link.decides) || std::any_of(link.queue.begin(), link.queue.end(), decides);
+  });
 }
 
 std::string HostTree::missing(const Key& key) const {

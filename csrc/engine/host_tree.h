@@ -74,6 +74,7 @@ class HostTree {
   bool next(Decided* decided);
   const std::vector<int>& gone_ranks() const { return gone_; }
   bool sending() const;
+  bool owing() const;  // decisions that another host has not received: it relies on them
   std::string missing(const Key& key) const;  // " (hosts below that have not reported: ...)"
 
  private:
@@ -83,6 +84,7 @@ class HostTree {
     std::deque<Record> queue;
     std::vector<char> out, in;
     Request send, receive;
+    bool decides = false;  // the message that is being sent
   };
   struct Pending {
     bool own = false, mismatch = false;

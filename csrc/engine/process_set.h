@@ -56,8 +56,8 @@ class ProcessSet {
   Bell* bell() const { return config_.bell; }
   Net* net() const { return config_.net; }
   bool idle() const { return in_flight_.empty() && !machine_; }
-  // Decided operations that this rank has not finished: its peers rely on it.
-  bool committed() const { return machine_ || decided(); }
+  // Decided operations that this rank has not finished, or not told other hosts of: its peers rely on it.
+  bool committed() const { return machine_ || decided() || (tree_ && tree_->owing()); }
   bool sending() const { return tree_ && tree_->sending(); }
   // A message may arrive that only polling shows.
   bool on_net() const { return (machine_ && machine_->on_net()) || (tree_ && (!in_flight_.empty() || tree_->sending())); }

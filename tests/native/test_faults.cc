@@ -83,6 +83,22 @@ TEST(decisions_leave_although_nobody_waits) {
   });
 }
 
+// Rank 0 has all its results, and leaves, while most decisions have not left for rank 1: its net takes
+// 0.1 s for each message.
+TEST(decisions_leave_although_the_root_shuts_down) {
+  WorldOptions options = hosts({0, 1});
+  options.slow_rank = 1;
+  World world(options);
+  world.run([&](int, Engine& engine) {
+    constexpr int kMany = 300;
+    std::vector<std::vector<float>> in(kMany, std::vector<float>(100, 1)), out = in;
+    std::vector<OpRef> ops(kMany);
+    for (int i = 0; i < kMany; ++i)
+      CHECK_OK(engine.submit(0, sum_of("t" + std::to_string(i), in[i], out[i]), true, &ops[i]));
+    for (const OpRef& op : ops) CHECK_OK(wait_for(engine, op));
+  });
+}
+
 TEST(a_bucket_names_the_rank_that_has_shut_down) {
   for (const auto& layout : {std::vector<int>{0, 0}, std::vector<int>{0, 1}}) {
     World world(hosts(layout));

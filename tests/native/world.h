@@ -3,6 +3,7 @@
 #pragma once
 
 #include <condition_variable>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -10,6 +11,7 @@
 #include <vector>
 
 #include "check.h"
+#include "common/clock.h"
 #include "counting_net.h"
 #include "engine/engine.h"
 #include "transport/loopback_net.h"
@@ -25,6 +27,32 @@ struct WorldOptions {
   double timeout_s = 60;
   LoopbackOptions net;
   std::vector<Traffic>* traffic = nullptr;  // one entry a rank: counts its messages
+  int slow_rank = -1;                // whose messages come late
+};
+
+// A net on which nothing arrives sooner than 0.1 s after it is waited for.
+class SlowNet : public Net {
+ public:
+  explicit SlowNet(std::unique_ptr<Net> inner) : inner_(std::move(inner)) {}
+  Status isend(int to, int tag, const void* data, size_t bytes, Request* request) override {
+    return inner_->isend(to, tag, data, bytes, request);
+  }
+  Status irecv(int from, int tag, void* data, size_t bytes, Request* request) override {
+    RR_TRY(inner_->irecv(from, tag, data, bytes, request));
+    not_before_[request->id] = now_ns() + 100'000'000;
+    return Status::ok();
+  }
+  Status test(Request* request, bool* done) override {
+    const auto at = not_before_.find(request->id);
+    *done = false;
+    if (at != not_before_.end() && now_ns() < at->second) return Status::ok();
+    return inner_->test(request, done);
+  }
+  void cancel(Request* request) override { inner_->cancel(request); }
+
+ private:
+  std::unique_ptr<Net> inner_;
+  std::map<int64_t, int64_t> not_before_;  // by request
 };
 
 class World {
@@ -64,6 +92,7 @@ class World {
     if (hosts() > 1) config.net = net_.net(rank);
     if (config.net && options_.traffic)
       config.net = std::make_unique<CountingNet>(std::move(config.net), &(*options_.traffic)[rank]);
+    if (config.net && rank == options_.slow_rank) config.net = std::make_unique<SlowNet>(std::move(config.net));
     config.oversubscribed = options_.oversubscribed;
     config.settings.chunk_bytes = options_.chunk_bytes;
     config.settings.fusion_bytes = options_.fusion_bytes;
