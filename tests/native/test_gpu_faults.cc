@@ -99,7 +99,7 @@ TEST(a_hang_after_the_call_returned_is_found) {
 TEST(an_asynchronous_error_in_a_bucket) {
   for (const bool remote : {false, true}) {
     Doubles::get().set("nccl_remote_errors", remote);
-    on_ranks({}, [](int rank, World& world, Engine& engine, GpuRank& gpu) {
+    on_ranks({}, [remote](int rank, World& world, Engine& engine, GpuRank& gpu) {
       Buckets buckets = make_plan(world, rank, engine, gpu, kOpSum, 1, 1, 0);
       steps(2, engine, *buckets.plan, gpu.stream());
       if (rank == 1) Doubles::get().fail("nccl_async", kRemoteError, 1, rank);
@@ -108,7 +108,8 @@ TEST(an_asynchronous_error_in_a_bucket) {
         status = engine.launch(*buckets.plan, static_cast<int>(b), gpu.stream());
       if (status.is_ok()) status = finish_all(engine, *buckets.plan, gpu.stream());
       if (status.is_ok()) status = when_broken(engine, gpu);
-      CHECK(has(status, "gradient bucket"));
+      // A rank that has seen it aborts its communicators: others may see that first, where they look on.
+      CHECK((remote && has(status, "closed its connection")) || has(status, "gradient bucket"));
       engine.remove_plan(buckets.plan);
     });
   }
