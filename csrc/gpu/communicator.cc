@@ -49,14 +49,18 @@ struct Communicator::Making {
 
   void run() {
     Status outcome = make();
-    bool wanted;
     {
       std::lock_guard<std::mutex> lock(mutex);
       status = std::move(outcome);
       done = true;
-      wanted = !abandoned;
+      if (!abandoned) return;
     }
-    if (!wanted && comm) nccl().comm_abort(comm);  // not before: NCCL could be in the middle of a call
+    if (comm) nccl().comm_abort(comm);  // not before: NCCL could be in the middle of a call
+  }
+
+  bool wanted() {
+    std::lock_guard<std::mutex> lock(mutex);
+    return !abandoned;
   }
 
   Status make() {
@@ -72,9 +76,9 @@ struct Communicator::Making {
     return Status::ok();
   }
 
-  // NCCL_COMM_BLOCKING=0 makes every communicator a nonblocking one.
+  // NCCL_COMM_BLOCKING=0 makes every communicator a nonblocking one, which can be given up in the middle of a call.
   Status answer(int code, const char* what) {
-    while (code == kNcclInProgress) {
+    while (code == kNcclInProgress && wanted()) {
       std::this_thread::sleep_for(kLookAgain);
       const int asked = nccl().comm_get_async_error(comm, &code);
       if (asked != kNcclSuccess) code = asked;

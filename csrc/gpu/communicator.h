@@ -43,7 +43,7 @@ class Communicator {
   static Status without_nccl(std::shared_ptr<Device> device, std::shared_ptr<Communicator>* communicator);
   // Collective over this communicator, with nothing of it on the GPU: one more, of the ranks of `set` in
   // their order; null on ranks outside it. Then both must settle, this one first.
-  bool can_split() const { return comm_; }
+  bool can_split() const { return comm_ != nullptr; }
   Status split(const Topology* set, std::shared_ptr<Communicator>* child);
   // NCCL ends it on a thread of its own: that waits for the other ranks of the host to do the same.
   ~Communicator();

@@ -20,6 +20,7 @@ const std::map<std::string, long> kDefaults = {
     {"delay_us", 0},
     {"seed", 1},
     {"nccl_version", 22703},
+    {"nccl_comm_blocking", 1},
     {"nccl_connect_us", 2000},
     {"nccl_remote_errors", 0},
     {"nccl_multi_rank_gpu", 0},

@@ -220,7 +220,8 @@ RR_DOUBLE_EXPORT int ncclCommInitRankConfig(NcclComm* out, int size, NcclUniqueI
   const std::string name(id.internal, strnlen(id.internal, sizeof id.internal));
   if (size < 1 || rank < 0 || rank >= size || !valid(config) || name.rfind("ringreduce-nccl-double-", 0) != 0)
     return misused(kNcclInvalidArgument, "ncclCommInitRankConfig: an argument is wrong");
-  auto comm = std::make_shared<Comm>(rank, size, rr_double_current_device(), !config || config->blocking);
+  auto comm = std::make_shared<Comm>(rank, size, rr_double_current_device(),
+                                     (!config || config->blocking) && rr_double_get("nccl_comm_blocking"));
   if (!comm->open(name)) return fail(kNcclSystemError, "the shared memory of a communicator cannot be opened");
   *out = add_comm(comm);
   return comm->in_background([made = comm.get()] { return made->join(); });

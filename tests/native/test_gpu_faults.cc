@@ -108,8 +108,9 @@ TEST(an_asynchronous_error_in_a_bucket) {
         status = engine.launch(*buckets.plan, static_cast<int>(b), gpu.stream());
       if (status.is_ok()) status = finish_all(engine, *buckets.plan, gpu.stream());
       if (status.is_ok()) status = when_broken(engine, gpu);
-      // A rank that has seen it aborts its communicators: others may see that first, where they look on.
-      CHECK((remote && has(status, "closed its connection")) || has(status, "gradient bucket"));
+      // Rank 1 then aborts its communicators: the others may see that first, in what they do meanwhile.
+      const bool of_another = remote && rank != 1 && status.text().find("closed its connection") != std::string::npos;
+      CHECK(of_another || has(status, "gradient bucket"));
       engine.remove_plan(buckets.plan);
     });
   }

@@ -54,6 +54,12 @@ void run_plans(std::shared_ptr<const GpuLibrary> library) {
 }
 
 TEST(plans_through_nccl) { run_plans(gpu_library()); }
+// As NCCL_COMM_BLOCKING=0 makes it.
+TEST(plans_where_no_communicator_is_blocking) {
+  Doubles::get().set("nccl_comm_blocking", 0);
+  run_plans(gpu_library());
+  reset_doubles();
+}
 TEST(plans_through_host_memory) { run_plans(without_nccl()); }
 
 // A step is captured and replayed with other gradients; the first one cannot be, nor an operation that
@@ -156,16 +162,19 @@ TEST(ranks_drop_a_plan_one_after_the_other) {
 
 // The thread that makes its communicator ends that.
 TEST(a_plan_is_dropped_while_it_is_made) {
-  reset_doubles();
-  Doubles::get().set("nccl_connect_us", 100'000);
-  World world(layout({0, 0}));
-  world.run([&](int rank, Engine& engine) {
-    GpuRank gpu(engine, rank);
-    Buckets buckets = make_plan(world, rank, engine, gpu, kOpSum, 1, 1, 0);
-    engine.remove_plan(buckets.plan);
-    buckets.plan.reset();
-    while (Doubles::get().count("ncclCommAbort") < world.size()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
-  });
+  for (const int blocking : {1, 0}) {
+    reset_doubles();
+    Doubles::get().set("nccl_comm_blocking", blocking);
+    Doubles::get().set("nccl_connect_us", 100'000);
+    World world(layout({0, 0}));
+    world.run([&](int rank, Engine& engine) {
+      GpuRank gpu(engine, rank);
+      Buckets buckets = make_plan(world, rank, engine, gpu, kOpSum, 1, 1, 0);
+      engine.remove_plan(buckets.plan);
+      buckets.plan.reset();
+      while (Doubles::get().count("ncclCommAbort") < world.size()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    });
+  }
 }
 
 TEST(nothing_was_misused) { reset_doubles(); }
