@@ -13,6 +13,7 @@
 //   seed             1       of those random times
 //   nccl_version     22703   what ncclGetVersion reports
 //   nccl_connect_us  2000    how long a call is "in progress" (init, split, a first operation)
+//   nccl_comm_blocking 1     0: all communicators are nonblocking (NCCL_COMM_BLOCKING=0 of NCCL's)
 //   nccl_remote_errors 0     1: a peer that died or aborted is ncclRemoteError; else it is a hang
 //   nccl_multi_rank_gpu 0    1: two ranks may share a GPU, from version 23000 on (in the environment
 //                            also NCCL's own variable, NCCL_MULTI_RANK_GPU_ENABLE=1)
@@ -42,8 +43,9 @@ RR_DOUBLE_EXPORT void rr_double_fail(const char* function, int error, long skip,
 RR_DOUBLE_EXPORT void rr_double_reset();
 
 // Calls of a function since the reset. Also counted: "host_sync" (calls that make the host wait
-// for the GPU: stream_synchronize, host_malloc, host_free), "launch" (kernels and NCCL's launches)
-// and "nccl_collective" (collectives, sends and receives).
+// for the GPU: stream_synchronize, host_malloc, host_free), "launch" (kernels and NCCL's launches),
+// "nccl_collective" (collectives, sends and receives) and "nccl_in_progress" (calls on nonblocking
+// communicators that a thread goes on with).
 RR_DOUBLE_EXPORT long rr_double_count(const char* function);
 // A line for each call from here on, "FUNCTION device D stream S", in order.
 RR_DOUBLE_EXPORT void rr_double_trace_start();

@@ -1,4 +1,4 @@
-// ncclCommSplit.
+// ncclCommSplit over comm.h.
 #include <algorithm>
 
 #include "comms.h"
