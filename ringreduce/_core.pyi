@@ -144,8 +144,9 @@ class Plan:
     def segment_bytes(local_size: int, buckets: list[tuple[int, int]]) -> int: ...  # (elements, dtype code)
     def __init__(self, engine: Engine, set_id: int, buckets: list[tuple[int, int]], op: int,
                  prescale: float, postscale: float, segment: Segment, channel: int) -> None: ...
-    def buffer(self, bucket: int) -> memoryview_like: ...  # this rank's bucket: uint8[nbytes] in the arena, for torch.from_dlpack
-    def launch(self, bucket: int) -> None: ...  # buckets in order 0, 1, ... within a step; returns at once, makes a little progress
+    # A part of this rank's bucket, in bytes, on one of its two sides: uint8[nbytes] in the arena, for torch.from_dlpack.
+    def part(self, bucket: int, side: int, offset: int, nbytes: int) -> memoryview_like: ...
+    def launch(self, bucket: int, side: int = 0) -> None: ...  # what is on that side; buckets in order 0, 1, ... within a step; returns at once, makes a little progress
     def wait(self, bucket: int) -> None: ...  # until this bucket's last launch is complete on this rank; raises RingreduceError
     def close(self) -> None: ...
 

@@ -2,25 +2,33 @@
 
 It is an instance of a subclass of the optimizer's own class and shares its state,
 param_groups and defaults objects, so everything that works on an optimizer works on it.
-The reductions are `_reducer`'s; here is only what the optimizer's methods add.
+The reductions are `_gradients`'; here is only what the optimizer's methods add.
 """
 
 from __future__ import annotations
 
 import copy
+import inspect
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
-from ringreduce._options import Options, check_groups, check_passes, check_reduction, named_parameters_of
-from ringreduce._reducer import Reducer
+from ringreduce._gradients.options import Options, check_groups, check_passes, check_reduction, named_parameters_of
+from ringreduce._gradients.reducer import Reducer
 from ringreduce.compression import Compression, Compressor
+from ringreduce.errors import RingreduceError
 from ringreduce.process_set import ProcessSet, global_process_set
 from ringreduce.reduction import ReduceOp
+
+
+# Decorator of methods that torch.compile calls as they are: what they do is not to be traced.
+_not_compiled: Callable[[Any], Any] = getattr(torch, "_disable_dynamo", lambda method: method)
 
 
 class DistributedMixin(torch.optim.Optimizer):
@@ -58,11 +66,13 @@ class DistributedMixin(torch.optim.Optimizer):
         reducer = self._ringreduce_reducer
         return nullcontext() if reducer is None else reducer.hold()
 
-    def step(self, closure: Callable[[], Any] | None = None, **kwargs: Any) -> Any:
-        """One step of the optimizer, after the reduction of what is still local.
+    @_not_compiled
+    def step(self, *args: Any, **kwargs: Any) -> Any:
+        """One step of the optimizer, after the reduction of what is still local. Arguments are the optimizer's own.
 
-        With a closure, gradients are reduced in its backward pass. Warns if `synchronize()`
-        was called before and this is not within `skip_synchronize()`.
+        With a closure, gradients are reduced in its backward pass, and its loss with the optimizer's operation, so
+        that a line search decides alike on all ranks. Warns if `synchronize()` was called before and this is not
+        within `skip_synchronize()`. RingreduceError if another DistributedOptimizer has taken a parameter over.
         """
         if self._ringreduce_synchronized and not self._ringreduce_skip:
             warnings.warn(
@@ -74,21 +84,30 @@ class DistributedMixin(torch.optim.Optimizer):
         reducer = self._ringreduce_reducer
         if "step" in vars(self._ringreduce_source):  # a scheduler made before watches that one
             self._ringreduce_source._opt_called = True  # type: ignore[attr-defined]
-        if closure is not None:
-            result = super().step(_reducing(closure, reducer), **kwargs)
-        else:
-            if reducer is not None and not self._ringreduce_skip:
-                reducer.finish()
-            result = super().step(**kwargs)
-        if reducer is not None:
-            reducer.stepped()
+        if reducer is None:
+            return super().step(*args, **kwargs)
+        if reducer.superseded:
+            raise RingreduceError(
+                "step() of a DistributedOptimizer some of whose parameters are in a newer one, which reduces their "
+                "gradients now; use the newer one"
+            )
+        args, kwargs = _with_closure(self._ringreduce_plain, reducer, args, kwargs)
+        if not self._ringreduce_skip:
+            reducer.finish()
+        result = super().step(*args, **kwargs)
+        reducer.stepped()
         return result
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
+    # torch wraps `step` of a class to run hooks, whenever an optimizer is made, loaded or copied: the plain class's
+    # step runs them.
+    step.hooked = True  # type: ignore[attr-defined]
+
+    @_not_compiled
+    def zero_grad(self, *args: Any, **kwargs: Any) -> None:
         """Clear the gradients. AssertionError while a reduction is in flight."""
         if self._ringreduce_reducer is not None:
             self._ringreduce_reducer.cleared()
-        super().zero_grad(set_to_none)
+        super().zero_grad(*args, **kwargs)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters, on all ranks the same."""
@@ -98,6 +117,7 @@ class DistributedMixin(torch.optim.Optimizer):
         self._ringreduce_names += [name for name, _ in added]
         if self._ringreduce_reducer is not None:
             self._ringreduce_reducer.add(added)
+            _take_over(added, self._ringreduce_reducer)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickles as the plain optimizer, which loads without ringreduce."""
@@ -115,15 +135,40 @@ class DistributedMixin(torch.optim.Optimizer):
         return result
 
 
-def _reducing(closure: Callable[[], Any], reducer: Reducer | None) -> Callable[[], Any]:
+def _with_closure(
+    plain: type[torch.optim.Optimizer], reducer: Reducer, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of step(), the closure among them replaced by one that leaves reduced gradients and loss."""
+    names = [name for name in inspect.signature(plain.step).parameters if name != "self"]
+    at = names.index("closure") if "closure" in names else 0
+    if callable(kwargs.get("closure")):
+        return args, {**kwargs, "closure": _reducing(kwargs["closure"], reducer)}
+    if at < len(args) and callable(args[at]):
+        return (*args[:at], _reducing(args[at], reducer), *args[at + 1 :]), kwargs
+    return args, kwargs
+
+
+def _reducing(closure: Callable[[], Any], reducer: Reducer) -> Callable[[], Any]:
     def call() -> Any:
-        result = closure()
-        if reducer is not None:
-            reducer.finish()
-            reducer.stepped()
-        return result
+        loss = closure()
+        reducer.finish()
+        reducer.closure_called()
+        return reducer.reduced_loss(loss)
 
     return call
+
+
+# Which optimizer reduces a parameter's gradient: the newest.
+_owners: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+def _take_over(named: Sequence[tuple[str, Tensor]], reducer: Reducer) -> None:
+    for _, parameter in named:
+        owner = _owners.get(parameter)
+        older = owner() if owner is not None else None
+        if older is not None and older is not reducer:
+            older.supersede()
+        _owners[parameter] = weakref.ref(reducer)
 
 
 def _wrap(optimizer: torch.optim.Optimizer, named: list[tuple[str, Tensor]], options: Options) -> torch.optim.Optimizer:
@@ -137,8 +182,25 @@ def _wrap(optimizer: torch.optim.Optimizer, named: list[tuple[str, Tensor]], opt
     result._ringreduce_source = optimizer
     result._ringreduce_options = options
     result._ringreduce_names = [name for name, _ in named]
-    result._ringreduce_reducer = Reducer(named, options) if options.process_set.included() else None
+    result._ringreduce_reducer = None
+    if options.process_set.included():
+        result._ringreduce_reducer = Reducer(named, options, _named_now(result))
+        _take_over(named, result._ringreduce_reducer)
     return result
+
+
+def _named_now(optimizer: DistributedMixin) -> Callable[[], list[tuple[str, Tensor]]]:
+    """All parameters of the optimizer, whenever asked; holds it weakly."""
+    alive = weakref.ref(optimizer)
+
+    def named() -> list[tuple[str, Tensor]]:
+        one = alive()
+        if one is None:
+            return []
+        parameters = [p for group in one.param_groups for p in group["params"]]
+        return list(zip(one._ringreduce_names, parameters, strict=True))
+
+    return named
 
 
 def DistributedOptimizer(
@@ -157,7 +219,8 @@ def DistributedOptimizer(
 
     The result is an instance of the optimizer's class with the same state, param_groups
     and defaults. Gradients are complete when `backward()` returns, so gradient clipping and
-    GradScaler need no special call.
+    GradScaler need no special call. docs/gradients.md has a table of what a program may do with them.
+    A parameter that is in another DistributedOptimizer is reduced by the newer one; the older one raises at `step()`.
 
     Args:
         optimizer: any torch optimizer; use the returned one in its place.

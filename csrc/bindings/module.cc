@@ -254,18 +254,20 @@ void bind_plan(nb::module_& m) {
         new (self) PyPlan{&engine, plan, segment};
       }, nb::keep_alive<1, 2>(), "engine"_a, "set_id"_a, "buckets"_a, "op"_a, "prescale"_a, "postscale"_a, "segment"_a,
            "channel"_a)
-      .def("buffer", [](const PyPlan& self, int bucket) {
-        return view(self.plan->buffer(bucket), self.plan->bytes(bucket), self.segment);
-      }, "bucket"_a)
-      .def("launch", [](const PyPlan& self, int bucket) {
+      .def("part", [](const PyPlan& self, int bucket, int side, size_t offset, size_t bytes) {
+        if (side < 0 || side >= Plan::kSides || offset + bytes > self.plan->bytes(bucket))
+          throw nb::value_error("a part of a bucket ends within it, on side 0 or 1");
+        return view(self.plan->buffer(bucket, side) + offset, bytes, self.segment);
+      }, "bucket"_a, "side"_a, "offset"_a, "nbytes"_a)
+      .def("launch", [](const PyPlan& self, int bucket, int side) {
         Engine& engine = self.engine->get();
         Status status;
         {
           nb::gil_scoped_release release;
-          status = engine.launch(*self.plan, bucket);
+          status = engine.launch(*self.plan, bucket, side);
         }
         raise_if(status);
-      }, "bucket"_a)
+      }, "bucket"_a, "side"_a = 0)
       .def("wait", [](const PyPlan& self, int bucket) {
         Engine& engine = self.engine->get();
         wait_with_signals([&](double slice, bool* done) { return engine.wait_bucket(*self.plan, bucket, slice, done); });

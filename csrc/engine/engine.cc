@@ -185,10 +185,10 @@ void Engine::remove_plan(const std::shared_ptr<Plan>& plan) {
   plans_.erase(std::remove(plans_.begin(), plans_.end(), plan), plans_.end());
 }
 
-Status Engine::launch(Plan& plan, int bucket) {
+Status Engine::launch(Plan& plan, int bucket, int side) {
   Lock lock(mutex_);
   RR_TRY(usable());
-  plan.launch(bucket);
+  plan.launch(bucket, side);
   // What is ready now is done now, while it is in the caches; nothing here waits.
   for (bool moved = true; moved && broken_.is_ok();) {
     moved = false;

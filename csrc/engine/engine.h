@@ -63,7 +63,7 @@ class Engine {
   void remove_plan(const std::shared_ptr<Plan>& plan);
   // The lowest channel above all of this rank's; a plan takes the maximum over its ranks.
   int next_channel();
-  Status launch(Plan& plan, int bucket);
+  Status launch(Plan& plan, int bucket, int side = 0);
   Status wait_bucket(Plan& plan, int bucket, double slice_s, bool* done);
 
   // GPU (gpu/collective.h, gpu/gpu_plan.h).

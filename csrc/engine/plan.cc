@@ -21,7 +21,7 @@ Layout layout(int local_size, const std::vector<BucketSpec>& buckets) {
   at.data = round_up(at.launched + local_size * round_up(buckets.size() * 8, kLine), 4096);
   for (const BucketSpec& bucket : buckets) at.stride += round_up(bucket.bytes(), kLine);
   at.stride = round_up(at.stride, 4096);
-  at.total = at.data + local_size * at.stride;
+  at.total = at.data + local_size * Plan::kSides * at.stride;
   return at;
 }
 
@@ -60,14 +60,21 @@ Plan::Plan(const Topology& topology, const std::vector<BucketSpec>& buckets, Red
   targets_.resize(locals);
 }
 
-void Plan::launch(int index) {
+char* Plan::data(int bucket, int local) const {
+  const size_t row = round_up(buckets_.size() * 8, kLine) / 8;
+  return data(bucket, local, static_cast<int>(launched_[local * row + bucket].load(std::memory_order_relaxed) % kSides));
+}
+
+void Plan::launch(int index, int side) {
   Bucket& bucket = buckets_[index];
   ++bucket.launches;
+  bucket.side = side;
   bucket.launched_ns = moved_ns_ = now_ns();
   bucket.next = bucket.own.begin;
   queue_.push_back(index);
   const size_t row = round_up(buckets_.size() * 8, kLine) / 8;
-  launched_[topology_.local() * row + index].store(bucket.launches, std::memory_order_relaxed);
+  // Ordered before the arrival, behind which the peers read it.
+  launched_[topology_.local() * row + index].store(bucket.launches * kSides + side, std::memory_order_relaxed);
   const uint64_t now = shared_[index].arrived.value.fetch_add(1, std::memory_order_acq_rel) + 1;
   if (now == bucket.launches * topology_.local_size()) bell_->ring();
 }
@@ -167,7 +174,7 @@ std::string Plan::missing(int index) const {
   std::string text;
   const size_t row = round_up(buckets_.size() * 8, kLine) / 8;
   for (int i = 0; i < topology_.local_size(); ++i) {
-    const uint64_t at = launched_[i * row + index].load(std::memory_order_relaxed);
+    const uint64_t at = launched_[i * row + index].load(std::memory_order_relaxed) / kSides;
     if (at >= buckets_[index].launches) continue;
     text += (text.empty() ? "rank " : ", rank ") + std::to_string(channel_.world(topology_.local_ranks()[i])) +
             " has launched bucket " + std::to_string(index) + " " + std::to_string(at) + " times, this rank " +

@@ -11,6 +11,9 @@
 // A slice is worked off in segments. With several hosts each segment, once reduced here, goes
 // round the ring (host_reduce.h), several at once, and is then copied to the other buckets.
 //
+// A rank's arena has two sides. A bucket lies on side 0, until the program holds on to gradients there: then the
+// caller launches it on side 1, whose pages are not touched before. Peers learn the side with the launch.
+//
 // Buckets are launched in the same order by all ranks. The arrival counters are all the
 // control there is; beside them each rank's launch counts name a rank that has gone astray.
 #pragma once
@@ -42,11 +45,13 @@ class Plan {
 
   int channel() const { return channel_.first_tag / Channel::kTags; }
   size_t bucket_count() const { return buckets_.size(); }
-  char* buffer(int bucket) const { return data(bucket, topology_.local()); }
+  static constexpr int kSides = 2;
+  char* buffer(int bucket, int side) const { return data(bucket, topology_.local(), side); }
+  char* buffer(int bucket) const { return buffer(bucket, buckets_[bucket].side); }  // on the side of its last launch
   size_t bytes(int bucket) const { return buckets_[bucket].bytes; }
-  size_t arena_bytes() const { return stride_; }  // of all this rank's buckets, from buffer(0) on
+  size_t arena_bytes() const { return stride_; }  // of one side of all this rank's buckets, from buffer(0, side) on
 
-  void launch(int bucket);
+  void launch(int bucket, int side = 0);
   bool complete(int bucket) const;  // its last launch
   int64_t launched_ns(int bucket) const { return buckets_[bucket].launched_ns; }
   Status advance(bool* moved);
@@ -68,6 +73,7 @@ class Plan {
     DType dtype = DType::kFloat32;
     Range own;                 // the slice this rank reduces
     uint64_t launches = 0;
+    int side = 0;              // of this rank's last launch
     int64_t launched_ns = 0;
     size_t next = 0;           // of `own`: reduced up to here
     int in_flight = 0;
@@ -79,7 +85,11 @@ class Plan {
   };
   struct Shared;
 
-  char* data(int bucket, int local) const { return data_ + local * stride_ + buckets_[bucket].offset; }
+  char* data(int bucket, int local, int side) const {
+    return data_ + (local * kSides + side) * stride_ + buckets_[bucket].offset;
+  }
+  // Where a rank of this host has a bucket that all of them have launched.
+  char* data(int bucket, int local) const;
   bool arrived(int bucket) const;
   void finish_if_done(int bucket);
   void reduce_local(int bucket, Range range);
@@ -96,9 +106,10 @@ class Plan {
   Bell* bell_;
   bool one_host_;
   int weight_;                 // of this rank's `finished`, as in Allreduce
-  size_t stride_ = 0;          // bytes of one rank's arena
+  size_t stride_ = 0;          // bytes of one side of a rank's arena
   Shared* shared_ = nullptr;   // [bucket]
-  std::atomic<uint64_t>* launched_ = nullptr;  // [local][bucket], for diagnosis
+  // [local][bucket]: launches * kSides + side of the last one.
+  std::atomic<uint64_t>* launched_ = nullptr;
   char* data_ = nullptr;
   std::deque<int> queue_;      // launched, not yet fully reduced here
   uint64_t started_ = 0;       // segments, ever

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ringreduce import _dtypes
-from ringreduce._buckets import Bucket
+from ringreduce._gradients.layout import Bucket
 from ringreduce._core import SUM
 from ringreduce.bench.gpu_clock import Turn, alternate
 from ringreduce.bench.gpu_device import GpuDevice

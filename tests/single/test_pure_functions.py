@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ringreduce._agreement import difference
-from ringreduce._buckets import lay_out, view_like
+from ringreduce._gradients.layout import lay_out, view_like
 from ringreduce._launcher import check_size
 from ringreduce.errors import RingreduceError
 

@@ -1,10 +1,11 @@
-"""The buckets of one optimizer in GPU memory: what `_plan.GradientPlan` has on a GPU.
+"""The buckets of one optimizer in GPU memory: what `arena.Arena` is on the CPU.
 
     hook: gradient of p7 ──► noted         hook: gradient of p5 ──► noted, bucket full:
     hook: gradient of p6 ──► noted                                  one pack of all three, launch
 
 All gradients of a bucket are copied (and converted) into it by one kernel, when it is launched.
-Until then p.grad is what autograd made. The host waits for nothing.
+Until then p.grad is what autograd made. The host waits for nothing. A bucket of which the program
+still holds gradients that p.grad no longer has leaves its memory to them, and gets new memory.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import torch
 from torch import Tensor
 
 from ringreduce import _context, _dtypes, _gpu, _submit
-from ringreduce._buckets import is_dense
 from ringreduce._core import Gpu, GpuPlan, Plan
-from ringreduce._slots import Slot
+from ringreduce._gradients.holders import use_count
+from ringreduce._gradients.layout import Bucket, is_dense, view_like
+from ringreduce._gradients.slot import Slot, same_memory
 from ringreduce.objects import allgather_object
 from ringreduce.process_set import ProcessSet
 from ringreduce.reduction import ReduceOp
@@ -25,19 +27,22 @@ from ringreduce.reduction import ReduceOp
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-class GpuBuckets:
+class GpuMemory:
     """Memory and reductions of the buckets.
 
     Args:
+        buckets: their layout.
         spec: (elements, dtype code) of each bucket.
         index: the GPU.
         op, prescale, postscale: the reduction.
         make_host_plan: the same buckets on the CPU, for where NCCL cannot be used.
     """
 
+    reads_at_once = False
+
     def __init__(
-        self, spec: Sequence[tuple[int, int]], index: int, op: int, prescale: float, postscale: float,
-        process_set: ProcessSet, make_host_plan: Callable[[], Plan],
+        self, buckets: Sequence[Bucket], spec: Sequence[tuple[int, int]], index: int, op: int, prescale: float,
+        postscale: float, process_set: ProcessSet, make_host_plan: Callable[[], Plan],
     ) -> None:  # fmt: skip
         engine, set_id = _context.require().engine, process_set.process_set_id or 0
         self._gpu: Gpu = _gpu.attached(index)
@@ -47,36 +52,63 @@ class GpuBuckets:
         path, _why = engine.gpu_path(set_id)
         infos = allgather_object(engine.gpu_info(set_id), "ringreduce.gpu_plan", process_set)
         self._host = make_host_plan() if path == "host" else None
-        dtypes = [_dtypes.BY_CODE[code] for _, code in spec]
-        self.flat = [
-            _gpu.backend.empty((elements,), dtype, index).zero_()
-            for (elements, _), dtype in zip(spec, dtypes, strict=True)
-        ]
-        buckets = [(flat.data_ptr(), *each) for flat, each in zip(self.flat, spec, strict=True)]
-        self._plan = GpuPlan(engine, set_id, infos, buckets, op, prescale, postscale, self._host)
+        self._buckets = buckets
+        self.flat = [self._allocate(bucket.elements, bucket.dtype) for bucket in buckets]
+        native = [(flat.data_ptr(), *each) for flat, each in zip(self.flat, spec, strict=True)]
+        self._plan = GpuPlan(engine, set_id, infos, native, op, prescale, postscale, self._host)
         for flat in self.flat:
             _gpu.backend.record(flat, self._plan.stream, index)
-        self._noted: list[list[Slot]] = [[] for _ in spec]
-        self._streams: list[set[int]] = [set() for _ in spec]  # on which they came
+        self._offsets: dict[int, int] = {}  # slot -> element of its bucket at which the view begins
+        self._streams: list[set[int]] = [set() for _ in spec]  # on which gradients came
 
-    def fill(self, slot: Slot) -> None:
+    def _allocate(self, elements: int, dtype: torch.dtype) -> Tensor:
+        return _gpu.backend.empty((elements,), dtype, self._gpu.device).zero_()
+
+    def assign(self, slot: Slot, offset: int) -> None:
+        """Give the slot its view, from element `offset` of its bucket on."""
+        self._offsets[slot.index] = offset
+        slot.view = view_like(self.flat[slot.bucket], offset, slot.parameter)
+
+    def begin(self, bucket: int, slots: Sequence[Slot]) -> None:
+        """See that nobody holds the memory. A CUDA graph has the addresses: there it stays what it is."""
+        if not self._gpu.capturing(self._stream()) and self._is_held(bucket, slots):
+            flat = self.flat[bucket] = self._allocate(self._buckets[bucket].elements, self._buckets[bucket].dtype)
+            _gpu.backend.record(flat, self._plan.stream, self._gpu.device)
+            self._plan.set_buffer(bucket, flat.data_ptr())
+            for slot in slots:
+                self.assign(slot, self._offsets[slot.index])
+
+    def _is_held(self, bucket: int, slots: Sequence[Slot]) -> bool:
+        """Whether the program has an alias of a view that is not p.grad: by the use count of the bucket's storage."""
+        storage = self.flat[bucket].untyped_storage()
+        ours = 2  # `flat` and `storage`
+        for slot in slots:
+            grad = slot.parameter.grad
+            mine = [slot.view, grad, slot.aside, None if slot.handed is slot.view else slot.handed]
+            ours += sum(t is not None and _shares(t, storage) for t in mine)
+        return use_count(storage) > ours
+
+    def place(self, slot: Slot) -> None:
         """The parameter's gradient is there, or has changed."""
-        if not slot.arrived:
-            self._noted[slot.bucket].append(slot)
-        slot.arrived = True
+        slot.placed = True
         self._streams[slot.bucket].add(self._stream())
 
-    def launch(self, bucket: int) -> None:
-        """Bring the noted gradients into the bucket, and start its reduction."""
-        noted = self._noted[bucket]
-        gradients = [(slot, slot.gradient()) for slot in noted]
-        moves = [(slot, gradient) for slot, gradient in gradients if gradient is not None and gradient is not slot.view]
+    def launch(self, bucket: int, placed: Sequence[Slot]) -> None:
+        """Bring the gradients into the bucket, and start its reduction."""
+        moves = []
+        for slot in placed:
+            gradient = slot.gradient()
+            assert gradient is not None
+            assert slot.view is not None
+            if not same_memory(gradient, slot.view):
+                slot.keep_aside()
+                moves.append((slot, gradient))
         self._gather_streams(bucket, [gradient for _, gradient in moves])
         self._move(bucket, moves, unpack=False)
-        for slot in noted:
-            slot.settle_in_view()
+        for slot, _ in moves:
+            if slot.view is not None and slot.view.dtype is slot.parameter.dtype:
+                slot.parameter.grad = slot.view.detach()
         self._plan.launch(bucket, self._stream())
-        noted.clear()
         self._streams[bucket].clear()
 
     def _gather_streams(self, bucket: int, gradients: Sequence[Tensor]) -> None:
@@ -97,20 +129,29 @@ class GpuBuckets:
                 "since the host reads whether another rank had one"
             )
 
-    def convert(self, bucket: int, slots: Sequence[Slot]) -> None:
-        """Bring reduced gradients from the bucket to where p.grad will be."""
-        self._move(bucket, [(slot, slot.home) for slot in slots if slot.home is not None], unpack=True)
+    def results(self, bucket: int, slots: Sequence[Slot]) -> list[Tensor]:
+        """The reduced gradients, in memory that may be handed out and has the parameters' dtype."""
+        results, converted = [], []
+        for slot in slots:
+            assert slot.view is not None
+            if slot.view.dtype is slot.parameter.dtype:
+                results.append(slot.view)
+                continue
+            home = slot.free_home() or _gpu.backend.empty_like(slot.parameter.detach())
+            slot.home = home
+            converted.append((slot, home))
+            results.append(home)
+        self._move(bucket, converted, unpack=True)
+        return results
 
     def wait(self, bucket: int) -> None:
         """The current stream waits for the bucket's reduction."""
         self._plan.wait(bucket, self._stream())
         _gpu.backend.joined(self._plan.stream)
 
-    def begin_step(self) -> None:
-        """Forget what was noted and not launched."""
-        for noted, streams in zip(self._noted, self._streams, strict=True):
-            noted.clear()
-            streams.clear()
+    def leave(self, text: str) -> None:
+        """Tell the peers that this rank gives the plan up, and why."""
+        self._plan.leave(text)
 
     def close(self) -> None:
         """Give the plan up; its memory lives as long as it is used."""
@@ -145,3 +186,7 @@ class GpuBuckets:
             )  # fmt: skip
         if groups:
             _gpu.backend.joined(self._stream())
+
+
+def _shares(tensor: Tensor, storage: torch.UntypedStorage) -> bool:
+    return tensor.layout is torch.strided and tensor.untyped_storage()._cdata == storage._cdata

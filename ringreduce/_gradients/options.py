@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -52,8 +53,7 @@ def named_parameters_of(
     pairs = list(named_parameters)
     if any(not isinstance(p, tuple) or len(p) != 2 or not isinstance(p[0], str) for p in pairs):
         raise ValueError("named_parameters: expected (name, tensor) pairs, as from model.named_parameters()")
-    names = [name for name, _ in pairs]
-    duplicates = sorted({name for name in names if names.count(name) > 1})
+    duplicates = sorted(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
     if duplicates:
         raise ValueError(f"named_parameters: names must be unique, got twice: {duplicates}")
     name_of = {id(parameter): name for name, parameter in pairs}

@@ -1,11 +1,13 @@
 """Which gradient goes where: the layout of the buckets, as pure functions.
 
-    bucket   | view of p7 |pad| view of p6 |pad| view of p5 |pad| presence: p7 p6 p5 |
+    bucket   | view of p7 |pad| view of p6 |pad| view of p5 |pad| presence: p7 p6 p5 | marks |
 
 Parameters are laid in the order in which their gradients arrive, so that a bucket is full
-early and its reduction overlaps the rest of backward. The tail has one element for each
-parameter: 1 where this rank has a gradient, 0 where it has none. After the reduction zero
-means that no rank had one, in every operation that is allowed (Average and Sum).
+early and its reduction overlaps the rest of backward. Behind them is a tail with one element for
+each parameter: 1 where this rank has a gradient, 0 where it has none. After the reduction zero
+means that no rank had one, in every operation that is allowed (Average and Sum). The last bucket,
+which every rank launches when its backward pass has ended, also has the presence of parameters of
+which no gradient was ever seen, and marks (marks.py). Where there is no dense gradient it is all tail.
 """
 
 from __future__ import annotations
@@ -28,12 +30,19 @@ class Bucket:
     dtype: torch.dtype
     members: list[int] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)  # of each member's view, in elements
-    end: int = 0  # of the views; the presence elements follow
+    end: int = 0  # of the views; the tail follows
+    unseen: list[int] = field(default_factory=list)  # parameters of which only the presence is here
+    marks: int = 0  # elements at the end
+
+    @property
+    def presence(self) -> int:
+        """Elements that say who has a gradient: of `members`, then of `unseen`."""
+        return len(self.members) + len(self.unseen)
 
     @property
     def elements(self) -> int:
-        """Views and presence."""
-        return self.end + len(self.members)
+        """Views and tail."""
+        return self.end + self.presence + self.marks
 
     def add(self, index: int, numel: int) -> None:
         """Append a parameter of `numel` elements."""
@@ -67,7 +76,7 @@ def lay_out(
 
 
 def view_like(flat: Tensor, offset: int, parameter: Tensor) -> Tensor:
-    """A part of `flat` with the parameter's shape, and its strides where they fill memory.
+    """A part of `flat`, from element `offset` on, with the parameter's shape, and its strides where they fill memory.
 
     These are the strides that autograd gives the gradient, so optimizers and foreach
     kernels take the same paths as without buckets.

@@ -1,0 +1,158 @@
+"""From parameters to a plan: what the ranks agree on once, and the buckets that follow from it.
+
+The agreement is one allgather. A rank whose backward pass fails before there is a plan takes part all
+the same: it says why, does not wait, and so nobody waits for it.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ringreduce import _agreement, _context, _dtypes, _gpu, _submit
+from ringreduce._gradients import marks
+from ringreduce._gradients.arena import Arena, make_arena
+from ringreduce._gradients.drift import DriftGuard
+from ringreduce._gradients.gpu_memory import GpuMemory
+from ringreduce._gradients.layout import BUCKET_BYTES, Bucket, lay_out
+from ringreduce._gradients.options import Options
+from ringreduce._gradients.plan import BucketMemory, GradientPlan
+from ringreduce._gradients.slot import Kind, Slot
+from ringreduce.compression import effective
+from ringreduce.errors import RingreduceError
+from ringreduce.handle import Handle
+from ringreduce.process_set import ProcessSet
+
+
+class Agreed(NamedTuple):
+    """The same on all ranks, as are the kinds of the slots."""
+
+    order: list[int]  # of the slots in the buckets
+    channel: int
+    drifted: bool  # the ranks' parameters are not the same
+
+
+class Meeting:
+    """The exchange of one optimizer with its peers: all of them say something, or that they have failed.
+
+    Args:
+        name: of the optimizer, the same on all ranks and different from that of any other.
+    """
+
+    def __init__(self, name: str, process_set: ProcessSet) -> None:
+        self._name = f"{name}.plan"
+        self._set = process_set
+        self._given_up: tuple[Any, Handle[Any]] | None = None  # (context, our message that nobody waited for)
+
+    def exchange(self, mine: Any) -> list[Any]:
+        """What all ranks of the set say, in their order. RingreduceError if one has failed."""
+        given_up, self._given_up = self._given_up, None
+        if given_up is not None and given_up[0] is _context.current:
+            given_up[1].wait()
+        output, sizes = self._submit((True, mine)).wait()
+        said = [pickle.loads(bytes(part.tolist())) for part in output.split(sizes)]
+        failed = [(rank, why) for rank, (fine, why) in zip(self._set.registered_ranks(), said, strict=True) if not fine]
+        if failed:
+            raise RingreduceError("; ".join(f"rank {rank} has left the gradient step: {why}" for rank, why in failed))
+        return [what for _, what in said]
+
+    def give_up(self, why: str) -> None:
+        """Tell the others, who wait in `exchange` or come to it, that this rank has failed. Does not wait."""
+        if self._given_up is None or self._given_up[0] is not _context.current:
+            self._given_up = (_context.current, self._submit((False, why)))
+
+    def _submit(self, message: Any) -> Handle[tuple[Tensor, list[int]]]:
+        data = torch.frombuffer(bytearray(pickle.dumps(message)), dtype=torch.uint8)
+        return _submit.allgather(data, self._name, self._set)
+
+
+def agree(
+    slots: Sequence[Slot], arrivals: Sequence[int], options: Options, meeting: Meeting, guard: DriftGuard
+) -> Agreed:
+    """With all ranks of the set: compare the parameters, and learn which gradients there are.
+
+    Sets the kind of each slot. `arrivals` is the order in which this rank's gradients came;
+    rank 0's counts. Raises RingreduceError on all ranks if parameters or options differ.
+    """
+    for slot in slots:
+        grad = slot.parameter.grad
+        if grad is not None:
+            sparse = grad.is_sparse and not options.sparse_as_dense
+            slot.kind = max(slot.kind, Kind.SPARSE if sparse else Kind.DENSE)
+    said = [("the options", options.described())]
+    said += [(slot.name, _described(slot.parameter)) for slot in slots]
+    channel = _context.require().engine.next_channel()
+    kinds = bytes(slot.kind for slot in slots)
+    everyone = meeting.exchange((_agreement.digest(said), kinds, list(arrivals), channel, guard.full_digest()))
+    digests, kinds_of, orders, channels, parameters = zip(*everyone, strict=True)
+    if len(set(digests)) > 1:
+        _agreement.raise_difference("the ranks optimize different parameters", said, options.process_set)
+    for slot in slots:
+        slot.kind = Kind(max(of_rank[slot.index] for of_rank in kinds_of))
+    # What rank 0 did not see comes last, in reverse registration order.
+    order = list(dict.fromkeys([*orders[0], *reversed(range(len(slots)))]))
+    return Agreed(order, max(channels), len(set(parameters)) > 1)
+
+
+def _described(parameter: Tensor) -> str:
+    """What must agree. The stride of a dimension with one element has no meaning."""
+    strides = tuple(s if n > 1 else 1 for s, n in zip(parameter.stride(), parameter.shape, strict=True))
+    layout = "" if parameter.is_contiguous() else f" with strides {strides}"
+    return f"{tuple(parameter.shape)} {parameter.dtype}{layout}"
+
+
+def build(slots: Sequence[Slot], agreed: Agreed, early: bool, options: Options, guard: DriftGuard) -> GradientPlan:
+    """The buckets, and each slot's place in them. Unless `early`, none is launched before the end of the pass."""
+    buckets = _buckets(slots, agreed.order, options)
+    buckets[-1].unseen = [slot.index for slot in slots if slot.kind is Kind.UNSEEN]
+    buckets[-1].marks = marks.COUNT + DriftGuard.ELEMENTS
+    for slot in slots:
+        slot.reset()
+    memory = _memory(slots, buckets, agreed, options)
+    return GradientPlan(buckets, slots, len(buckets) - 1 if early else 0, memory, guard)
+
+
+def _buckets(slots: Sequence[Slot], order: Sequence[int], options: Options) -> list[Bucket]:
+    wire = _wire_dtypes(slots, options)
+    numels = [slot.parameter.numel() for slot in slots]
+    dense = [index for index in order if slots[index].kind is Kind.DENSE]
+    limit = BUCKET_BYTES
+    if options.num_groups:
+        nbytes = sum(numels[index] * wire[index].itemsize for index in dense)
+        limit = -(-nbytes // options.num_groups)
+    return lay_out(dense, numels, wire, bucket_bytes=limit) or [Bucket(torch.float32)]
+
+
+def _memory(slots: Sequence[Slot], buckets: list[Bucket], agreed: Agreed, options: Options) -> BucketMemory:
+    spec = [(bucket.elements, _dtypes.CODES[bucket.dtype]) for bucket in buckets]
+    factor = options.gradient_predivide_factor
+    op, scales, process_set = int(options.op), (1.0 / factor, factor), options.process_set
+    gpu = _gpu_of(slots)
+    if gpu is None:
+        return Arena(make_arena(spec, op, *scales, process_set, agreed.channel), buckets)
+    return GpuMemory(
+        buckets, spec, gpu, op, *scales, process_set,
+        lambda: make_arena(spec, op, *scales, process_set, agreed.channel),
+    )  # fmt: skip
+
+
+def _gpu_of(slots: Sequence[Slot]) -> int | None:
+    """The GPU that has all parameters; None where the CPU has them."""
+    places = {_gpu.place(slot.parameter): slot for slot in slots}
+    if len(places) > 1:
+        where = "; ".join(f"{slot.name} on {place}" for place, slot in places.items())
+        raise ValueError(f"the parameters of an optimizer are on one device ({where}); make an optimizer for each")
+    first = slots[0].parameter if slots else None
+    return _gpu.backend.index(first) if first is not None and _gpu.backend.holds(first) else None
+
+
+def _wire_dtypes(slots: Sequence[Slot], options: Options) -> list[torch.dtype]:
+    """In which dtype each gradient is reduced."""
+    compression = effective(options.compression, options.process_set)
+    dtypes = {slot.parameter.dtype for slot in slots}
+    wire = {d: compression.compress(torch.zeros(1, dtype=d, device="cpu"))[0].dtype for d in dtypes}
+    return [wire[slot.parameter.dtype] for slot in slots]

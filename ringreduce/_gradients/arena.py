@@ -1,0 +1,140 @@
+"""The buckets of one optimizer in memory that the ranks of a host share.
+
+    side 0   | view | view | view | tail |   aliases of the views are handed out as p.grad
+    side 1   | view | view | view | tail |   untouched, unless somebody still holds gradients of side 0
+
+Peers reduce a bucket where it lies, so its memory is written to in every step. What a program still
+holds when p.grad has been cleared (a list of gradients, a view, a numpy array) must keep its numbers,
+and memory cannot move under its holder. So a bucket of which anything is held turns to its other side
+for good, and from then on copies are handed out. Holders are seen by the use count of the storage: each
+view has a storage of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.dlpack import from_dlpack
+
+from ringreduce import _context, _segments
+from ringreduce._core import Plan, Segment
+from ringreduce._gradients.holders import CAN_COUNT, is_held
+from ringreduce._gradients.layout import Bucket, view_like
+from ringreduce._gradients.slot import Slot, same_memory
+from ringreduce.objects import allgather_object
+from ringreduce.process_set import ProcessSet
+
+class Arena:
+    """Memory and reductions of the buckets in shared memory.
+
+    Args:
+        plan: the core's.
+        buckets: its layout.
+    """
+
+    reads_at_once = True
+
+    def __init__(self, plan: Plan, buckets: Sequence[Bucket]) -> None:
+        self._plan = plan
+        self._buckets = buckets
+        self._turned = [not CAN_COUNT] * len(buckets)
+        self._offsets: dict[int, int] = {}  # slot -> element of its bucket at which the view begins
+        self._addresses: dict[int, int] = {}  # slot -> address of its view
+        self.flat = [self._part(at, 0, 0, bucket.elements) for at, bucket in enumerate(buckets)]
+        self.wait = plan.wait
+        self.close = plan.close
+
+    def _part(self, bucket: int, side: int, offset: int, elements: int) -> Tensor:
+        """A part of a bucket with a storage of its own."""
+        dtype = self._buckets[bucket].dtype
+        part = self._plan.part(bucket, side, offset * dtype.itemsize, elements * dtype.itemsize)
+        tensor: Tensor = from_dlpack(part)
+        return tensor.view(dtype)
+
+    def assign(self, slot: Slot, offset: int) -> None:
+        """Give the slot its view, from element `offset` of its bucket on."""
+        self._offsets[slot.index] = offset
+        part = self._part(slot.bucket, int(self._turned[slot.bucket]), offset, slot.parameter.numel())
+        slot.view = view_like(part, 0, slot.parameter)
+        self._addresses[slot.index] = slot.view.data_ptr()
+
+    def begin(self, bucket: int, slots: Sequence[Slot]) -> None:
+        """See that nobody holds the memory, and that the views are still where they were made."""
+        for slot in slots:
+            if slot.view is not None and slot.view.data_ptr() != self._addresses[slot.index]:
+                self.assign(slot, self._offsets[slot.index])  # share_memory_() has moved the storage
+        if not self._turned[bucket] and any(self._is_held(slot) for slot in slots):
+            self._turned[bucket] = True
+            for slot in slots:
+                self.assign(slot, self._offsets[slot.index])
+
+    @staticmethod
+    def _is_held(slot: Slot) -> bool:
+        """Whether the program has an alias of the view that is not p.grad, where it may change as in plain torch."""
+        view = slot.view
+        if view is None or slot.in_view() or (slot.aside is not None and same_memory(slot.aside, view)):
+            return False
+        return is_held(view, slot.handed)
+
+    def _hands_out(self, slot: Slot) -> bool:
+        return not self._turned[slot.bucket] and self._buckets[slot.bucket].dtype is slot.parameter.dtype
+
+    def place(self, slot: Slot) -> None:
+        """The parameter's gradient has come: bring it into its view while it is in the caches."""
+        if self._hands_out(slot):
+            slot.place_in_view(hand_out=True)
+        slot.placed = True
+
+    def launch(self, bucket: int, placed: Sequence[Slot]) -> None:
+        """See that the gradients are in their views (hooks may have changed p.grad), and start the reduction."""
+        for slot in placed:
+            slot.place_in_view(self._hands_out(slot))
+        self._plan.launch(bucket, int(self._turned[bucket]))
+
+    def results(self, bucket: int, slots: Sequence[Slot]) -> list[Tensor]:
+        """The reduced gradients, in memory that may be handed out."""
+        return [self._result(slot) for slot in slots]
+
+    def _result(self, slot: Slot) -> Tensor:
+        view = slot.view
+        assert view is not None
+        if slot.aside is not None or self._hands_out(slot):
+            return view
+        slot.home = slot.free_home() or torch.empty_like(slot.parameter, requires_grad=False)
+        return slot.home.copy_(view)
+
+    def check_readable(self) -> None:
+        """Tails can always be read."""
+
+    def leave(self, text: str) -> None:
+        """Tell the peers that this rank gives the plan up, and why."""
+        self._plan.leave(text)
+
+
+def make_arena(
+    spec: Sequence[tuple[int, int]], op: int, prescale: float, postscale: float,
+    process_set: ProcessSet, channel: int,
+) -> Plan:  # fmt: skip
+    """The core's plan, in a segment that the ranks of a host share. By all ranks of the set.
+
+    Args:
+        spec: (elements, dtype code) of each bucket.
+        channel: number that is free on all ranks of the set, for messages between hosts.
+        op, prescale, postscale: the reduction.
+    """
+    context = _context.require()
+    segment = _share(context, spec, process_set)
+    return Plan(context.engine, process_set.process_set_id or 0, spec, op, prescale, postscale, segment, channel)
+
+
+def _share(context: _context.Context, spec: Sequence[tuple[int, int]], process_set: ProcessSet) -> Segment:
+    members = process_set.registered_ranks()
+    local = [r for r in members if context.host_of[r] == context.host_of[context.rank]]
+    shared = _segments.share(
+        Plan.segment_bytes(len(local), list(spec)), context.rank, members, context.host_of,
+        lambda item: allgather_object(item, "ringreduce.arena", process_set),
+    )  # fmt: skip
+    assert shared.segment is not None
+    return shared.segment

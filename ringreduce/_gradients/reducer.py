@@ -1,0 +1,509 @@
+"""The phases of a step: what happens to gradients, and when.
+
+    BETWEEN ──first hook──► PASS ──end of backward──► REDUCING ──all buckets done──► BETWEEN
+                              │                          │
+                              └── an exception: what was not reduced is dropped, the peers are told ──► BETWEEN
+
+In a PASS each gradient is placed in its bucket as it comes, and full buckets are launched; at its end zeros
+for what did not come, the rest is launched, and waited for. So gradients are complete when `backward()` returns.
+Passes under `no_sync()`, and those before the last of `backward_passes_per_step`, only accumulate. What
+is still local when `step()` comes is reduced there.
+
+Whether something is reduced is decided from what all ranks know, never from this rank's p.grad: ranks cannot
+decide differently. docs/gradients.md has the table of all that a program may do.
+
+In the first pass nothing is launched: at its end the ranks agree on the parameters, on which gradients are sparse,
+and on rank 0's order of arrival, and only then the buckets are laid out. The same when the plan has been given up:
+since a parameter has changed its dtype or layout, or a rank's backward pass has failed.
+"""
+
+from __future__ import annotations
+
+import enum
+import itertools
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ringreduce import _context, _submit
+from ringreduce._gradients import agreement
+from ringreduce._gradients.backward import BackwardEnd
+from ringreduce._gradients.drift import DriftGuard
+from ringreduce._gradients.names import optimizer_name
+from ringreduce._gradients.options import Options
+from ringreduce._gradients.plan import GradientPlan
+from ringreduce._gradients.rest import reduce_rest, reduce_sparse
+from ringreduce._gradients.slot import Kind, Slot, layout_of
+from ringreduce.errors import PlanLeftError, RingreduceError, RingreduceTimeoutError
+
+_REPLAN = "asks for a new plan: "  # a reason to leave after which all ranks agree anew at once
+
+
+class Phase(enum.Enum):
+    """Where an optimizer stands."""
+
+    BETWEEN = enum.auto()
+    PASS = enum.auto()  # gradients are coming
+    REDUCING = enum.auto()  # all buckets are launched
+
+
+class Reducer:
+    """Reduces the gradients of named parameters over a process set of which we are a member.
+
+    Args:
+        all_parameters: of the optimizer now, those that are frozen too; for the drift guard.
+    """
+
+    _serials = itertools.count()
+
+    def __init__(
+        self,
+        named: Sequence[tuple[str, Tensor]],
+        options: Options,
+        all_parameters: Callable[[], Sequence[tuple[str, Tensor]]],
+    ) -> None:
+        self.serial = next(Reducer._serials)
+        self.options = options
+        self._name = optimizer_name(options.process_set)
+        self._meeting = agreement.Meeting(self._name, options.process_set)
+        self._all_parameters = all_parameters
+        self._guard: DriftGuard | None = None
+        self._guarded: _context.Context | None = None  # the life of the library that the guard is for
+        self._slots: list[Slot] = []  # those with hooks, in registration order
+        self._frozen: list[tuple[str, Tensor]] = []  # parameters without requires_grad so far
+        self._hooks: dict[int, tuple[Any, Any]] = {}  # of each slot
+        weakref.finalize(self, _remove, self._hooks).atexit = False
+        self._end = BackwardEnd(weakref.ref(self))
+        self._plan: GradientPlan | None = None
+        self._lost: list[GradientPlan] = []  # failed: their memory may still be in use
+        self._order: list[int] = []  # in which gradients arrived before there was a plan
+        self._repeats = False  # a gradient came twice in one pass (reentrant checkpointing)
+        self._moved: list[Slot] = []  # set aside in this pass
+        self._phase = Phase.BETWEEN
+        self._pass_number = 0
+        self._holding = False  # under no_sync()
+        self._passes = 0  # of the current group of backward_passes_per_step
+        self._syncing = False  # this pass ends with a reduction
+        self._done = False  # there was a reduction since step() or zero_grad()
+        self._local = False  # a pass has accumulated since
+        self._steps = 0
+        self.superseded = False  # another optimizer has taken a parameter over
+        self.add(named)
+
+    # Parameters and hooks
+
+    def add(self, named: Sequence[tuple[str, Tensor]]) -> None:
+        """More parameters; those that require no grad are watched until they do."""
+        self._frozen += named
+        self._hook_new()
+
+    def _hook_new(self) -> None:
+        new = [pair for pair in self._frozen if pair[1].requires_grad]
+        if not new:
+            return
+        self._frozen = [pair for pair in self._frozen if not pair[1].requires_grad]
+        for name, parameter in new:
+            slot = Slot(len(self._slots), name, parameter)
+            self._slots.append(slot)
+            self._hook(slot)
+        self._replan(f"it has {len(new)} more parameter(s) that require grad, such as {new[0][0]!r}")
+
+    def _hook(self, slot: Slot) -> None:
+        before, after = _hook_pair(weakref.ref(self), slot)
+        register = slot.parameter.register_post_accumulate_grad_hook
+        self._hooks[slot.index] = (
+            slot.parameter.register_hook(before),  # type: ignore[no-untyped-call]
+            register(after),  # type: ignore[no-untyped-call]
+        )
+
+    def _hook_again(self, slot: Slot) -> None:
+        """torch.utils.swap_tensors() takes a parameter's hooks away with its old content."""
+        hooks = getattr(slot.parameter, "_post_accumulate_grad_hooks", None) or ()
+        if self._hooks[slot.index][1].id not in hooks:
+            self._hook(slot)
+
+    def supersede(self) -> None:
+        """Another optimizer has one of the parameters now: do nothing more."""
+        self.superseded = True
+        _remove(self._hooks)
+        self._drop_plan()
+
+    def before_gradient(self, slot: Slot) -> None:
+        """Hook: a gradient of this parameter is about to be accumulated."""
+        if self._alone():
+            return
+        if self._phase is Phase.PASS:
+            self._launch_full()
+            if self._plan is not None and slot.kind is Kind.DENSE and self._plan.launched(slot):
+                self._comes_late(slot)
+                return
+        if slot.before_gradient():
+            self._moved.append(slot)
+            self._end.arm()
+
+    def after_gradient(self, slot: Slot) -> None:
+        """Hook: p.grad has this parameter's gradient."""
+        self._end.arm()
+        if self._phase is not Phase.PASS:
+            self._begin_pass(cleared=not slot.moved)
+        if slot.late or self._alone():
+            return
+        if torch.is_grad_enabled():
+            raise RingreduceError(
+                "backward(create_graph=True) cannot keep the graph through a reduction of gradients: get the gradients "
+                "by torch.autograd.grad(..., create_graph=True), reduce them by ringreduce.grouped_allreduce(), which "
+                "is differentiable, and assign them to p.grad"
+            )
+        if slot.came == self._pass_number:
+            self._came_twice()
+        slot.came = self._pass_number
+        slot.has_come()
+        if self._plan is None:
+            self._order.append(slot.index)
+        elif self._syncing and slot.view is not None:
+            self._plan.place(slot)
+
+    def _launch_full(self) -> None:
+        if self._plan is None:
+            return
+        try:
+            self._plan.launch_full()
+        except PlanLeftError as error:
+            self._was_left(error)
+
+    def _was_left(self, error: PlanLeftError) -> None:
+        """A peer has given the plan up: raise its reason, or agree with all of them at the end of this pass."""
+        if _REPLAN not in str(error):
+            self._forget_pass()
+            raise error
+        self._lose_plan()
+
+    def _came_twice(self) -> None:
+        self._repeats = True
+        if self._plan is not None:
+            self._plan.early = 0
+
+    def _comes_late(self, slot: Slot) -> None:
+        """Its bucket is being reduced: what comes now is reduced at the end of the pass."""
+        self._came_twice()
+        if not slot.late:
+            slot.late, slot.parameter.grad = True, None
+
+    def _begin_pass(self, cleared: bool) -> None:
+        limit = self.options.backward_passes_per_step
+        if self._phase is Phase.REDUCING:
+            raise AssertionError("backward() while gradients are being reduced; call synchronize() first")
+        if self.superseded:
+            return
+        self._check_local_gradients()
+        if not self._holding:
+            if self._passes == limit and limit > 1 and not cleared:
+                raise AssertionError(
+                    f"more than backward_passes_per_step={limit} backward passes before step(); "
+                    "call step() and zero_grad(), or raise backward_passes_per_step"
+                )
+            self._passes = self._passes % limit + 1
+        self._syncing = not self._holding and self._passes == limit
+        self._phase = Phase.PASS
+        self._local = True
+        self._pass_number += 1
+        self._hook_new()
+        self._check_plan()
+
+    def _check_plan(self) -> None:
+        """Whether the plan still fits; before anything of this step is launched."""
+        if self._plan is not None and self._plan.context is not _context.current:
+            self._plan = None  # of an earlier life of the library
+        if self._plan is None:
+            if not self._alone():
+                self._drift_guard().began()
+            return
+        for slot in self._slots:
+            if slot.layout != layout_of(slot.parameter):
+                self._replan(f"its parameter {slot.name!r} is now {_shown(slot.parameter)}")
+                return
+
+    # The listener of BackwardEnd
+
+    def launch(self) -> None:
+        """The backward pass has ended: launch what is not under way yet."""
+        for slot in self._moved:
+            slot.put_back()  # where no gradient came: autograd.grad() does not touch p.grad
+        self._moved.clear()
+        if self._phase is not Phase.PASS:
+            return
+        self._phase = Phase.BETWEEN
+        if self._syncing:
+            self._launch_rest()
+        elif not self._alone():
+            self._note_local_gradients()
+
+    def complete(self) -> None:
+        """Wait for the reduction, if one is in flight, and deliver the results."""
+        while self._phase is Phase.REDUCING:
+            plan = self._plan
+            assert plan is not None
+            try:
+                said = plan.wait()
+            except RingreduceTimeoutError:
+                raise  # still in flight: synchronize() waits on
+            except PlanLeftError as error:
+                self._was_left(error)
+                self._launch_rest()
+                continue
+            except RingreduceError:
+                self._lost.append(plan)
+                self._plan = None
+                self._forget_pass()
+                raise
+            self._phase = Phase.BETWEEN
+            self._finish(plan, said.late, said.steps_differ)
+
+    def failed(self, why: str) -> None:
+        """The backward pass has raised an exception."""
+        for slot in self._moved:
+            slot.put_back()
+        self._moved.clear()
+        if self._phase is not Phase.PASS:
+            return
+        self._phase = Phase.BETWEEN
+        if self._alone():
+            return
+        if self._syncing:
+            try:
+                if self._plan is not None:
+                    self._plan.leave(why)
+                else:
+                    self._meeting.give_up(why)
+            except RingreduceError:
+                pass  # the library is shut down or broken: the others know
+        self._forget_pass()
+
+    def _forget_pass(self) -> None:
+        """Nothing of a failed pass stays: the next one begins anew, with a plan that all agree on."""
+        self._phase = Phase.BETWEEN
+        if self._syncing:
+            self._passes = 0
+            self._drop_plan()
+        for slot in self._slots:
+            slot.drop()
+        self._local = False
+
+    # Reductions
+
+    def finish(self) -> None:
+        """Before step(): make up for reductions that no backward pass has made."""
+        if self._alone():
+            return
+        self.complete()
+        self._check_local_gradients()
+        if self._local or not self._done:
+            self._syncing = True
+            self._hook_new()
+            self._check_plan()
+            self._launch_rest()
+            self.complete()
+        undelivered = [slot for slot in self._slots if not slot.delivered]
+        if undelivered:
+            for slot in undelivered:
+                self._hook_again(slot)
+            reduce_rest(undelivered, self.options, self._name)
+
+    def reduced_loss(self, loss: Any) -> Any:
+        """What a closure has returned, reduced like the gradients, so that all ranks decide alike on it."""
+        if self._alone() or isinstance(loss, bool) or not isinstance(loss, (float, int, Tensor)):
+            return loss
+        options = self.options
+        tensor = loss.detach() if isinstance(loss, Tensor) else torch.tensor(loss, dtype=torch.float64, device="cpu")
+        handle = _submit.allreduce([tensor], False, f"{self._name}.loss", options.op, 1.0, 1.0, options.process_set)
+        (result,) = handle.wait()
+        return result if isinstance(loss, Tensor) else result.item()
+
+    def _launch_rest(self) -> None:
+        if self._alone():
+            self._reduced()
+            return
+        try:
+            plan = self._plan
+            if plan is None or plan.context is not _context.current:
+                plan = self._plan = self._agree()
+            self._phase = Phase.REDUCING
+            plan.launch_rest(any(slot.late for slot in self._slots), self._steps)
+        except PlanLeftError as error:
+            self._was_left(error)
+            self._launch_rest()
+        except ValueError:  # a capture that cannot be: nothing of it has run
+            self._phase = Phase.BETWEEN
+            if self._plan is not None:
+                self._plan.give_up_step()
+            for slot in self._slots:
+                slot.unplace()  # gradients that are not cleared count as local again
+            raise
+        except RingreduceError:
+            self._forget_pass()
+            raise
+
+    def _agree(self) -> GradientPlan:
+        guard = self._drift_guard()
+        agreed = agreement.agree(self._slots, self._order, self.options, self._meeting, guard)
+        self._order = agreed.order
+        if agreed.drifted:
+            guard.report(whole=True)
+        return agreement.build(self._slots, agreed, not self._repeats, self.options, guard)
+
+    def _finish(self, plan: GradientPlan, late: bool, steps_differ: bool) -> None:
+        """The buckets are reduced on all ranks: what they did not take along."""
+        reduce_sparse([slot for slot in self._slots if slot.kind is Kind.SPARSE], self.options, self._name)
+        if late:
+            self._reduce_late()
+        appeared = [slot for slot in self._slots if slot.appeared]
+        if appeared:
+            reduce_rest(appeared, self.options, self._name)
+            for slot in appeared:
+                slot.appeared = False
+            self._drop_plan()  # they get places
+        self._reduced()
+        if steps_differ:
+            self._raise_different_steps()
+        if plan.drifted():
+            self._drift_guard().report()
+
+    def _reduce_late(self) -> None:
+        reduce_rest(self._slots, self.options, f"{self._name}.late")
+
+    def _reduced(self) -> None:
+        self._local = False
+        self._done = True
+
+    def _raise_different_steps(self) -> None:
+        steps = self._meeting.exchange(self._steps)
+        self._steps = max(steps)
+        ranks = self.options.process_set.registered_ranks()
+        said = ", ".join(f"rank {rank}: {count}" for rank, count in zip(ranks, steps, strict=True))
+        raise RingreduceError(
+            f"the ranks have taken different numbers of optimizer steps ({said}): a step is taken by all ranks or by "
+            "none; let all of them decide alike, as by ringreduce.allreduce() of what they decide on"
+        )
+
+    # The plan
+
+    def _replan(self, why: str) -> None:
+        """The plan does not fit any more: all ranks agree anew at the end of this pass."""
+        if self._plan is not None:
+            self._plan.leave(_REPLAN + why)
+            self._lose_plan()
+
+    def _lose_plan(self) -> None:
+        """Nothing of this step was reduced: gradients are local again, and wait for a new plan."""
+        for slot in self._slots:
+            slot.unplace()
+        self._phase = Phase.PASS if self._phase is Phase.PASS else Phase.BETWEEN
+        self._drop_plan()
+
+    def _drop_plan(self) -> None:
+        if self._plan is not None:
+            self._plan.close()
+        self._plan = None
+
+    def _drift_guard(self) -> DriftGuard:
+        if self._guard is None or self._guarded is not _context.current:
+            self._guard = DriftGuard(self._all_parameters, self.options.process_set)
+            self._guarded = _context.current
+        return self._guard
+
+    def _alone(self) -> bool:
+        return self.options.process_set.size() == 1
+
+    # Local gradients may not be changed: clipped before they are reduced, they are wrong without a word.
+
+    def _note_local_gradients(self) -> None:
+        for slot in self._slots:
+            if slot.local and slot.parameter.grad is not None:
+                slot.version = slot.parameter.grad._version
+
+    def _check_local_gradients(self) -> None:
+        for slot in self._slots:
+            grad = slot.parameter.grad
+            if slot.version >= 0 and slot.local and grad is not None and grad._version != slot.version:
+                slot.version = -1
+                raise RingreduceError(
+                    f"the gradient of {slot.name!r} was changed in place (clipped, unscaled) while it was still this "
+                    "rank's own: passes under no_sync(), or of a group that is not complete, are not reduced yet; call "
+                    "optimizer.synchronize() before, and step() within optimizer.skip_synchronize()"
+                )
+
+    # What the optimizer tells
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Passes within only accumulate."""
+        before, self._holding = self._holding, True
+        try:
+            yield
+        finally:
+            self._holding = before
+
+    def stepped(self) -> None:
+        """The optimizer has taken a step."""
+        self._steps += 1
+        self._begin_group()
+        for slot in self._slots:
+            slot.delivered = False
+        if self._guard is not None and self._guarded is _context.current:
+            self._guard.stepped()
+
+    def closure_called(self) -> None:
+        """A closure of step() was called, and what it left is reduced: its next call is another group of passes."""
+        self._begin_group()
+
+    def _begin_group(self) -> None:
+        self._done = self._local = False
+        self._passes = 0
+
+    def cleared(self) -> None:
+        """zero_grad() is being called: nothing may be in flight."""
+        if self._plan is not None and self._plan.context is not _context.current:
+            self._plan = None  # what was in flight has ended with an earlier life of the library
+            self._phase = Phase.BETWEEN
+        if self._phase is Phase.REDUCING or (self._plan is not None and self._plan.next > 0):
+            raise AssertionError(
+                "zero_grad() while gradients are being reduced; call it before backward() or after step()"
+            )
+        if 0 < self._passes < self.options.backward_passes_per_step:
+            self._check_local_gradients()
+        for slot in self._slots:
+            slot.clear()
+        if self._plan is not None:
+            self._plan.begin_step()
+        self._phase = Phase.BETWEEN
+        self._begin_group()
+
+
+def _shown(parameter: Tensor) -> str:
+    return f"{tuple(parameter.shape)} {parameter.dtype} with strides {parameter.stride()}"
+
+
+def _hook_pair(reducer: weakref.ref[Reducer], slot: Slot) -> tuple[Any, Any]:
+    """The hooks hold the reducer weakly: parameters may outlive their optimizer."""
+
+    def before(_grad: Tensor) -> None:
+        alive = reducer()
+        if alive is not None:
+            alive.before_gradient(slot)
+
+    def after(_parameter: Tensor) -> None:
+        alive = reducer()
+        if alive is not None:
+            alive.after_gradient(slot)
+
+    return before, after
+
+
+def _remove(hooks: dict[int, tuple[Any, Any]]) -> None:
+    for pair in hooks.values():
+        for hook in pair:
+            hook.remove()

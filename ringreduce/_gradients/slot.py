@@ -1,0 +1,230 @@
+"""One parameter's gradient: whose it is, and where it lies.
+
+A gradient is *local* (this rank's own: autograd made it, or the program assigned it) or *delivered*
+(the result of a reduction, the same on all ranks). What tells them apart is memory, never objects: a
+p.grad is the delivered one only while it is the same storage, offset, dtype and layout that was
+handed out, and that memory is kept alive here, so that its address cannot come to mean another one.
+
+    local gradient ──place──► view in the bucket ──reduction──► deliver ──► p.grad, an alias
+    a delivered p.grad, not cleared: set aside ──────────────────── added ────┘
+
+`view` is this rank's part of the bucket. What is handed out is an alias of it, or of `home`, memory
+of the slot's own, where the bucket has another dtype or may not be handed out (arena.py).
+"""
+
+from __future__ import annotations
+
+import enum
+
+import torch
+from torch import Tensor
+
+from ringreduce._gradients.holders import is_held
+
+
+class Kind(enum.IntEnum):
+    """What is known about a parameter's gradients, on any rank. The larger one wins."""
+
+    UNSEEN = 0  # no rank has had one: takes no room, only a mark
+    DENSE = 1
+    SPARSE = 2
+
+
+def same_memory(tensor: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are the same elements: address, dtype and layout."""
+    if tensor.layout is not other.layout or tensor.dtype is not other.dtype or tensor.shape != other.shape:
+        return False
+    if tensor.layout is torch.strided:
+        return tensor.data_ptr() == other.data_ptr() and tensor.stride() == other.stride()
+    return tensor.is_sparse and tensor._values().data_ptr() == other._values().data_ptr()
+
+
+def layout_of(parameter: Tensor) -> tuple[object, ...]:
+    """What a bucket's place for a gradient is made for; it may change under a parameter."""
+    return parameter.dtype, parameter.stride(), parameter.shape
+
+
+class Slot:
+    """State of one parameter. `bucket` and `place` are where its presence mark is."""
+
+    __slots__ = (
+        "appeared", "aside", "bucket", "came", "delivered", "handed", "home", "index", "kind", "late", "layout",
+        "local", "moved", "name", "parameter", "place", "placed", "saved", "version", "view",
+        "was_delivered",
+    )  # fmt: skip
+
+    def __init__(self, index: int, name: str, parameter: Tensor) -> None:
+        self.index = index
+        self.name = name
+        self.parameter = parameter
+        self.kind = Kind.UNSEEN
+        self.bucket = self.place = -1
+        self.layout: tuple[object, ...] = ()
+        self.view: Tensor | None = None
+        self.home: Tensor | None = None
+        self.handed: Tensor | None = None  # the memory that was delivered last
+        self.aside: Tensor | None = None  # a delivered gradient to which this step's is added
+        self.saved: Tensor | None = None  # its values, where the view is the same memory
+        self.delivered = False  # since the last step() or zero_grad(): the same on all ranks
+        self.was_delivered = False  # before the gradients came that are local now
+        self.local = False  # p.grad has gradients of backward passes that were not reduced yet
+        self.placed = False  # the view holds this step's gradient
+        self.moved = False  # p.grad was set aside, and nothing has come yet
+        self.late = False  # p.grad came again when its bucket was under way already
+        self.appeared = False  # a rank has a gradient, and there is no place for it yet
+        self.came = 0  # the backward pass in which the gradient came last
+        self.version = -1  # of a local p.grad at the end of the last pass
+
+    def reset(self) -> None:
+        """A new plan is made for the parameter as it is now."""
+        self.assign(-1, -1)
+        self.layout = layout_of(self.parameter)
+
+    def assign(self, bucket: int, place: int) -> None:
+        """Take a place in a new plan."""
+        self.bucket, self.place = bucket, place
+        self.view = self.home = None
+        self.placed = False
+
+    # Whose is p.grad?
+
+    def is_delivered(self) -> bool:
+        """Whether p.grad is, or was made from, the result of a reduction."""
+        grad = self.parameter.grad
+        return grad is not None and (self.delivered or (self.handed is not None and same_memory(grad, self.handed)))
+
+    def is_local(self) -> bool:
+        """Whether p.grad holds something that was not reduced yet."""
+        return self.parameter.grad is not None and not self.is_delivered()
+
+    def in_view(self) -> bool:
+        """Whether p.grad is this rank's part of the bucket."""
+        grad = self.parameter.grad
+        return grad is not None and self.view is not None and same_memory(grad, self.view)
+
+    # A backward pass
+
+    def before_gradient(self) -> bool:
+        """A gradient is about to be accumulated. Whether a delivered one was taken out of its way."""
+        if self.moved:
+            return False
+        grad = self.parameter.grad
+        if grad is None:  # the program has cleared it
+            self.aside, self.local = None, False
+        elif self.is_delivered():
+            self.aside, self.parameter.grad, self.moved = grad, None, True
+        return self.moved
+
+    def has_come(self) -> None:
+        """p.grad has the gradient."""
+        if not self.local:
+            self.was_delivered = self.delivered
+        self.local, self.moved, self.delivered = True, False, False
+
+    def put_back(self) -> None:
+        """No gradient came after `before_gradient` (autograd.grad() does that): undo it."""
+        if self.moved:
+            self.parameter.grad, self.aside, self.moved = self.aside, None, False
+
+    def gradient(self) -> Tensor | None:
+        """p.grad without a graph."""
+        grad = self.parameter.grad
+        return grad.detach() if grad is not None and grad.requires_grad else grad
+
+    def place_in_view(self, hand_out: bool) -> None:
+        """Bring p.grad into the view. With `hand_out` it lies there from then on."""
+        view, grad = self.view, self.gradient()
+        assert view is not None
+        assert grad is not None
+        if not same_memory(grad, view):
+            self.keep_aside()
+            view.copy_(grad.to_dense() if grad.is_sparse else grad)
+            if hand_out:
+                self.parameter.grad = view.detach()
+        self.placed = True
+
+    def place_nothing(self) -> None:
+        """This rank has no gradient: zeros. A delivered p.grad is set aside."""
+        self.aside = self.parameter.grad
+        self.parameter.grad = None
+        if self.view is not None:
+            self.keep_aside()
+            self.view.zero_()
+
+    def keep_aside(self) -> None:
+        """The view is about to be overwritten: if what was set aside is there, keep a copy of it."""
+        if self.aside is not None and self.view is not None and same_memory(self.aside, self.view):
+            self.saved = self.view.clone()
+
+    def unplace(self) -> None:
+        """The plan is given up before anything of this step was reduced: as before `place_...`."""
+        if self.saved is not None:
+            if self.placed:
+                self.aside = self.saved
+            elif self.aside is not None:
+                self.aside.copy_(self.saved)
+        if self.placed:
+            self.handed = None  # its memory has the local gradient
+        if not self.placed and self.parameter.grad is None:
+            self.parameter.grad, self.aside = self.aside, None
+        self.saved = None
+        self.placed = False
+
+    # The end of a reduction
+
+    def free_home(self) -> Tensor | None:
+        """Memory of the slot's own for a result, unless somebody holds what was handed out of it."""
+        return None if self.home is None or self.aside is not None or is_held(self.home, self.handed) else self.home
+
+    def deliver(self, result: Tensor | None) -> None:
+        """`result` is the same on all ranks: it becomes p.grad, or is added to what was set aside.
+
+        None: no rank had a gradient. The memory of `result` is the slot's, and an alias is handed out.
+        """
+        late = self.parameter.grad if self.late else None
+        if result is None:
+            if self.aside is not None:
+                self.parameter.grad = self.aside
+        else:
+            self.parameter.grad, self.handed = self._added(result)
+            self.delivered = True
+        self.settle()
+        if late is not None:  # a reduction of its own is to come
+            self.aside, self.parameter.grad = self.parameter.grad, late
+            self.local, self.delivered = True, False
+
+    def _added(self, result: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradient to hand out, and its memory for `handed`."""
+        aside = self.aside
+        if aside is None:
+            return (self.parameter.grad if self.in_view() else result.detach()), result  # type: ignore[return-value]
+        if self.saved is not None:  # `aside` is the memory of `result`: its holders see the sum, as in plain torch
+            result.add_(self.saved)
+            return aside, result
+        if aside.is_sparse:
+            aside = aside + result if result.is_sparse else result.add(aside)
+        else:
+            aside.add_(result)
+        return aside, aside.detach()
+
+    def settle(self) -> None:
+        """Nothing is under way, nothing is local."""
+        self.aside = self.saved = None
+        self.local = self.placed = self.moved = self.late = False
+        self.version = -1
+
+    def clear(self) -> None:
+        """The gradient is being cleared: nothing of it counts any more."""
+        self.settle()
+        self.delivered = False
+        self.handed = None
+
+    def drop(self) -> None:
+        """A pass has failed: what was not reduced is gone, what was delivered before it stays."""
+        if self.saved is not None and self.aside is not None:
+            self.aside.copy_(self.saved)
+        if self.local:
+            self.delivered = self.was_delivered
+        if self.local or self.placed or self.moved or self.aside is not None:
+            self.parameter.grad = self.aside
+        self.settle()
