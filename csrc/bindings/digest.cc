@@ -29,7 +29,7 @@ std::pair<uint64_t, std::vector<uint64_t>> digest_all(const Regions& regions) {
   if (bytes > kQuickBytes) release.emplace();
   std::vector<uint64_t> each;
   each.reserve(regions.size());
-  for (const auto& [address, bytes_of] : regions) each.push_back(digest(pointer(address), bytes_of));
+  for (const auto& [address, bytes_of] : regions) each.push_back(address ? digest(pointer(address), bytes_of) : 0);
   const uint64_t all = digest(each.data(), each.size() * sizeof(uint64_t));
   return {all, std::move(each)};
 }
