@@ -34,7 +34,7 @@ class _Rank(NamedTuple):
     hostname: str
     pid: int
     cores: frozenset[int]
-    settings: tuple[tuple[str, int], ...]  # those that must agree
+    settings: tuple[tuple[str, int | str], ...]  # those that must agree
     problem: str | None  # a setting that cannot be read
     gpus: Report | None  # None: no GPU
 
@@ -124,7 +124,7 @@ def _introduce(comm: Any, rank: int) -> _Rank:
         neighbours = comm.Split_type(MPI.COMM_TYPE_SHARED)
         leader = neighbours.bcast(rank)
         neighbours.Free()
-    settings: tuple[tuple[str, int], ...] = ()
+    settings: tuple[tuple[str, int | str], ...] = ()
     problem = None
     try:
         settings = load_settings()

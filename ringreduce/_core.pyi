@@ -171,8 +171,15 @@ class GpuPlan:
 # Reads tensors of the type through DLPack's C exchange API, if the type has it (torch from 2.10 on). Plain are then
 # tensors of the very type, on the CPU, contiguous, of real numbers (no bool), and without requires_grad.
 def use_exchange_api(tensor_type: type) -> None: ...
+# The digest of the drift guard (csrc/kernels/digest.h). `regions`: (address, bytes). Returns one of all of them in
+# their order, and one of each.
+def digest(regions: list[tuple[int, int]]) -> tuple[int, list[int]]: ...
+DIGEST_ELEMENTS: int  # 128
+# To and from DIGEST_ELEMENTS elements of a floating point or complex type at an address.
+def write_pairs(dtype: int, digest: int, to: int) -> None: ...
+def pairs_differ(dtype: int, address: int) -> bool: ...  # after a reduction: the ranks have written different digests
 def kernels_name() -> str: ...
-def load_settings() -> tuple[tuple[str, int], ...]: ...  # reads the environment; returns the settings that must agree over ranks; ValueError for a malformed one
+def load_settings() -> tuple[tuple[str, int | str], ...]: ...  # reads the environment; returns the settings that must agree over ranks; ValueError for a malformed one
 def setting_texts() -> list[tuple[str, str]]: ...  # every setting's variable and value in force, as load_settings found them
 def log(level: int, message: str) -> None: ...  # "ringreduce[rank]: message" on stderr, where RINGREDUCE_LOG is `level` or more
 

@@ -10,7 +10,7 @@ for which chosen CPU tensors are on a GPU.
 from __future__ import annotations
 
 import sysconfig
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,19 @@ class Cuda:
 
     def joined(self, stream: int) -> None:
         """The current stream is ordered behind `stream` (for tests; CUDA does it itself)."""
+
+    def to_host_later(self, flag: Tensor) -> Callable[[], bool]:
+        """A function that waits until what is enqueued now has run, and says what the flag on the GPU is then."""
+        host = torch.empty((), dtype=torch.bool, pin_memory=True)
+        host.copy_(flag, non_blocking=True)
+        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        copied.record()
+
+        def read() -> bool:
+            copied.synchronize()
+            return bool(host)
+
+        return read
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype, index: int | None = None) -> Tensor:
         """A new tensor on a GPU (None: the current one)."""

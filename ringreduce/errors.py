@@ -8,9 +8,14 @@ Exception
 └── RuntimeError
     └── RingreduceError          ranks that disagree, a peer that is lost, use before init()
         │                        or after shutdown(): raised on every rank that takes part
-        └── RingreduceTimeoutError   a deadline passed; the operation is still in flight
+        ├── RingreduceTimeoutError   a deadline passed; the operation is still in flight
+        └── DriftError               the ranks hold different parameters (RINGREDUCE_DRIFT=error, check())
 """
 
 from ringreduce._core import RingreduceError, RingreduceTimeoutError
 
-__all__ = ["RingreduceError", "RingreduceTimeoutError"]
+__all__ = ["DriftError", "RingreduceError", "RingreduceTimeoutError"]
+
+
+class DriftError(RingreduceError):
+    """The ranks hold different parameters, or whatever `check` was asked to compare; the same text on all ranks."""

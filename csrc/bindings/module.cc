@@ -300,7 +300,8 @@ NB_MODULE(_core, m) {
     const Settings& s = settings();
     return nb::make_tuple(nb::make_tuple("RINGREDUCE_CHUNK_BYTES", s.chunk_bytes),
                           nb::make_tuple("RINGREDUCE_FUSION_BYTES", s.fusion_bytes),
-                          nb::make_tuple("RINGREDUCE_TREE_ARITY", s.tree_arity));
+                          nb::make_tuple("RINGREDUCE_TREE_ARITY", s.tree_arity),
+                          nb::make_tuple("RINGREDUCE_DRIFT", s.drift));
   });
   m.def("setting_texts", [] { return setting_texts(); });
   m.def("log", [](int level, const std::string& message) { log(level, message); }, "level"_a, "message"_a);
@@ -310,4 +311,5 @@ NB_MODULE(_core, m) {
   bind_engine(m);
   bind_plan(m);
   bind_gpu(m);
+  bind_digest(m);
 }

@@ -85,4 +85,6 @@ void bind_gpu(nb::module_& m);
 void bind_gpu_engine(nb::class_<PyEngine>& c);
 void bind_gpu_op(nb::class_<PyOp>& c);
 
+void bind_digest(nb::module_& m);  // digest.cc
+
 }  // namespace ringreduce

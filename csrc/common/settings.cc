@@ -134,6 +134,7 @@ Parsed parse() {
   std::string sharing;
   read.text("NCCL_MULTI_RANK_GPU_ENABLE", &sharing);  // NCCL's own
   s.nccl_multi_rank_gpu = sharing == "1";
+  read.choice("RINGREDUCE_DRIFT", &s.drift, {"warn", "error", "off"});
   read.integer("RINGREDUCE_TREE_ARITY", &s.tree_arity, 1, 1024);
   read.integer("RINGREDUCE_LOG", &s.log_level, 0, 3);
   return parsed;

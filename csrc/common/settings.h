@@ -26,6 +26,7 @@ struct Settings {
   std::string nccl_library;               // RINGREDUCE_NCCL: the libnccl.so to use
   std::string gpu_path;                   // RINGREDUCE_GPU_PATH: nccl|host, "" chooses
   bool nccl_multi_rank_gpu = false;       // NCCL_MULTI_RANK_GPU_ENABLE: NCCL lets two ranks use one GPU
+  std::string drift = "warn";             // RINGREDUCE_DRIFT: warn|error|off
   int tree_arity = 8;                     // RINGREDUCE_TREE_ARITY: children of a negotiation node
   // A slot should stay in the caches. Between hosts it is divided by the rails, and their parts by the
   // hosts: the messages.

@@ -11,7 +11,9 @@
     agreement.py    what the ranks agree on before there is a plan
     rest.py         gradients that no bucket took along
     sparse.py       gradients that are gathered
-    drift.py        whether all ranks still have the same parameters
+    drift*.py       whether all ranks still have the same parameters
+    holders.py      whether the program still holds what was handed out
+    names.py        names of optimizers, the same on all ranks
     options.py      arguments of DistributedOptimizer
 
 docs/gradients.md has the rules, and a table of what happens when.

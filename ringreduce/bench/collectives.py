@@ -73,7 +73,7 @@ class Buffers:
 
     @cached_property
     def bucket(self) -> Tensor:
-        return from_dlpack(self.plan.buffer(0)).view(self.data.dtype)
+        return from_dlpack(self.plan.part(0, 0, 0, self.data.nbytes)).view(self.data.dtype)
 
     def mpi(self, tensor: Tensor, mpi_type: str | None) -> list[Any]:
         """The tensor as mpi4py's buffer, made once: converting it costs time in every call."""

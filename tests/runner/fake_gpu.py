@@ -7,7 +7,7 @@ kernel behind a stream, `joined` waits for the double's.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -74,6 +74,10 @@ class FakeCuda(Cuda):
     def joined(self, stream: int) -> None:
         self.double.rr_double_use_device(self.device)
         assert self.double.rr_double_stream_synchronize(ctypes.c_void_p(stream)) == 0
+
+    def to_host_later(self, flag: Tensor) -> Callable[[], bool]:
+        value = bool(flag)
+        return lambda: value
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype, index: int | None = None) -> Tensor:
         return self.cuda(torch.empty(tuple(shape), dtype=dtype))

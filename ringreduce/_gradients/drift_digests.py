@@ -1,0 +1,55 @@
+"""Digests of parameters on the CPU, and how they travel (csrc/kernels/digest.h)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ringreduce import _core, _dtypes
+from ringreduce._gradients.drift_windows import Piece, regions
+
+
+class Taken(NamedTuple):
+    """The digest of a window, as it was after a step."""
+
+    step: int  # 0: before the first
+    window: tuple[int, int]  # the number of the round in which it was taken, and of the window
+    digest: int | Tensor
+    each: Sequence[int] | Tensor  # a digest of each piece
+    pieces: Sequence[Piece]
+
+
+WHOLE = -1  # in place of a window: all parameters
+NOTHING = Taken(0, (-1, WHOLE), 0, (), ())  # says nothing of any parameter
+
+
+class CpuDigests:
+    """Digests of memory, taken by one core."""
+
+    every = 1  # how many reductions there are for one that is compared
+
+    def take(self, step: int, window: tuple[int, int], pieces: Sequence[Piece]) -> Taken:
+        """The digest of the pieces as they are now."""
+        copies: list[Tensor] = []
+        digest, each = _core.digest(regions(pieces, copies))
+        return Taken(step, window, digest, each, pieces)
+
+    def write(self, tail: Tensor, taken: Taken, _round: int) -> None:
+        """Write pairs of bits."""
+        assert isinstance(taken.digest, int)
+        _core.write_pairs(_dtypes.CODES[tail.dtype], taken.digest, tail.data_ptr())
+
+    def read(self, tail: Tensor, taken: Taken, _round: int) -> tuple[Taken, bool]:
+        """After the reduction: what was compared, and whether the ranks differ."""
+        return taken, _core.pairs_differ(_dtypes.CODES[tail.dtype], tail.data_ptr())
+
+    def number(self, taken: Taken) -> int:
+        """The digest."""
+        assert isinstance(taken.digest, int)
+        return taken.digest
+
+    def each(self, taken: Taken) -> list[int]:
+        """The digests of the pieces."""
+        return list(taken.each)
