@@ -17,5 +17,9 @@ from ringreduce._core import RingreduceError, RingreduceTimeoutError
 __all__ = ["DriftError", "RingreduceError", "RingreduceTimeoutError"]
 
 
+class PlanLeftError(RingreduceError):
+    """STUB"""
+
+
 class DriftError(RingreduceError):
     """The ranks hold different parameters, or whatever `check` was asked to compare; the same text on all ranks."""

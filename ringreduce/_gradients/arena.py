@@ -20,7 +20,7 @@ from torch.utils.dlpack import from_dlpack
 
 from ringreduce import _context, _segments
 from ringreduce._core import Plan, Segment
-from ringreduce._gradients.holders import CAN_COUNT, is_held
+from ringreduce._gradients.holders import CAN_COUNT, Watched
 from ringreduce._gradients.layout import Bucket, view_like
 from ringreduce._gradients.slot import Slot, same_memory
 from ringreduce.objects import allgather_object
@@ -41,7 +41,7 @@ class Arena:
         self._buckets = buckets
         self._turned = [not CAN_COUNT] * len(buckets)
         self._offsets: dict[int, int] = {}  # slot -> element of its bucket at which the view begins
-        self._addresses: dict[int, int] = {}  # slot -> address of its view
+        self._views: dict[int, tuple[int, Watched]] = {}  # slot -> address of its view, and that
         self.flat = [self._part(at, 0, 0, bucket.elements) for at, bucket in enumerate(buckets)]
         self.wait = plan.wait
         self.close = plan.close
@@ -58,25 +58,26 @@ class Arena:
         self._offsets[slot.index] = offset
         part = self._part(slot.bucket, int(self._turned[slot.bucket]), offset, slot.parameter.numel())
         slot.view = view_like(part, 0, slot.parameter)
-        self._addresses[slot.index] = slot.view.data_ptr()
+        del part
+        self._views[slot.index] = (slot.view.data_ptr(), Watched(slot.view))
 
     def begin(self, bucket: int, slots: Sequence[Slot]) -> None:
         """See that nobody holds the memory, and that the views are still where they were made."""
         for slot in slots:
-            if slot.view is not None and slot.view.data_ptr() != self._addresses[slot.index]:
+            if slot.view is not None and slot.view.data_ptr() != self._views[slot.index][0]:
                 self.assign(slot, self._offsets[slot.index])  # share_memory_() has moved the storage
         if not self._turned[bucket] and any(self._is_held(slot) for slot in slots):
             self._turned[bucket] = True
+            self.flat[bucket] = self._part(bucket, 1, 0, self._buckets[bucket].elements)
             for slot in slots:
                 self.assign(slot, self._offsets[slot.index])
 
-    @staticmethod
-    def _is_held(slot: Slot) -> bool:
+    def _is_held(self, slot: Slot) -> bool:
         """Whether the program has an alias of the view that is not p.grad, where it may change as in plain torch."""
         view = slot.view
         if view is None or slot.in_view() or (slot.aside is not None and same_memory(slot.aside, view)):
             return False
-        return is_held(view, slot.handed)
+        return self._views[slot.index][1].is_held(slot.handed)
 
     def _hands_out(self, slot: Slot) -> bool:
         return not self._turned[slot.bucket] and self._buckets[slot.bucket].dtype is slot.parameter.dtype
@@ -102,8 +103,7 @@ class Arena:
         assert view is not None
         if slot.aside is not None or self._hands_out(slot):
             return view
-        slot.home = slot.free_home() or torch.empty_like(slot.parameter, requires_grad=False)
-        return slot.home.copy_(view)
+        return slot.home_memory(torch.empty_like).copy_(view)
 
     def check_readable(self) -> None:
         """Tails can always be read."""

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ringreduce._buckets import is_dense
+from ringreduce._gradients.layout import is_dense
 
 Named = tuple[str, Tensor]
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ringreduce import _context, _dtypes, _gpu, _submit
 from ringreduce._core import Gpu, GpuPlan, Plan
-from ringreduce._gradients.holders import use_count
+from ringreduce._gradients.holders import Watched
 from ringreduce._gradients.layout import Bucket, is_dense, view_like
 from ringreduce._gradients.slot import Slot, same_memory
 from ringreduce.objects import allgather_object
@@ -60,6 +60,7 @@ class GpuMemory:
             _gpu.backend.record(flat, self._plan.stream, index)
         self._offsets: dict[int, int] = {}  # slot -> element of its bucket at which the view begins
         self._streams: list[set[int]] = [set() for _ in spec]  # on which gradients came
+        self._watched: list[Watched | None] = [None] * len(buckets)
 
     def _allocate(self, elements: int, dtype: torch.dtype) -> Tensor:
         return _gpu.backend.empty((elements,), dtype, self._gpu.device).zero_()
@@ -71,22 +72,22 @@ class GpuMemory:
 
     def begin(self, bucket: int, slots: Sequence[Slot]) -> None:
         """See that nobody holds the memory. A CUDA graph has the addresses: there it stays what it is."""
-        if not self._gpu.capturing(self._stream()) and self._is_held(bucket, slots):
+        watched = self._watched[bucket]
+        if watched is None:  # nothing is handed out yet: what refers to it now is ours
+            self._watched[bucket] = Watched(self.flat[bucket])
+        elif not self._gpu.capturing(self._stream()) and self._is_held(watched, slots):
+            self._watched[bucket] = None
             flat = self.flat[bucket] = self._allocate(self._buckets[bucket].elements, self._buckets[bucket].dtype)
             _gpu.backend.record(flat, self._plan.stream, self._gpu.device)
             self._plan.set_buffer(bucket, flat.data_ptr())
             for slot in slots:
                 self.assign(slot, self._offsets[slot.index])
 
-    def _is_held(self, bucket: int, slots: Sequence[Slot]) -> bool:
-        """Whether the program has an alias of a view that is not p.grad: by the use count of the bucket's storage."""
-        storage = self.flat[bucket].untyped_storage()
-        ours = 2  # `flat` and `storage`
-        for slot in slots:
-            grad = slot.parameter.grad
-            mine = [slot.view, grad, slot.aside, None if slot.handed is slot.view else slot.handed]
-            ours += sum(t is not None and _shares(t, storage) for t in mine)
-        return use_count(storage) > ours
+    @staticmethod
+    def _is_held(watched: Watched, slots: Sequence[Slot]) -> bool:
+        """Whether the program has an alias of a view that is not p.grad."""
+        ours = [t for slot in slots for t in (slot.parameter.grad, slot.aside, slot.handed) if t is not slot.view]
+        return watched.is_held(*ours)
 
     def place(self, slot: Slot) -> None:
         """The parameter's gradient is there, or has changed."""
@@ -137,8 +138,7 @@ class GpuMemory:
             if slot.view.dtype is slot.parameter.dtype:
                 results.append(slot.view)
                 continue
-            home = slot.free_home() or _gpu.backend.empty_like(slot.parameter.detach())
-            slot.home = home
+            home = slot.home_memory(_gpu.backend.empty_like)
             converted.append((slot, home))
             results.append(home)
         self._move(bucket, converted, unpack=True)
@@ -187,6 +187,3 @@ class GpuMemory:
         if groups:
             _gpu.backend.joined(self._stream())
 
-
-def _shares(tensor: Tensor, storage: torch.UntypedStorage) -> bool:
-    return tensor.layout is torch.strided and tensor.untyped_storage()._cdata == storage._cdata

@@ -78,11 +78,6 @@ class GradientPlan:
         self._memory = memory
         self._guard = guard
         self._members = [[slots[i] for i in (*bucket.members, *bucket.unseen)] for bucket in buckets]
-        self._presence = [
-            flat[bucket.end : bucket.end + bucket.presence] for flat, bucket in zip(memory.flat, buckets, strict=True)
-        ]
-        tail = memory.flat[-1][buckets[-1].end + buckets[-1].presence :]
-        self._marks, self._digest = tail[: marks.COUNT], tail[marks.COUNT :]
         for at, (bucket, members) in enumerate(zip(buckets, self._members, strict=True)):
             for place, slot in enumerate(members):
                 slot.assign(at, place)
@@ -96,6 +91,17 @@ class GradientPlan:
         self._absent: list[list[int]] = [[] for _ in self.buckets]  # places in the bucket
         self._begun = [False] * len(self.buckets)
         self.next = 0
+
+    def _presence(self, index: int) -> Tensor:
+        """Who has a gradient in a bucket."""
+        bucket = self.buckets[index]
+        return self._memory.flat[index][bucket.end : bucket.end + bucket.presence]
+
+    def _tail(self) -> tuple[Tensor, Tensor]:
+        """The marks, and the digest of parameters."""
+        last = self.buckets[-1]
+        tail = self._memory.flat[-1][last.end + last.presence :]
+        return tail[: marks.COUNT], tail[marks.COUNT :]
 
     def launched(self, slot: Slot) -> bool:
         """Whether the slot's bucket is under way in this step."""
@@ -140,15 +146,14 @@ class GradientPlan:
         placed = self._settle(index)
         if self._absent[index]:
             self._memory.check_readable()
-        presence = self._presence[index].fill_(1)
+        presence = self._presence(index).fill_(1)
         for place in self._absent[index]:
             presence[place] = 0
         if index == len(self.buckets) - 1:
+            said, digest = self._tail()
             if self._memory.reads_at_once:
-                marks.write(self._marks, late, steps)
-            else:
-                self._marks.zero_()
-            self._guard.write(self._digest)
+                marks.write(said, late, steps)
+            self._guard.write(digest)
         self._memory.launch(index, placed)
         self.next += 1
 
@@ -177,10 +182,10 @@ class GradientPlan:
         for index, slots in enumerate(self._members):
             present = [True] * len(slots)
             if self._absent[index]:
-                present = (self._presence[index] != 0).tolist()
+                present = (self._presence(index) != 0).tolist()
             self._deliver(index, slots, present)
         self.begin_step()
-        return marks.read(self._marks) if self._memory.reads_at_once else marks.Marks(False, False)
+        return marks.read(self._tail()[0]) if self._memory.reads_at_once else marks.Marks(False, False)
 
     def _deliver(self, index: int, slots: Sequence[Slot], present: Sequence[bool]) -> None:
         there = [slot for slot, anywhere in zip(slots, present, strict=True) if anywhere and slot.kind is Kind.DENSE]
@@ -194,7 +199,7 @@ class GradientPlan:
 
     def drifted(self) -> bool:
         """Whether the ranks' parameters are seen to differ."""
-        return self._guard.differs(self._digest)
+        return self._guard.differs(self._tail()[1])
 
     def leave(self, text: str) -> None:
         """Tell the peers that this rank gives the plan up."""

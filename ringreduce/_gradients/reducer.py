@@ -141,6 +141,7 @@ class Reducer:
             if self._plan is not None and slot.kind is Kind.DENSE and self._plan.launched(slot):
                 self._comes_late(slot)
                 return
+        self._check_local_gradient(slot)
         if slot.before_gradient():
             self._moved.append(slot)
             self._end.arm()
@@ -199,7 +200,6 @@ class Reducer:
             raise AssertionError("backward() while gradients are being reduced; call synchronize() first")
         if self.superseded:
             return
-        self._check_local_gradients()
         if not self._holding:
             if self._passes == limit and limit > 1 and not cleared:
                 raise AssertionError(
@@ -422,19 +422,20 @@ class Reducer:
 
     def _note_local_gradients(self) -> None:
         for slot in self._slots:
-            if slot.local and slot.parameter.grad is not None:
-                slot.version = slot.parameter.grad._version
+            slot.note_version()
 
     def _check_local_gradients(self) -> None:
         for slot in self._slots:
-            grad = slot.parameter.grad
-            if slot.version >= 0 and slot.local and grad is not None and grad._version != slot.version:
-                slot.version = -1
-                raise RingreduceError(
-                    f"the gradient of {slot.name!r} was changed in place (clipped, unscaled) while it was still this "
-                    "rank's own: passes under no_sync(), or of a group that is not complete, are not reduced yet; call "
-                    "optimizer.synchronize() before, and step() within optimizer.skip_synchronize()"
-                )
+            self._check_local_gradient(slot)
+
+    @staticmethod
+    def _check_local_gradient(slot: Slot) -> None:
+        if slot.was_edited():
+            raise RingreduceError(
+                f"the gradient of {slot.name!r} was changed in place (clipped, unscaled) while it was still this "
+                "rank's own: passes under no_sync(), or of a group that is not complete, are not reduced yet; call "
+                "optimizer.synchronize() before, and step() within optimizer.skip_synchronize()"
+            )
 
     # What the optimizer tells
 

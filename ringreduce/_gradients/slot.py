@@ -15,11 +15,12 @@ of the slot's own, where the bucket has another dtype or may not be handed out (
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from ringreduce._gradients.holders import is_held
+from ringreduce._gradients.holders import Watched
 
 
 class Kind(enum.IntEnum):
@@ -61,7 +62,7 @@ class Slot:
         self.bucket = self.place = -1
         self.layout: tuple[object, ...] = ()
         self.view: Tensor | None = None
-        self.home: Tensor | None = None
+        self.home: Watched | None = None
         self.handed: Tensor | None = None  # the memory that was delivered last
         self.aside: Tensor | None = None  # a delivered gradient to which this step's is added
         self.saved: Tensor | None = None  # its values, where the view is the same memory
@@ -115,11 +116,26 @@ class Slot:
             self.aside, self.parameter.grad, self.moved = grad, None, True
         return self.moved
 
+    def note_version(self) -> None:
+        """At the end of a pass that only accumulates: what is done to a local p.grad from now on is seen."""
+        grad = self.parameter.grad
+        self.version = grad._version if self.local and grad is not None else -1
+
+    def was_edited(self) -> bool:
+        """Whether a local p.grad was changed in place since then."""
+        version, self.version = self.version, -1
+        grad = self.parameter.grad
+        edited = version >= 0 and grad is not None and grad._version != version
+        if not edited:
+            self.version = version
+        return edited
+
     def has_come(self) -> None:
         """p.grad has the gradient."""
         if not self.local:
             self.was_delivered = self.delivered
         self.local, self.moved, self.delivered = True, False, False
+        self.version = -1
 
     def put_back(self) -> None:
         """No gradient came after `before_gradient` (autograd.grad() does that): undo it."""
@@ -172,9 +188,12 @@ class Slot:
 
     # The end of a reduction
 
-    def free_home(self) -> Tensor | None:
-        """Memory of the slot's own for a result, unless somebody holds what was handed out of it."""
-        return None if self.home is None or self.aside is not None or is_held(self.home, self.handed) else self.home
+    def home_memory(self, allocate: Callable[[Tensor], Tensor]) -> Tensor:
+        """Memory of the slot's own for a result: the last one's, unless somebody holds it."""
+        home = self.home
+        if home is None or self.aside is not None or home.is_held(self.handed):
+            home = self.home = Watched(allocate(self.parameter.detach()))
+        return home.tensor
 
     def deliver(self, result: Tensor | None) -> None:
         """`result` is the same on all ranks: it becomes p.grad, or is added to what was set aside.
