@@ -32,12 +32,13 @@ class GpuBuckets:
         spec: (elements, dtype code) of each bucket.
         index: the GPU.
         op, prescale, postscale: the reduction.
+        channel: of the plan.
         make_host_plan: the same buckets on the CPU, for where NCCL cannot be used.
     """
 
     def __init__(
         self, spec: Sequence[tuple[int, int]], index: int, op: int, prescale: float, postscale: float,
-        process_set: ProcessSet, make_host_plan: Callable[[], Plan],
+        process_set: ProcessSet, channel: int, make_host_plan: Callable[[], Plan],
     ) -> None:  # fmt: skip
         engine, set_id = _context.require().engine, process_set.process_set_id or 0
         self._gpu: Gpu = _gpu.attached(index)
@@ -53,7 +54,7 @@ class GpuBuckets:
             for (elements, _), dtype in zip(spec, dtypes, strict=True)
         ]
         buckets = [(flat.data_ptr(), *each) for flat, each in zip(self.flat, spec, strict=True)]
-        self._plan = GpuPlan(engine, set_id, infos, buckets, op, prescale, postscale, self._host)
+        self._plan = GpuPlan(engine, set_id, infos, buckets, op, prescale, postscale, self._host, channel)
         for flat in self.flat:
             _gpu.backend.record(flat, self._plan.stream, index)
         self._noted: list[list[Slot]] = [[] for _ in spec]

@@ -82,7 +82,7 @@ class GradientPlan:
             if gpu is None:
                 self._memory = ArenaBuckets(arena_plan(), [bucket.dtype for bucket in buckets])
             else:
-                self._memory = GpuBuckets(spec, gpu, op, prescale, postscale, process_set, arena_plan)
+                self._memory = GpuBuckets(spec, gpu, op, prescale, postscale, process_set, channel, arena_plan)
             self.flat = self._memory.flat
         self._presence = [flat[bucket.end :] for flat, bucket in zip(self.flat, buckets, strict=True)]
         self.begin_step()

@@ -9,6 +9,7 @@ import torch
 
 from ringreduce import _agreement, _context, _gpu
 from ringreduce._buckets import BUCKET_BYTES, Bucket, lay_out
+from ringreduce._core import agree_channel
 from ringreduce._options import Options
 from ringreduce._plan import GradientPlan
 from ringreduce._slots import Kind, Slot
@@ -36,17 +37,17 @@ def agree(slots: Sequence[Slot], arrivals: Sequence[int], options: Options) -> A
             slot.kind = max(slot.kind, Kind.SPARSE if sparse else Kind.DENSE)
     said = [("the options", options.described())]
     said += [(slot.name, f"{tuple(slot.parameter.shape)} {slot.parameter.dtype}") for slot in slots]
-    channel = _context.require().engine.next_channel()
-    mine = (_agreement.digest(said), bytes(slot.kind for slot in slots), list(arrivals), channel)
+    offer = _context.require().engine.offer_channel()
+    mine = (_agreement.digest(said), bytes(slot.kind for slot in slots), list(arrivals), offer)
     everyone = allgather_object(mine, "ringreduce.plan", options.process_set)
-    digests, kinds, orders, channels = zip(*everyone, strict=True)
+    digests, kinds, orders, offers = zip(*everyone, strict=True)
     if len(set(digests)) > 1:
         _agreement.raise_difference("the ranks optimize different parameters", said, options.process_set)
     for slot in slots:
         slot.kind = Kind(max(of_rank[slot.index] for of_rank in kinds))
     # What rank 0 did not see comes last, in reverse registration order.
     order = list(dict.fromkeys([*orders[0], *reversed(range(len(slots)))]))
-    return Agreed(order, max(channels))
+    return Agreed(order, agree_channel(list(offers)))
 
 
 def build(slots: Sequence[Slot], agreed: Agreed, early: bool, options: Options) -> GradientPlan:
