@@ -7,6 +7,7 @@ import numpy
 
 class RingreduceError(RuntimeError): ...
 class RingreduceTimeoutError(RingreduceError): ...  # a deadline passed; the operation is still in flight
+class PlanLeftError(RingreduceError): ...  # a rank has left the gradient plan in the middle of a step; all else goes on
 
 # dtype codes: index into this tuple; likewise reduction operations (Horovod's numbers).
 DTYPES: tuple[str, ...]  # ("uint8", "int8", "int16", "int32", "int64", "float16", "bfloat16", "float32", "float64", "complex64", "complex128", "bool")
@@ -130,7 +131,9 @@ class Engine:
     def gpu_info(self, set_id: int) -> bytes: ...  # this rank's part in making a communicator of the set
     # How the set's GPU operations run: ("nccl", "") or ("host", why). ValueError before its first one.
     def gpu_path(self, set_id: int) -> tuple[str, str]: ...
-    def next_channel(self) -> int: ...  # the lowest channel number free on this rank; a plan needs one that is free on all its ranks (the maximum)
+    # This rank's part in agreeing on the channel of a new plan: gather it from all ranks of the set, then agree_channel.
+    # One plan after the other on a rank: until it is made or given up, another offer would lead to the same tags.
+    def offer_channel(self) -> str: ...
 
     def state(self) -> str: ...  # multi-line: what is pending, since when, who is missing (for hang reports)
 
@@ -148,6 +151,12 @@ class Plan:
     def part(self, bucket: int, side: int, offset: int, nbytes: int) -> memoryview_like: ...
     def launch(self, bucket: int, side: int = 0) -> None: ...  # what is on that side; buckets in order 0, 1, ... within a step; returns at once, makes a little progress
     def wait(self, bucket: int) -> None: ...  # until this bucket's last launch is complete on this rank; raises RingreduceError
+    # This rank's backward pass has failed, and `why` (at most 960 bytes of it) says how: on every rank launch() and wait()
+    # of a bucket that is not complete raise PlanLeftError at once. Returns at once, and raises nothing where the engine is
+    # broken anyway. Close the plan afterwards and agree on a new one. Until then other ranks may still read and write
+    # this rank's buckets.
+    def leave(self, why: str) -> None: ...
+    # In the middle of a step the plan is left. Memory that messages still use is kept until they are over.
     def close(self) -> None: ...
 
 class GpuPlan:
@@ -159,13 +168,16 @@ class GpuPlan:
     # buckets: (device address, elements, dtype code); the memory outlives close() by the GPU's work.
     # host: where gpu_path says "host": a Plan with the same buckets, through which the data goes.
     def __init__(self, engine: Engine, set_id: int, infos: list[bytes], buckets: list[tuple[int, int, int]], op: int,
-                 prescale: float, postscale: float, host: Plan | None) -> None: ...
+                 prescale: float, postscale: float, host: Plan | None, channel: int) -> None: ...
     @property
     def stream(self) -> int: ...  # on which the reductions run
+    def set_buffer(self, bucket: int, data: int) -> None: ...  # its device address from its next launch on
     # After what is on `stream` now; buckets in order 0, 1, ... within a step. The host does not wait for the GPU.
     def launch(self, bucket: int, stream: int) -> None: ...
     # `stream` waits for the bucket's last launch. The host waits at most until that is enqueued.
     def wait(self, bucket: int, stream: int) -> None: ...
+    # As Plan.leave. On ranks that learn of it NCCL's communicator is aborted, so that streams run on.
+    def leave(self, why: str) -> None: ...
     def close(self) -> None: ...
 
 # Reads tensors of the type through DLPack's C exchange API, if the type has it (torch from 2.10 on). Plain are then
@@ -178,6 +190,9 @@ DIGEST_ELEMENTS: int  # 128
 # To and from DIGEST_ELEMENTS elements of a floating point or complex type at an address.
 def write_pairs(dtype: int, digest: int, to: int) -> None: ...
 def pairs_differ(dtype: int, address: int) -> bool: ...  # after a reduction: the ranks have written different digests
+# The channel of a new plan from the offers of all ranks of its set, by set rank; ValueError on all of them if there is none left.
+# Looks for one from number `start` on, the same on all ranks.
+def agree_channel(offers: list[str], start: int) -> int: ...
 def kernels_name() -> str: ...
 def load_settings() -> tuple[tuple[str, int | str], ...]: ...  # reads the environment; returns the settings that must agree over ranks; ValueError for a malformed one
 def setting_texts() -> list[tuple[str, str]]: ...  # every setting's variable and value in force, as load_settings found them

@@ -9,16 +9,13 @@ Exception
     └── RingreduceError          ranks that disagree, a peer that is lost, use before init()
         │                        or after shutdown(): raised on every rank that takes part
         ├── RingreduceTimeoutError   a deadline passed; the operation is still in flight
+        ├── PlanLeftError        a rank's backward pass has failed; the next one begins anew
         └── DriftError               the ranks hold different parameters (RINGREDUCE_DRIFT=error, check())
 """
 
-from ringreduce._core import RingreduceError, RingreduceTimeoutError
+from ringreduce._core import PlanLeftError, RingreduceError, RingreduceTimeoutError
 
-__all__ = ["DriftError", "RingreduceError", "RingreduceTimeoutError"]
-
-
-class PlanLeftError(RingreduceError):
-    """STUB"""
+__all__ = ["DriftError", "PlanLeftError", "RingreduceError", "RingreduceTimeoutError"]
 
 
 class DriftError(RingreduceError):

@@ -132,16 +132,19 @@ void bind_gpu_plan(nb::module_& m) {
   nb::class_<PyGpuPlan>(m, "GpuPlan")
       .def("__init__", [](PyGpuPlan* self, PyEngine& engine, int set_id, const std::vector<nb::bytes>& infos,
                           const std::vector<std::tuple<size_t, size_t, int>>& buckets, int op, double prescale,
-                          double postscale, PyPlan* host) {
+                          double postscale, PyPlan* host, int64_t channel) {
         std::vector<GpuBucketSpec> specs;
         for (const auto& [data, count, dtype] : buckets) specs.push_back({static_cast<char*>(pointer(data)), count, to_dtype(dtype)});
         std::shared_ptr<GpuPlan> plan;
         raise_if(engine.get().add_gpu_plan(set_id, to_infos(infos), specs, op, prescale, postscale,
-                                           host ? host->plan : nullptr, &plan));
+                                           host ? host->plan : nullptr, channel, &plan));
         new (self) PyGpuPlan{&engine, plan};
       }, nb::keep_alive<1, 2>(), "engine"_a, "set_id"_a, "infos"_a, "buckets"_a, "op"_a, "prescale"_a, "postscale"_a,
-           "host"_a.none())
+           "host"_a.none(), "channel"_a)
       .def_prop_ro("stream", [](const PyGpuPlan& self) { return reinterpret_cast<size_t>(self.plan->stream().get()); })
+      .def("set_buffer", [](const PyGpuPlan& self, int bucket, size_t data) {
+        self.engine->get().set_buffer(*self.plan, bucket, static_cast<char*>(pointer(data)));
+      }, "bucket"_a, "data"_a, nb::call_guard<nb::gil_scoped_release>())
       .def("launch", [](const PyGpuPlan& self, int bucket, size_t stream) {
         Engine& engine = self.engine->get();
         Status status;
@@ -157,6 +160,15 @@ void bind_gpu_plan(nb::module_& m) {
           return engine.wait_bucket(*self.plan, bucket, pointer(stream), slice, done);
         });
       }, "bucket"_a, "stream"_a)
+      .def("leave", [](const PyGpuPlan& self, const std::string& why) {
+        Engine& engine = self.engine->get();
+        Status status;
+        {
+          nb::gil_scoped_release release;
+          status = engine.leave(self.plan->id(), why);
+        }
+        raise_if(status);
+      }, "why"_a)
       .def("close", [](const PyGpuPlan& self) { self.engine->get().remove_plan(self.plan); });
 }
 

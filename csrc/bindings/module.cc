@@ -236,7 +236,7 @@ void bind_engine(nb::module_& m) {
     raise_if(self.get().add_set(set_id, ranks, std::move(segment)));
   }, "set_id"_a, "ranks"_a, "segment"_a);
   c.def("remove_set", [](PyEngine& self, int set_id) { raise_if(self.get().remove_set(set_id)); }, "set_id"_a);
-  c.def("next_channel", [](PyEngine& self) { return self.get().next_channel(); });
+  c.def("offer_channel", [](PyEngine& self) { return self.get().offer_channel(); });
   c.def("state", [](PyEngine& self) { return self.get().state(); });
   bind_submissions(c);
   bind_gpu_engine(c);
@@ -248,7 +248,7 @@ void bind_plan(nb::module_& m) {
         return Plan::segment_bytes(local_size, specs(buckets));
       }, "local_size"_a, "buckets"_a)
       .def("__init__", [](PyPlan* self, PyEngine& engine, int set_id, const std::vector<std::pair<size_t, int>>& buckets, int op,
-                          double prescale, double postscale, std::shared_ptr<Segment> segment, int channel) {
+                          double prescale, double postscale, std::shared_ptr<Segment> segment, int64_t channel) {
         std::shared_ptr<Plan> plan;
         raise_if(engine.get().add_plan(set_id, specs(buckets), op, prescale, postscale, segment, channel, &plan));
         new (self) PyPlan{&engine, plan, segment};
@@ -272,6 +272,15 @@ void bind_plan(nb::module_& m) {
         Engine& engine = self.engine->get();
         wait_with_signals([&](double slice, bool* done) { return engine.wait_bucket(*self.plan, bucket, slice, done); });
       }, "bucket"_a)
+      .def("leave", [](const PyPlan& self, const std::string& why) {
+        Engine& engine = self.engine->get();
+        Status status;
+        {
+          nb::gil_scoped_release release;
+          status = engine.leave(self.plan->id(), why);
+        }
+        raise_if(status);
+      }, "why"_a)
       .def("close", [](const PyPlan& self) { self.engine->get().remove_plan(self.plan); });
 }
 
@@ -284,6 +293,7 @@ NB_MODULE(_core, m) {
   nb::set_leak_warnings(false);
   nb::exception<CoreError> error(m, "RingreduceError", PyExc_RuntimeError);
   nb::exception<CoreTimeout>(m, "RingreduceTimeoutError", error.ptr());
+  nb::exception<CorePlanLeft>(m, "PlanLeftError", error.ptr());
   pthread_atfork(nullptr, nullptr, [] { fork_count.fetch_add(1); });
   nb::list names;
   for (int i = 0; i < kDTypeCount; ++i) names.append(nb::str(info(static_cast<DType>(i)).name));
@@ -293,6 +303,11 @@ NB_MODULE(_core, m) {
   m.attr("MIN") = static_cast<int>(kOpMin);
   m.attr("MAX") = static_cast<int>(kOpMax);
   m.attr("PRODUCT") = static_cast<int>(kOpProduct);
+  m.def("agree_channel", [](const std::vector<std::string>& offers, uint64_t start) {
+    int64_t channel = 0;
+    raise_if(PlanChannel::agree(offers, start, &channel));
+    return channel;
+  }, "offers"_a, "start"_a);
   m.def("kernels_name", [] { return std::string(kernels_name()); });
   m.def("load_settings", [] {
     reload_settings();

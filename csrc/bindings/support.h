@@ -24,12 +24,18 @@ struct CoreTimeout : CoreError {
   using CoreError::CoreError;
 };
 
+// A rank has left a gradient plan; the engine goes on.
+struct CorePlanLeft : CoreError {
+  using CoreError::CoreError;
+};
+
 inline std::atomic<int> fork_count{0};
 
 inline void raise_if(const Status& status) {
   if (status.is_ok()) return;
   if (status.code() == Code::kInvalid || status.code() == Code::kUnsupported) throw nb::value_error(status.text().c_str());
   if (status.code() == Code::kTimeout) throw CoreTimeout(status.text());
+  if (status.code() == Code::kPlanLeft) throw CorePlanLeft(status.text());
   throw CoreError(status.text());
 }
 

@@ -21,6 +21,7 @@ class SendWindow {
   uint64_t take() { return taken_++; }
   bool open(uint64_t ticket) const { return ticket < done_ + kMost; }
   void done() { ++done_; }
+  void lift() { done_ = UINT64_MAX / 2; }  // tickets were taken that nobody will use
 
  private:
   static constexpr uint64_t kMost = 2;  // while one is on its way, the next one's receiver is asked
@@ -39,7 +40,7 @@ struct Channel {
   static constexpr int kTags = 40;  // tags per channel
   // Tags within a channel. Transfers of an operation's step t use tag t % kSlots: counted within
   // the operation, as the steps of the in-host channel differ from host to host.
-  static constexpr int kTreeUp = 32, kTreeDown = 33, kDirect = 34, kDirectHeader = 35;
+  static constexpr int kTreeUp = 32, kTreeDown = 33, kDirect = 34, kDirectHeader = 35, kLastWords = 36;
 
   int tag(int index) const { return first_tag + index; }
   int world(int set_rank) const { return topology->world[set_rank]; }

@@ -16,6 +16,7 @@ enum class Code {
   kPeerLost,     // a rank died or shut down
   kTimeout,      // a deadline passed
   kShutdown,     // this rank shut down, or never started
+  kPlanLeft,     // a rank has left a gradient plan; all else goes on
   kSystem,       // the operating system, MPI or NCCL reported an error
 };
 

@@ -157,37 +157,26 @@ Status Engine::wait(const Op& op, double timeout_s, double slice_s, bool* done) 
 }
 
 Status Engine::add_plan(int set_id, const std::vector<BucketSpec>& buckets, int op, double prescale, double postscale,
-                        std::shared_ptr<Segment> segment, int channel, std::shared_ptr<Plan>* plan) {
+                        std::shared_ptr<Segment> segment, int64_t channel, std::shared_ptr<Plan>* plan) {
   Lock lock(mutex_);
   ProcessSet* set;
   RR_TRY(find(set_id, &set));
-  if ((channel + 1) * Channel::kTags > Net::kMaxTag)
-    return {Code::kInvalid, "too many gradient plans at a time; close optimizers that are no longer used"};
+  if (!PlanChannel::valid(channel)) return {Code::kInvalid, "channel: " + std::to_string(channel) + " is none for a plan"};
   Submission scales;
   scales.op = op;
   scales.prescale = prescale;
   scales.postscale = postscale;
   *plan = std::make_shared<Plan>(set->topology(), buckets, scales.reduction(), scales.scale(set->topology().size),
-                                 std::move(segment), config_.net.get(), bell_, channel);
+                                 std::move(segment), config_.net.get(), bell_, PlanId{set_id, channel}, set->departures());
   plans_.push_back(*plan);
-  return Status::ok();
-}
-
-int Engine::next_channel() {
-  Lock lock(mutex_);
-  int next = kSetChannels;
-  for (const auto& plan : plans_) next = std::max(next, plan->channel() + 1);
-  return next;
-}
-
-void Engine::remove_plan(const std::shared_ptr<Plan>& plan) {
-  Lock lock(mutex_);
-  plans_.erase(std::remove(plans_.begin(), plans_.end(), plan), plans_.end());
+  return register_plan((*plan)->id());
 }
 
 Status Engine::launch(Plan& plan, int bucket, int side) {
   Lock lock(mutex_);
   RR_TRY(usable());
+  if (const Status status = hear(); !status.is_ok()) return fail(status), broken_;
+  RR_TRY(plan.left());
   plan.launch(bucket, side);
   // What is ready now is done now, while it is in the caches; nothing here waits.
   for (bool moved = true; moved && broken_.is_ok();) {
@@ -197,14 +186,17 @@ Status Engine::launch(Plan& plan, int bucket, int side) {
     if (moved && drivers_) bell_->ring();
   }
   if (!drivers_ && background_work()) wake_.notify_one();
-  return broken_;
+  return plan.left().is_ok() ? broken_ : plan.left();
 }
 
 Status Engine::wait_bucket(Plan& plan, int bucket, double slice_s, bool* done) {
   Lock lock(mutex_);
-  Status status = wait_until(lock, [&] { return plan.complete(bucket); }, slice_s);
+  ++bucket_waiters_;
+  Status status = wait_until(lock, [&] { return plan.complete(bucket) || plan.lost(bucket); }, slice_s);
+  --bucket_waiters_;
   *done = plan.complete(bucket);
-  return *done ? Status::ok() : overdue(plan, bucket, status);
+  if (*done) return Status::ok();
+  return plan.lost(bucket) ? plan.left() : overdue(plan, bucket, status);
 }
 
 // An error if a bucket that is not done will not be, or has taken too long.
@@ -249,9 +241,10 @@ void Engine::close(double timeout_s) {
     return std::any_of(sets_.begin(), sets_.end(), [](const auto& set) { return set.second->sending(); });
   };
   (void)wait_until(lock, [&] { return !committed(); }, timeout_s);
-  (void)wait_until(lock, [&] { return !sending(); }, std::min(timeout_s, kFarewellS));
+  (void)wait_until(lock, [&] { return !sending() && draining_.empty(); }, std::min(timeout_s, kFarewellS));
   // What is on the GPU is finished there: a communicator is destroyed without loss, or aborted.
   (void)wait_until(lock, [&] { return check_gpu(), !pending_on_gpu(); }, timeout_s);
+  const bool unfinished = config_.net && committed();  // by peers that are late, or gone
   fail({Code::kShutdown, "ringreduce was shut down on this rank while the operation was in flight"});
   closed_ = true;
   drop_kept_results();
@@ -268,6 +261,8 @@ void Engine::close(double timeout_s) {
   }
   for (int fd : peer_fds_)
     if (fd >= 0) ::close(fd);
+  abandon_transfers();
+  if (unfinished) keep_for_good(std::make_shared<decltype(sets_)>(std::move(sets_)));
   if (lost_transfers_) {  // MPI may still write into their memory
     keep_for_good(std::make_shared<decltype(plans_)>(std::move(plans_)));
     keep_for_good(std::make_shared<decltype(sets_)>(std::move(sets_)));
@@ -275,6 +270,7 @@ void Engine::close(double timeout_s) {
   }
   retired_.clear();
   gpu_plans_.clear();
+  aborting_.clear();
   plans_.clear();
   sets_.clear();
   lock.unlock();

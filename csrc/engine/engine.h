@@ -59,10 +59,14 @@ class Engine {
   Status wait(const Op& op, double timeout_s, double slice_s, bool* done);
 
   Status add_plan(int set_id, const std::vector<BucketSpec>& buckets, int op, double prescale, double postscale,
-                  std::shared_ptr<Segment> segment, int channel, std::shared_ptr<Plan>* plan);
+                  std::shared_ptr<Segment> segment, int64_t channel, std::shared_ptr<Plan>* plan);
   void remove_plan(const std::shared_ptr<Plan>& plan);
-  // The lowest channel above all of this rank's; a plan takes the maximum over its ranks.
-  int next_channel();
+  // This rank's part in agreeing on the channel of a new plan (PlanChannel::agree, with the offers of all its
+  // ranks). One plan after the other: until it is made or given up, another offer would name the same.
+  std::string offer_channel();
+  // This rank's backward pass has failed: whoever waits for a bucket of the plan, or launches one, on any rank,
+  // gets an error that says so. All else goes on.
+  Status leave(const PlanId& plan, const std::string& why);
   Status launch(Plan& plan, int bucket, int side = 0);
   Status wait_bucket(Plan& plan, int bucket, double slice_s, bool* done);
 
@@ -77,8 +81,10 @@ class Engine {
   Status gpu_path(int set_id, GpuPath* path, std::string* why_host);
   // `infos`: of all ranks of the set. `host`: the plan that reduces where the set's path is kHost.
   Status add_gpu_plan(int set_id, const std::vector<GpuInfo>& infos, const std::vector<GpuBucketSpec>& buckets, int op,
-                      double prescale, double postscale, std::shared_ptr<Plan> host, std::shared_ptr<GpuPlan>* plan);
+                      double prescale, double postscale, std::shared_ptr<Plan> host, int64_t channel,
+                      std::shared_ptr<GpuPlan>* plan);
   void remove_plan(const std::shared_ptr<GpuPlan>& plan);
+  void set_buffer(GpuPlan& plan, int bucket, char* data);  // where it lies from its next launch on
   Status launch(GpuPlan& plan, int bucket, void* stream);
   // Until the bucket's last launch is enqueued; then `stream` waits for it.
   Status wait_bucket(GpuPlan& plan, int bucket, void* stream, double slice_s, bool* done);
@@ -90,7 +96,7 @@ class Engine {
  private:
   using Lock = std::unique_lock<std::mutex>;
   // A set's channel is its id, plans take higher ones: so both sides of a message agree.
-  static constexpr int kSetChannels = 128;
+  static constexpr int kSetChannels = PlanChannel::kFirst;
 
   Status usable() const;
   Status advance(bool* moved);
@@ -112,6 +118,15 @@ class Engine {
   Status wait_until(Lock& lock, const std::function<bool()>& done, double slice_s);
   void run();
   void check_peers();
+  Status say_left(const PlanId& plan, const std::string& why);
+  Status register_plan(const PlanId& plan);
+  Status hear();
+  Status hear(const Departure& departure);
+  Status leave(const std::shared_ptr<Plan>& plan, const Departure& departure);
+  Status drain(bool* moved);
+  void abandon_transfers();
+  bool listening() const;
+  void listen();
   template <typename AnyPlan>
   Status overdue(const AnyPlan& plan, int bucket, Status status);
   template <typename AnyPlan>
@@ -125,8 +140,21 @@ class Engine {
   std::condition_variable wake_;     // the background thread, when nothing is in flight
   std::map<int, std::unique_ptr<ProcessSet>> sets_;
   std::vector<std::shared_ptr<Plan>> plans_;
+  // Of left and of closed plans (leaving.cc), by channel.
+  struct Transfers {
+    std::shared_ptr<PlanNet> net;
+    std::shared_ptr<Plan> plan;      // whose memory they read and write; null: no more
+    int64_t since_ns;
+  };
+  std::map<int64_t, Transfers> draining_;
+  std::map<int64_t, std::shared_ptr<PlanNet>> ended_;
+  std::map<int64_t, Departure> unclaimed_;  // of plans that this rank has not made yet
+  int64_t last_serial_ = 0;
+  int bucket_waiters_ = 0;
+  int64_t listened_ns_ = 0;
   std::shared_ptr<Device> device_;   // null without a GPU
   std::vector<std::shared_ptr<GpuPlan>> gpu_plans_;
+  std::vector<std::shared_ptr<GpuPlan>> aborting_;      // removed, left, and not yet aborted
   std::vector<std::shared_ptr<Communicator>> retired_;  // of removed sets and plans: still in use on the GPU
   Bell* bell_ = nullptr;
   int drivers_ = 0;                  // threads in wait

@@ -53,12 +53,13 @@ Status Engine::gpu_path(int set_id, GpuPath* path, std::string* why_host) {
 }
 
 Status Engine::add_gpu_plan(int set_id, const std::vector<GpuInfo>& infos, const std::vector<GpuBucketSpec>& buckets,
-                            int op, double prescale, double postscale, std::shared_ptr<Plan> host,
+                            int op, double prescale, double postscale, std::shared_ptr<Plan> host, int64_t channel,
                             std::shared_ptr<GpuPlan>* plan) {
   Lock lock(mutex_);
   ProcessSet* set;
   RR_TRY(find(set_id, &set));
   if (!device_) return {Code::kInvalid, "no GPU is attached to this rank"};
+  if (!PlanChannel::valid(channel)) return {Code::kInvalid, "channel: " + std::to_string(channel) + " is none for a plan"};
   std::shared_ptr<Communicator> communicator;
   std::shared_ptr<HostBuckets> through;
   if (host) {
@@ -75,20 +76,23 @@ Status Engine::add_gpu_plan(int set_id, const std::vector<GpuInfo>& infos, const
   s.op = op;
   const GpuReduction reduction{s.reduction(), op == kAverage, Scale{prescale, postscale}, set->topology().size};
   if (!host) RR_TRY(Communicator::connect(device_, infos, set->topology(), GpuPlan::calls(buckets, reduction), &communicator));
-  *plan = std::make_shared<GpuPlan>(communicator, set->topology().world, buckets, reduction, std::move(through));
+  *plan = std::make_shared<GpuPlan>(communicator, set->topology().world, buckets, reduction, std::move(through),
+                                    PlanId{set_id, channel});
   gpu_plans_.push_back(*plan);
-  return Status::ok();
+  if (host && !host->left().is_ok()) return (*plan)->leave(0, host->left());
+  return register_plan((*plan)->id());
 }
 
-void Engine::remove_plan(const std::shared_ptr<GpuPlan>& plan) {
+void Engine::set_buffer(GpuPlan& plan, int bucket, char* data) {
   Lock lock(mutex_);
-  if (plan->communicator().pending()) retired_.push_back(plan->shared_communicator());
-  gpu_plans_.erase(std::remove(gpu_plans_.begin(), gpu_plans_.end(), plan), gpu_plans_.end());
+  plan.set_buffer(bucket, data);
 }
 
 Status Engine::launch(GpuPlan& plan, int bucket, void* stream) {
   Lock lock(mutex_);
   RR_TRY(usable());
+  if (const Status status = hear(); !status.is_ok()) return fail(status), broken_;
+  if (!plan.may_launch()) return plan.left();
   const Status status = plan.launch(bucket, stream);
   if (status.code() == Code::kUnsupported) return status;  // the caller's mistake: nothing has begun
   if (!status.is_ok()) fail(status);
@@ -99,10 +103,17 @@ Status Engine::launch(GpuPlan& plan, int bucket, void* stream) {
 Status Engine::wait_bucket(GpuPlan& plan, int bucket, void* stream, double slice_s, bool* done) {
   Lock lock(mutex_);
   Status status = broken_;
+  if (status.is_ok()) status = hear();
   *done = plan.enqueued(bucket);
   if (!*done) {
-    status = wait_until(lock, [&] { return plan.enqueued(bucket); }, slice_s);
+    ++bucket_waiters_;
+    status = wait_until(lock, [&] { return plan.enqueued(bucket) || plan.lost(bucket); }, slice_s);
+    --bucket_waiters_;
     *done = plan.enqueued(bucket) && status.is_ok();
+  }
+  if (plan.lost(bucket)) {
+    *done = false;
+    return plan.left();
   }
   return *done && status.is_ok() ? plan.join(bucket, stream) : overdue(plan, bucket, status);
 }
@@ -140,6 +151,11 @@ bool Engine::pending_on_gpu() const {
 void Engine::check_gpu() {
   if (!device_ || !broken_.is_ok()) return;
   Status status;
+  for (auto* plans : {&gpu_plans_, &aborting_})
+    for (const auto& plan : *plans)
+      if (status.is_ok()) status = plan->abort_if_over();
+  const auto aborted = [](const auto& plan) { return !plan->aborting(); };
+  aborting_.erase(std::remove_if(aborting_.begin(), aborting_.end(), aborted), aborting_.end());
   for (Communicator* one : communicators())
     if (status.is_ok()) status = one->check(to_ns(config_.settings.timeout_s));
   if (!status.is_ok()) return fail(status);

@@ -129,7 +129,28 @@ void HostTree::gone(int world_rank, size_t told_by) {
     if (i != told_by) links_[i].queue.push_back(record);
 }
 
+void HostTree::left(const Departure& departure) { left(departure, links_.size()); }
+
+void HostTree::left(const Departure& departure, size_t told_by) {
+  const auto [at, first] = left_.emplace(departure.channel, departure.launches);
+  if (!first && at->second <= departure.launches) return;
+  at->second = departure.launches;
+  if (told_by < links_.size()) departures_.push_back(departure);
+  Record record;
+  record.type = Record::Type::kLeft;
+  record.key.a = static_cast<uint64_t>(departure.channel);
+  record.signature = departure.launches;
+  record.group = static_cast<uint32_t>(departure.rank);
+  record.inline_bytes = static_cast<uint32_t>(std::min(departure.text.size(), Departure::kText));
+  std::memcpy(record.data, departure.text.data(), record.inline_bytes);
+  for (size_t i = 0; i < links_.size(); ++i)
+    if (i != told_by) links_[i].queue.push_back(record);
+}
+
 void HostTree::take(size_t index, const Record& record) {
+  if (record.type == Record::Type::kLeft)
+    return left({static_cast<int64_t>(record.key.a), static_cast<int>(record.group), record.signature, {record.data, record.inline_bytes}},
+                index);
   if (record.type == Record::Type::kGone) return gone(static_cast<int>(record.group), index);
   if (record.type == Record::Type::kDecide) {
     for (int child = 0; child < children_; ++child) links_[child].queue.push_back(record);

@@ -20,21 +20,23 @@
 #include <deque>
 #include <string>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "collectives/machine.h"
+#include "engine/departures.h"
 #include "engine/op_table.h"
 
 namespace ringreduce {
 
 // An operation as it travels between hosts.
 struct Record {
-  enum class Type : uint32_t { kReport, kDecide, kGone };
+  enum class Type : uint32_t { kReport, kDecide, kGone, kLeft };
   Type type = Type::kReport;
   Verdict verdict = Verdict::kRun;
-  Key key;
-  uint64_t signature = 0;
-  uint32_t group = 0;         // kDecide: decisions fused from here on. kGone: the world rank
+  Key key;                    // kLeft: a is the channel of the plan
+  uint64_t signature = 0;     // kLeft: launches that are not affected
+  uint32_t group = 0;         // kDecide: decisions fused from here on. kGone, kLeft: the world rank
   uint32_t inline_bytes = 0;
   char data[kInlineBytes];
 
@@ -62,6 +64,9 @@ class HostTree {
   void report(uint32_t entry, const Entry& meta, const char* partial, const Combine& combine);
   // A rank of the set has shut down; told to every host.
   void gone(int world_rank);
+  // A rank has left a gradient plan of the set; told to every host that has not heard of one that left earlier.
+  void left(const Departure& departure);
+  std::vector<Departure> take_departures() { return std::exchange(departures_, {}); }  // that others told of
   Status advance(bool* moved);
 
   // Decisions, in order, for this host's log; `entry` was given to report().
@@ -102,6 +107,7 @@ class HostTree {
   Status receive(size_t index, bool* moved);
   void take(size_t index, const Record& record);
   void gone(int world_rank, size_t told_by);
+  void left(const Departure& departure, size_t told_by);
   Pending& pending(const Key& key);
   void try_forward(const Key& key);
   Record combined(const Key& key, Pending& pending);
@@ -117,6 +123,8 @@ class HostTree {
   std::deque<Record> decided_;
   Record current_;
   std::vector<int> gone_;
+  std::unordered_map<int64_t, uint64_t> left_;  // channel of a plan -> launches
+  std::vector<Departure> departures_;
 };
 
 }  // namespace ringreduce

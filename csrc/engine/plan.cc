@@ -32,15 +32,14 @@ size_t Plan::segment_bytes(int local_size, const std::vector<BucketSpec>& bucket
 }
 
 Plan::Plan(const Topology& topology, const std::vector<BucketSpec>& buckets, Reduction reduction, Scale scale,
-           std::shared_ptr<Segment> segment, Net* net, Bell* bell, int channel)
-    : topology_(topology), reduction_(reduction), scale_(scale), segment_(std::move(segment)), bell_(bell),
-      one_host_(topology.host_count() == 1) {
+           std::shared_ptr<Segment> segment, Net* net, Bell* bell, PlanId id, std::shared_ptr<Departures> departures)
+    : id_(id), topology_(topology), reduction_(reduction), scale_(scale), segment_(std::move(segment)), bell_(bell),
+      one_host_(topology.host_count() == 1), departures_(std::move(departures)) {
   const int locals = topology_.local_size(), local = topology_.local();
   const int reducers = one_host_ ? locals : topology_.rails;
   weight_ = local == 0 ? locals - reducers + 1 : local < reducers ? 1 : 0;
   channel_.topology = &topology_;
-  channel_.net = net;
-  channel_.first_tag = channel * Channel::kTags;
+  channel_.first_tag = PlanChannel::slot(id.channel) * Channel::kTags;
   const Layout at = layout(locals, buckets);
   stride_ = at.stride;
   shared_ = reinterpret_cast<Shared*>(segment_->data());
@@ -58,6 +57,22 @@ Plan::Plan(const Topology& topology, const std::vector<BucketSpec>& buckets, Red
   }
   sources_.resize(locals);
   targets_.resize(locals);
+  if (one_host_ || !weight_) return;
+  net_ = std::make_shared<PlanNet>(net, peers(), channel_.first_tag, channel_.tag(Channel::kLastWords), largest_message());
+  channel_.net = net_.get();
+}
+
+std::vector<int> Plan::peers() const {
+  std::vector<int> ranks;
+  for (int host = 0; host < topology_.host_count(); ++host)
+    if (host != topology_.host()) ranks.push_back(channel_.world(topology_.counterpart(host, topology_.local())));
+  return ranks;
+}
+
+size_t Plan::largest_message() const {
+  size_t most = 0;
+  for (const Bucket& bucket : buckets_) most = std::max(most, std::min(bucket.bytes, segment_limit()));
+  return std::max(HostReduce::kDoublingBytes, divide_up(most, topology_.host_count()) + kLine);
 }
 
 char* Plan::data(int bucket, int local) const {
@@ -69,6 +84,7 @@ void Plan::launch(int index, int side) {
   Bucket& bucket = buckets_[index];
   ++bucket.launches;
   bucket.side = side;
+  bucket.ordinal = ++launches_;
   bucket.launched_ns = moved_ns_ = now_ns();
   bucket.next = bucket.own.begin;
   queue_.push_back(index);
@@ -87,13 +103,52 @@ bool Plan::complete(int index) const {
   return shared_[index].finished.value.load(std::memory_order_acquire) >= buckets_[index].launches * topology_.local_size();
 }
 
+bool Plan::open() const {
+  for (size_t i = 0; i < buckets_.size(); ++i)
+    if (!complete(static_cast<int>(i))) return true;
+  return false;
+}
+
+uint64_t Plan::completed() const {
+  uint64_t count = launches_;
+  for (size_t i = 0; i < buckets_.size(); ++i)
+    if (!complete(static_cast<int>(i))) count = std::min(count, buckets_[i].ordinal - 1);
+  return count;
+}
+
+// The buffers of a segment that is given up stay as they are: messages are still on their way to them. Its place is
+// not wanted any more, as segments are begun in order.
+Status Plan::leave(const Departure& departure) {
+  if (departure.launches >= unaffected_) return Status::ok();
+  unaffected_ = departure.launches;
+  left_ = departure.status();
+  channel_.sends->lift();
+  queue_.erase(std::remove_if(queue_.begin(), queue_.end(), [this](int bucket) { return lost(bucket); }), queue_.end());
+  for (Segments& segment : segments_) {
+    if (segment.bucket < 0 || !lost(segment.bucket)) continue;
+    segment.bucket = -1;
+    --in_flight_;
+  }
+  return drain_if_over();
+}
+
+Status Plan::drain_if_over() {
+  if (left_.is_ok() || !idle() || !net_ || net_->left()) return Status::ok();
+  return net_->leave();
+}
+
+// Whoever left may write its bucket again.
+bool Plan::given_up(int index) const {
+  return lost(index) || buckets_[index].ordinal > departures_->unaffected(id_.channel);
+}
+
 Status Plan::advance(bool* moved) {
   bool stepped = false;
   if (in_flight_) RR_TRY(exchange(&stepped));
   if (!queue_.empty()) RR_TRY(start_segment(&stepped));
   if (stepped) moved_ns_ = now_ns();
   *moved = *moved || stepped;
-  return Status::ok();
+  return drain_if_over();
 }
 
 Status Plan::start_segment(bool* moved) {
@@ -107,6 +162,7 @@ Status Plan::start_segment(bool* moved) {
     const Range range{bucket.next, std::min(bucket.next + segment_limit(), bucket.own.end)};
     bucket.next = range.end;
     reduce_local(index, range);
+    if (given_up(index)) return Status::ok();
     if (!one_host_) {
       slot.bucket = index;
       slot.range = range;
@@ -161,7 +217,7 @@ void Plan::publish(int index, Range range) {
 
 void Plan::finish_if_done(int index) {
   const Bucket& bucket = buckets_[index];
-  if (bucket.in_flight || bucket.next < bucket.own.end || !weight_) return;
+  if (bucket.in_flight || bucket.next < bucket.own.end || !weight_ || given_up(index)) return;
   const uint64_t now = shared_[index].finished.value.fetch_add(weight_, std::memory_order_acq_rel) + weight_;
   if (now == bucket.launches * topology_.local_size()) bell_->ring();
 }

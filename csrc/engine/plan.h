@@ -16,6 +16,9 @@
 //
 // Buckets are launched in the same order by all ranks. The arrival counters are all the
 // control there is; beside them each rank's launch counts name a rank that has gone astray.
+//
+// A rank whose backward pass fails leaves the plan, and with it all ranks, in the middle of the step: what is
+// not complete on that rank is given up everywhere, and its messages between hosts are drained (plan_net.h).
 #pragma once
 
 #include <deque>
@@ -26,6 +29,9 @@
 #include "common/settings.h"
 #include "collectives/host_reduce.h"
 #include "collectives/machine.h"
+#include "collectives/plan_channel.h"
+#include "engine/departures.h"
+#include "engine/plan_net.h"
 #include "transport/segment.h"
 
 namespace ringreduce {
@@ -41,9 +47,9 @@ class Plan {
   static size_t segment_bytes(int local_size, const std::vector<BucketSpec>& buckets);
 
   Plan(const Topology& topology, const std::vector<BucketSpec>& buckets, Reduction reduction, Scale scale,
-       std::shared_ptr<Segment> segment, Net* net, Bell* bell, int channel);
+       std::shared_ptr<Segment> segment, Net* net, Bell* bell, PlanId id, std::shared_ptr<Departures> departures);
 
-  int channel() const { return channel_.first_tag / Channel::kTags; }
+  const PlanId& id() const { return id_; }
   size_t bucket_count() const { return buckets_.size(); }
   static constexpr int kSides = 2;
   char* buffer(int bucket, int side) const { return data(bucket, topology_.local(), side); }
@@ -53,6 +59,14 @@ class Plan {
 
   void launch(int bucket, int side = 0);
   bool complete(int bucket) const;  // its last launch
+  bool open() const;                // a launch of a bucket that is not complete: in the middle of a step
+  // How many launches of the plan are over, counted from its first.
+  uint64_t completed() const;
+  Status leave(const Departure& departure);
+  const Status& left() const { return left_; }  // ok: nobody has
+  // The bucket's last launch will not complete.
+  bool lost(int bucket) const { return buckets_[bucket].ordinal > unaffected_; }
+  const std::shared_ptr<PlanNet>& net() const { return net_; }  // null on one host and where this rank sends nothing
   int64_t launched_ns(int bucket) const { return buckets_[bucket].launched_ns; }
   Status advance(bool* moved);
   int64_t moved_ns() const { return moved_ns_; }  // last progress, or launch
@@ -64,7 +78,7 @@ class Plan {
   std::string missing(int bucket) const;  // who has not launched it as often as this rank
 
  private:
-  static constexpr int kInFlight = 4;                  // segments between hosts at once
+  static constexpr int kInFlight = PlanNet::kTags;     // segments between hosts at once
   // On one host small, so that a call does not take long; between hosts what makes one message a step.
   size_t segment_limit() const { return one_host_ ? 1 << 20 : kMessageBytes * topology_.host_count(); }
 
@@ -74,6 +88,7 @@ class Plan {
     Range own;                 // the slice this rank reduces
     uint64_t launches = 0;
     int side = 0;              // of this rank's last launch
+    uint64_t ordinal = 0;      // of its last launch, among all of the plan
     int64_t launched_ns = 0;
     size_t next = 0;           // of `own`: reduced up to here
     int in_flight = 0;
@@ -90,6 +105,10 @@ class Plan {
   }
   // Where a rank of this host has a bucket that all of them have launched.
   char* data(int bucket, int local) const;
+  Status drain_if_over();
+  bool given_up(int bucket) const;
+  std::vector<int> peers() const;
+  size_t largest_message() const;
   bool arrived(int bucket) const;
   void finish_if_done(int bucket);
   void reduce_local(int bucket, Range range);
@@ -97,7 +116,9 @@ class Plan {
   Status exchange(bool* moved);
   void publish(int bucket, Range range);
 
+  PlanId id_;
   Topology topology_;
+  std::shared_ptr<PlanNet> net_;
   Channel channel_;
   std::vector<Bucket> buckets_;
   Reduction reduction_;
@@ -118,6 +139,9 @@ class Plan {
   Segments segments_[kInFlight];
   std::vector<const void*> sources_;
   std::vector<void*> targets_;
+  std::shared_ptr<Departures> departures_;
+  Status left_;
+  uint64_t launches_ = 0, unaffected_ = UINT64_MAX;
 };
 
 }  // namespace ringreduce

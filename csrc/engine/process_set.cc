@@ -51,6 +51,7 @@ ProcessSet::ProcessSet(const SetConfig& config) : config_(config), by_entry_(kMa
   channel_.net = config_.net;
   channel_.first_tag = config_.channel * Channel::kTags;
   gpu_.channel = &channel_;
+  departures_ = std::make_shared<Departures>(&header_->departures, config_.segment, topology().world, topology().local(), config_.bell);
   if (topology().host_count() > 1 && topology().leader())
     tree_ = std::make_unique<HostTree>(channel_, config_.tree_arity, config_.fusion_bytes);
 }
@@ -167,6 +168,7 @@ Status ProcessSet::agree(bool* moved) {
   for (int i = 0; i < topology().local_size(); ++i)
     if (header_->gone[i].load(std::memory_order_acquire)) tree_->gone(channel_.world(topology().local_ranks()[i]));
   RR_TRY(tree_->advance(moved));
+  for (const Departure& departure : tree_->take_departures()) RR_TRY(departures_->add(departure));
   if (!tree_->gone_ranks().empty()) header_->gone_elsewhere.store(tree_->gone_ranks()[0] + 1, std::memory_order_release);
   HostTree::Decided decided;
   while (tree_->next(&decided)) {

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "collectives/machine.h"
+#include "engine/departures.h"
 #include "engine/host_tree.h"
 #include "engine/op.h"
 #include "engine/op_table.h"
@@ -23,6 +24,7 @@ struct alignas(64) SetHeader {
   std::atomic<uint32_t> gone[kMaxLocal];    // by local index: this rank has shut down
   std::atomic<uint32_t> gone_elsewhere;     // world rank + 1 of the first on another host
   StreamState stream;
+  DepartureBoard departures;
 };
 
 struct SetConfig {
@@ -71,6 +73,11 @@ class ProcessSet {
   Status say_gone();
   bool poll_gone(bool* moved);                 // looks for farewells when nothing else is going on
   std::vector<int> gone_ranks() const;         // world ranks known to have shut down
+  // Gradient plans of the set that ranks have left. A leader listens for what other hosts say.
+  const std::shared_ptr<Departures>& departures() const { return departures_; }
+  Status take_departures(std::vector<Departure>* departures);
+  bool leads_hosts() const { return tree_ != nullptr; }
+  Status listen(bool* moved) { return tree_ ? agree(moved) : Status::ok(); }
   std::string missing(const Op& op);           // who has not submitted it
   std::string state(int64_t now);
   void warn_of_stalls(int64_t now, int64_t after_ns);  // once for each operation
@@ -99,6 +106,7 @@ class ProcessSet {
   Channel channel_;
   GpuSet gpu_;
   std::unique_ptr<HostTree> tree_;   // leaders of sets that span hosts
+  std::shared_ptr<Departures> departures_;
 
   uint64_t unnamed_ = 0;
   std::unordered_map<Key, OpRef, KeyHash> in_flight_;

@@ -44,6 +44,14 @@ std::vector<int> ProcessSet::gone_ranks() const {
   return ranks;
 }
 
+// Those of this host are passed on to the others here; what the tree told itself is known to it.
+Status ProcessSet::take_departures(std::vector<Departure>* departures) {
+  RR_TRY(departures_->take(departures));
+  for (const Departure& departure : *departures)
+    if (tree_) tree_->left(departure);
+  return Status::ok();
+}
+
 Status ProcessSet::take_gone() {
   const std::vector<int> gone = gone_ranks();
   if (gone.empty()) return Status::ok();

@@ -17,6 +17,7 @@ namespace {
 constexpr int64_t kMillisecond = 1'000'000;
 constexpr int64_t kPeerCheckNs = 100 * kMillisecond;
 constexpr int kTurns = 64;
+constexpr int64_t kNewsNs = 5 * kMillisecond;  // how often a leader looks whether a rank has left a plan
 constexpr int64_t kPollNs = 300'000;  // between hosts: how long to poll without a pause
 constexpr int64_t kGpuCheckNs = 50 * kMillisecond;  // while the GPU has work of ours
 constexpr auto kGpuCheck = std::chrono::nanoseconds(kGpuCheckNs);
@@ -24,13 +25,14 @@ constexpr auto kGpuCheck = std::chrono::nanoseconds(kGpuCheckNs);
 }  // namespace
 
 Status Engine::advance(bool* moved) {
+  RR_TRY(hear());
   for (auto& [id, set] : sets_)
     if (!set->idle() || set->on_net()) RR_TRY(set->advance(moved));
   for (auto& plan : plans_)
-    if (!plan->idle()) RR_TRY(plan->advance(moved));
+    if (!plan->idle() && plan->left().is_ok()) RR_TRY(plan->advance(moved));
   for (auto& plan : gpu_plans_)
     if (!plan->idle()) RR_TRY(plan->advance(moved));
-  return Status::ok();
+  return draining_.empty() ? Status::ok() : drain(moved);
 }
 
 // Nothing rings when the GPU or NCCL get on.
@@ -43,6 +45,7 @@ bool Engine::gpu_polled() const {
 bool Engine::on_net() const {
   if (gpu_polled()) return true;
   if (!config_.net) return false;
+  if (!draining_.empty()) return true;
   for (const auto& [id, set] : sets_)
     if (set->on_net()) return true;
   return std::any_of(plans_.begin(), plans_.end(), [](const auto& plan) { return plan->on_net(); });
@@ -54,6 +57,8 @@ bool Engine::background_work() const {
   for (const auto& [id, set] : sets_)
     if (!set->idle() || set->sending()) return true;
   if (gpu_polled()) return true;
+  for (const auto& [channel, transfers] : draining_)  // peers that never come are not looked for for ever
+    if (now_ns() - transfers.since_ns < to_ns(config_.settings.timeout_s)) return true;
   if (!config_.net && !config_.spare_cores) return false;
   return std::any_of(plans_.begin(), plans_.end(), [](const auto& plan) { return !plan->idle(); });
 }
@@ -87,6 +92,8 @@ void Engine::pause(Lock& lock, Idle* idle, int64_t most_ns) {
   }
   const uint32_t ticket = bell_->ticket();
   bell_->enter();
+  const bool awaiting_news = listening();
+  if (awaiting_news) listen();
   bool moved = false;
   const Status status = advance(&moved);
   if (!status.is_ok()) fail(status);
@@ -94,6 +101,7 @@ void Engine::pause(Lock& lock, Idle* idle, int64_t most_ns) {
     // Between hosts: pauses that grow with the time nothing has come.
     int64_t sleep_ns = most_ns;
     const int64_t longest = config_.oversubscribed ? kMillisecond : kMillisecond / 5;
+    if (awaiting_news) sleep_ns = std::min(sleep_ns, kNewsNs);
     if (polling) sleep_ns = std::min(most_ns, std::clamp<int64_t>(idle_ns / 8, 50'000, longest));
     lock.unlock();
     bell_->sleep(ticket, sleep_ns);
@@ -159,6 +167,7 @@ void Engine::run() {
       if (!asleep_ && now_ns() - peers_checked_ns_ >= kGpuCheckNs) {
         check_peers();
         check_gpu();
+        listen();  // what runs on the GPU may wait for a rank that has left
       }
       asleep_ = false;
       continue;

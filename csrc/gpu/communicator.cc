@@ -263,7 +263,7 @@ Status Communicator::check(int64_t timeout_ns) {
     if (!reached) break;
     watched_.pop_front();
   }
-  if (!pending() && !captured_) return Status::ok();
+  if (aborted_ || (!pending() && !captured_)) return Status::ok();
   int state = kNcclSuccess;
   const std::string title = (watched_.empty() ? "a communicator of NCCL" : watched_.front().title) + ranks();
   if (comm_) {

@@ -23,12 +23,13 @@ std::vector<Communicator::AllReduce> GpuPlan::calls(const std::vector<GpuBucketS
 }
 
 GpuPlan::GpuPlan(std::shared_ptr<Communicator> communicator, std::vector<int> ranks, const std::vector<GpuBucketSpec>& buckets,
-                 const GpuReduction& reduction, std::shared_ptr<HostBuckets> host)
+                 const GpuReduction& reduction, std::shared_ptr<HostBuckets> host, PlanId id)
     : communicator_(std::move(communicator)),
       device_(communicator_->device()),
       host_(std::move(host)),
       ranks_(std::move(ranks)),
-      moved_ns_(now_ns()) {
+      moved_ns_(now_ns()),
+      id_(id) {
   for (const GpuBucketSpec& spec : buckets) {
     buckets_.emplace_back();
     static_cast<GpuBucketSpec&>(buckets_.back()) = spec;
@@ -46,6 +47,9 @@ Status GpuPlan::launch(int index, void* stream) {
     return {Code::kUnsupported, "NCCL has not enqueued the step before, so this one cannot be captured in a CUDA graph yet"};
   queue_.push_back({index, State::kReady, captured, nullptr});
   ++buckets_[index].pending;
+  buckets_[index].captured = captured;
+  buckets_[index].joined = false;
+  buckets_[index].ordinal = ++launches_;
   buckets_[index].launched_ns = now_ns();
   if (captured) communicator_->keep_for_graphs();
   RR_TRY(device_.record(stream, &queue_.back().event));
@@ -163,7 +167,42 @@ Status GpuPlan::scaled(Bucket& bucket, Scale scale) {
   return device_.check(device_.cuda().reduce(&args, stream().get()), "scaling a bucket");
 }
 
-Status GpuPlan::join(int bucket, void* stream) { return device_.wait_for(stream, buckets_[bucket].finished); }
+Status GpuPlan::join(int bucket, void* stream) {
+  buckets_[bucket].joined = true;
+  return device_.wait_for(stream, buckets_[bucket].finished);
+}
+
+// A caller whose stream waits for all buckets already has gone on to the optimizer's step.
+Status GpuPlan::leave(uint64_t unaffected, const Status& why) {
+  if (unaffected >= unaffected_) return Status::ok();
+  unaffected_ = unaffected;
+  left_ = why;
+  bool all_joined = true, any_lost = false;
+  for (size_t i = 0; i < buckets_.size(); ++i) {
+    all_joined = all_joined && buckets_[i].joined;
+    any_lost = any_lost || lost(static_cast<int>(i));
+    if (lost(static_cast<int>(i))) buckets_[i].pending = 0;
+  }
+  queue_.erase(std::remove_if(queue_.begin(), queue_.end(), [this](const Launch& launch) { return lost(launch.bucket); }), queue_.end());
+  if (all_joined && any_lost)
+    left_ = {why.code(), why.text() + "; the optimizer's step that this rank has enqueued on its GPU is not valid, so load a checkpoint"};
+  return abort_if_over();
+}
+
+// Events of what was captured cannot be asked; a graph that is replayed later meets the end of its communicator.
+Status GpuPlan::abort_if_over() {
+  if (!aborting() || !queue_.empty()) return Status::ok();
+  if (may_launch()) return Status::ok();  // others count on this rank
+  Device::Scope scope(device_);
+  for (const Bucket& bucket : buckets_) {
+    bool reached = true;
+    if (bucket.ordinal <= unaffected_ && bucket.finished && !bucket.captured) RR_TRY(device_.reached(bucket.finished, &reached));
+    if (!reached) return Status::ok();
+  }
+  aborted_ = true;
+  communicator_->abort();
+  return Status::ok();
+}
 
 std::string GpuPlan::missing(int bucket) const {
   for (const Launch& launch : queue_) {

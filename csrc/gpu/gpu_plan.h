@@ -19,6 +19,7 @@
 #include <string>
 #include <vector>
 
+#include "collectives/plan_channel.h"
 #include "gpu/communicator.h"
 #include "gpu/nccl_types.h"
 
@@ -59,12 +60,25 @@ class GpuPlan {
   static std::vector<Communicator::AllReduce> calls(const std::vector<GpuBucketSpec>& buckets, const GpuReduction& reduction);
   // `host` is null where the communicator is NCCL's. `ranks`: those of the set, as world ranks.
   GpuPlan(std::shared_ptr<Communicator> communicator, std::vector<int> ranks, const std::vector<GpuBucketSpec>& buckets,
-          const GpuReduction& reduction, std::shared_ptr<HostBuckets> host);
+          const GpuReduction& reduction, std::shared_ptr<HostBuckets> host, PlanId id);
 
+  const PlanId& id() const { return id_; }
+
+  // The bucket lies there from its next launch on.
+  void set_buffer(int bucket, char* data) { buckets_[bucket].data = data; }
   Status launch(int bucket, void* stream);
   Status advance(bool* moved);
   bool idle() const { return queue_.empty(); }      // everything is enqueued
   bool enqueued(int bucket) const { return buckets_[bucket].pending == 0; }
+  uint64_t launches() const { return launches_; }
+  // All but the first `unaffected` launches of the plan never finish. Once those have, NCCL's communicator is aborted,
+  // so that streams run on.
+  Status leave(uint64_t unaffected, const Status& why);
+  const Status& left() const { return left_; }                   // ok: nobody has
+  bool lost(int bucket) const { return buckets_[bucket].ordinal > unaffected_; }  // its last launch
+  bool may_launch() const { return launches_ < unaffected_; }
+  bool aborting() const { return !left_.is_ok() && !host_ && !aborted_; }
+  Status abort_if_over();
   // `stream` waits for the bucket's last launch, which is enqueued.
   Status join(int bucket, void* stream);
   size_t bucket_count() const { return buckets_.size(); }
@@ -82,6 +96,8 @@ class GpuPlan {
     int pending = 0;        // launches not yet enqueued
     int64_t launched_ns = 0;
     Event finished;
+    uint64_t ordinal = 0;   // of its last launch, among all of the plan
+    bool captured = false, joined = false;
   };
   // A launch on its way: kReady ─► kSettling ─► gone; through the host: kReady ─► kCopying ─►
   // kReducing ─► gone.
@@ -109,6 +125,10 @@ class GpuPlan {
   std::vector<int> ranks_;
   int64_t moved_ns_ = 0;
   bool used_ = false;       // a first launch is over
+  PlanId id_;
+  Status left_;
+  uint64_t launches_ = 0, unaffected_ = UINT64_MAX;
+  bool aborted_ = false;
 };
 
 }  // namespace ringreduce

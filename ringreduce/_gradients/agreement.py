@@ -16,6 +16,7 @@ from torch import Tensor
 from ringreduce import _agreement, _context, _dtypes, _gpu, _submit
 from ringreduce._gradients import marks
 from ringreduce._gradients.arena import Arena, make_arena
+from ringreduce._gradients.channels import agreed_channel
 from ringreduce._gradients.drift import DriftGuard
 from ringreduce._gradients.gpu_memory import GpuMemory
 from ringreduce._gradients.layout import BUCKET_BYTES, Bucket, lay_out
@@ -32,7 +33,6 @@ class Agreed(NamedTuple):
     """The same on all ranks, as are the kinds of the slots."""
 
     order: list[int]  # of the slots in the buckets
-    channel: int
     drifted: bool  # the ranks' parameters are not the same
 
 
@@ -44,7 +44,7 @@ class Meeting:
     """
 
     def __init__(self, name: str, process_set: ProcessSet) -> None:
-        self._name = f"{name}.plan"
+        self.name = name
         self._set = process_set
         self._given_up: tuple[Any, Handle[Any]] | None = None  # (context, our message that nobody waited for)
 
@@ -67,7 +67,7 @@ class Meeting:
 
     def _submit(self, message: Any) -> Handle[tuple[Tensor, list[int]]]:
         data = torch.frombuffer(bytearray(pickle.dumps(message)), dtype=torch.uint8)
-        return _submit.allgather(data, self._name, self._set)
+        return _submit.allgather(data, f"{self.name}.plan", self._set)
 
 
 def agree(
@@ -85,17 +85,16 @@ def agree(
             slot.kind = max(slot.kind, Kind.SPARSE if sparse else Kind.DENSE)
     said = [("the options", options.described())]
     said += [(slot.name, _described(slot.parameter)) for slot in slots]
-    channel = _context.require().engine.next_channel()
     kinds = bytes(slot.kind for slot in slots)
-    everyone = meeting.exchange((_agreement.digest(said), kinds, list(arrivals), channel, guard.full_digest()))
-    digests, kinds_of, orders, channels, parameters = zip(*everyone, strict=True)
+    everyone = meeting.exchange((_agreement.digest(said), kinds, list(arrivals), guard.full_digest()))
+    digests, kinds_of, orders, parameters = zip(*everyone, strict=True)
     if len(set(digests)) > 1:
         _agreement.raise_difference("the ranks optimize different parameters", said, options.process_set)
     for slot in slots:
         slot.kind = Kind(max(of_rank[slot.index] for of_rank in kinds_of))
     # What rank 0 did not see comes last, in reverse registration order.
     order = list(dict.fromkeys([*orders[0], *reversed(range(len(slots)))]))
-    return Agreed(order, max(channels), len(set(parameters)) > 1)
+    return Agreed(order, len(set(parameters)) > 1)
 
 
 def _described(parameter: Tensor) -> str:
@@ -105,14 +104,17 @@ def _described(parameter: Tensor) -> str:
     return f"{tuple(parameter.shape)} {parameter.dtype}{layout}"
 
 
-def build(slots: Sequence[Slot], agreed: Agreed, early: bool, options: Options, guard: DriftGuard) -> GradientPlan:
+def build(
+    slots: Sequence[Slot], agreed: Agreed, early: bool, options: Options, meeting: Meeting, guard: DriftGuard
+) -> GradientPlan:
     """The buckets, and each slot's place in them. Unless `early`, none is launched before the end of the pass."""
     buckets = _buckets(slots, agreed.order, options)
     buckets[-1].unseen = [slot.index for slot in slots if slot.kind is Kind.UNSEEN]
     buckets[-1].marks = marks.COUNT + DriftGuard.ELEMENTS
     for slot in slots:
         slot.reset()
-    memory = _memory(slots, buckets, agreed, options)
+    with agreed_channel(meeting.name, meeting.exchange) as channel:
+        memory = _memory(slots, buckets, channel, options)
     return GradientPlan(buckets, slots, len(buckets) - 1 if early else 0, memory, guard)
 
 
@@ -127,16 +129,16 @@ def _buckets(slots: Sequence[Slot], order: Sequence[int], options: Options) -> l
     return lay_out(dense, numels, wire, bucket_bytes=limit) or [Bucket(torch.float32)]
 
 
-def _memory(slots: Sequence[Slot], buckets: list[Bucket], agreed: Agreed, options: Options) -> BucketMemory:
+def _memory(slots: Sequence[Slot], buckets: list[Bucket], channel: int, options: Options) -> BucketMemory:
     spec = [(bucket.elements, _dtypes.CODES[bucket.dtype]) for bucket in buckets]
     factor = options.gradient_predivide_factor
     op, scales, process_set = int(options.op), (1.0 / factor, factor), options.process_set
     gpu = _gpu_of(slots)
     if gpu is None:
-        return Arena(make_arena(spec, op, *scales, process_set, agreed.channel), buckets)
+        return Arena(make_arena(spec, op, *scales, process_set, channel), buckets)
     return GpuMemory(
-        buckets, spec, gpu, op, *scales, process_set,
-        lambda: make_arena(spec, op, *scales, process_set, agreed.channel),
+        buckets, spec, gpu, op, *scales, process_set, channel,
+        lambda: make_arena(spec, op, *scales, process_set, channel),
     )  # fmt: skip
 
 

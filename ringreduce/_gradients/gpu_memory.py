@@ -35,6 +35,7 @@ class GpuMemory:
         spec: (elements, dtype code) of each bucket.
         index: the GPU.
         op, prescale, postscale: the reduction.
+        channel: of the plan.
         make_host_plan: the same buckets on the CPU, for where NCCL cannot be used.
     """
 
@@ -42,7 +43,7 @@ class GpuMemory:
 
     def __init__(
         self, buckets: Sequence[Bucket], spec: Sequence[tuple[int, int]], index: int, op: int, prescale: float,
-        postscale: float, process_set: ProcessSet, make_host_plan: Callable[[], Plan],
+        postscale: float, process_set: ProcessSet, channel: int, make_host_plan: Callable[[], Plan],
     ) -> None:  # fmt: skip
         engine, set_id = _context.require().engine, process_set.process_set_id or 0
         self._gpu: Gpu = _gpu.attached(index)
@@ -55,7 +56,7 @@ class GpuMemory:
         self._buckets = buckets
         self.flat = [self._allocate(bucket.elements, bucket.dtype) for bucket in buckets]
         native = [(flat.data_ptr(), *each) for flat, each in zip(self.flat, spec, strict=True)]
-        self._plan = GpuPlan(engine, set_id, infos, native, op, prescale, postscale, self._host)
+        self._plan = GpuPlan(engine, set_id, infos, native, op, prescale, postscale, self._host, channel)
         for flat in self.flat:
             _gpu.backend.record(flat, self._plan.stream, index)
         self._offsets: dict[int, int] = {}  # slot -> element of its bucket at which the view begins

@@ -353,7 +353,7 @@ class Reducer:
         self._order = agreed.order
         if agreed.drifted:
             guard.report(whole=True)
-        return agreement.build(self._slots, agreed, not self._repeats, self.options, guard)
+        return agreement.build(self._slots, agreed, not self._repeats, self.options, self._meeting, guard)
 
     def _finish(self, plan: GradientPlan, late: bool, steps_differ: bool) -> None:
         """The buckets are reduced on all ranks: what they did not take along."""

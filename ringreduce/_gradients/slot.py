@@ -240,8 +240,8 @@ class Slot:
 
     def drop(self) -> None:
         """A pass has failed: what was not reduced is gone, what was delivered before it stays."""
-        if self.saved is not None and self.aside is not None:
-            self.aside.copy_(self.saved)
+        if self.saved is not None:  # other ranks may still write into the view
+            self.aside = self.handed = self.saved
         if self.local:
             self.delivered = self.was_delivered
         if self.local or self.placed or self.moved or self.aside is not None:

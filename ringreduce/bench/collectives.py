@@ -20,7 +20,7 @@ from torch.utils.dlpack import from_dlpack
 
 import ringreduce as rr
 from ringreduce import _context, _dtypes, _segments
-from ringreduce._core import SUM, Plan
+from ringreduce._core import SUM, Plan, agree_channel
 from ringreduce.bench.job import Job
 from ringreduce.bench.measure import Contender
 
@@ -66,7 +66,7 @@ class Buffers:
         nbytes = Plan.segment_bytes(context.local_size, spec)
         shared = _segments.share(nbytes, self.job.rank, everyone, context.host_of, self.job.comm.allgather)
         assert shared.segment is not None
-        channel = max(self.job.comm.allgather(context.engine.next_channel()))
+        channel = agree_channel(self.job.comm.allgather(context.engine.offer_channel()), 0)
         plan = Plan(context.engine, 0, spec, SUM, 1.0, 1.0, shared.segment, channel)
         self.closing.callback(plan.close)
         return plan

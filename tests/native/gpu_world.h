@@ -139,7 +139,7 @@ inline Buckets make_plan(World& world, int rank, Engine& engine, GpuRank& gpu, i
     std::lock_guard<std::mutex> lock(mutex);
     infos = offered[{&world, serial}];
   }
-  CHECK_OK(engine.add_gpu_plan(0, infos, specs, op, pre, post, host, &buckets.plan));
+  CHECK_OK(engine.add_gpu_plan(0, infos, specs, op, pre, post, host, 128 + serial, &buckets.plan));
   return buckets;
 }
 
