@@ -53,11 +53,19 @@ class _Notice:
 
     def __call__(self) -> None:
         self._failed = None
-        self._ended()
+        _untraced(self._ended)
 
     def __del__(self) -> None:
         if self._failed is not None:
             self._failed()
+
+
+def _call(function: Callable[[], None]) -> None:
+    function()
+
+
+# Within a program under torch.compile: what is called is not to be compiled.
+_untraced: Callable[[Callable[[], None]], None] = getattr(torch, "_disable_dynamo", lambda function: function)(_call)
 
 
 class BackwardEnd:
@@ -66,22 +74,30 @@ class BackwardEnd:
     def __init__(self, listener: Callable[[], Listener | None]) -> None:
         self._listener = listener
         self._task = -1  # the graph task that was seen last
+        self._ends = False  # it will be told when that one is over
         self._armed = False  # the end of an outermost task is awaited
 
-    def arm(self) -> None:
-        """To be called from every gradient hook: cheap but for the first in a task."""
+    def arm(self) -> bool:
+        """To be called from every gradient hook: cheap but for the first in a task.
+
+        False where no end can be noticed: compiled autograd calls no callbacks, it only destroys them.
+        """
         task = torch._C._current_graph_task_id()
         if task == self._task:
-            return
+            return self._ends
         self._task = task
+        self._ends = task != -1 and not _is_compiled_autograd()
+        if not self._ends:
+            return False
         if self._armed:  # this task, or one within it that a hook has started
-            return
+            return True
         enclosing = _enclosing_node()
         if enclosing is None:
             self._armed = True
             _queue(_Notice(self._ended, self._failed))
         else:
             self._arm_after(enclosing)
+        return True
 
     def _arm_after(self, node: Any) -> None:
         handles: list[Any] = []
@@ -150,6 +166,11 @@ class _Finish:
 
 def _queue(callback: Callable[[], None]) -> None:
     torch.autograd.Variable._execution_engine.queue_callback(callback)
+
+
+def _is_compiled_autograd() -> bool:
+    module = sys.modules.get("torch._dynamo.compiled_autograd")
+    return bool(getattr(module, "compiled_autograd_enabled", False))
 
 
 def _exception_in_flight() -> str:

@@ -148,7 +148,7 @@ class Reducer:
 
     def after_gradient(self, slot: Slot) -> None:
         """Hook: p.grad has this parameter's gradient."""
-        self._end.arm()
+        ends = self._end.arm()
         if self._phase is not Phase.PASS:
             self._begin_pass(cleared=not slot.moved)
         if slot.late or self._alone():
@@ -163,6 +163,9 @@ class Reducer:
             self._came_twice()
         slot.came = self._pass_number
         slot.has_come()
+        if not ends:  # nobody tells when this pass is over: step() reduces, and until then p.grad is local
+            slot.note_version()
+            return
         if self._plan is None:
             self._order.append(slot.index)
         elif self._syncing and slot.view is not None:
@@ -299,8 +302,9 @@ class Reducer:
         """Before step(): make up for reductions that no backward pass has made."""
         if self._alone():
             return
-        self.complete()
         self._check_local_gradients()
+        self.launch()
+        self.complete()
         if self._local or not self._done:
             self._syncing = True
             self._hook_new()
@@ -488,20 +492,35 @@ def _shown(parameter: Tensor) -> str:
     return f"{tuple(parameter.shape)} {parameter.dtype} with strides {parameter.stride()}"
 
 
-def _hook_pair(reducer: weakref.ref[Reducer], slot: Slot) -> tuple[Any, Any]:
-    """The hooks hold the reducer weakly: parameters may outlive their optimizer."""
+_is_compiling: Callable[[], bool] = getattr(torch.compiler, "is_compiling", lambda: False)
 
-    def before(_grad: Tensor) -> None:
+
+def _hook_pair(reducer: weakref.ref[Reducer], slot: Slot) -> tuple[Any, Any]:
+    """The hooks hold the reducer weakly: parameters may outlive their optimizer. torch.compile leaves them as they are."""
+
+    def before() -> None:
         alive = reducer()
         if alive is not None:
             alive.before_gradient(slot)
 
-    def after(_parameter: Tensor) -> None:
+    def after() -> None:
         alive = reducer()
         if alive is not None:
             alive.after_gradient(slot)
 
-    return before, after
+    return _not_traced(before), _not_traced(after)
+
+
+def _not_traced(hook: Callable[[], None]) -> Callable[[Tensor], None]:
+    broken_out = torch._disable_dynamo(hook) if hasattr(torch, "_disable_dynamo") else hook
+
+    def call(_tensor: Tensor) -> None:
+        if _is_compiling():
+            broken_out()
+        else:
+            hook()
+
+    return call
 
 
 def _remove(hooks: dict[int, tuple[Any, Any]]) -> None:

@@ -203,6 +203,8 @@ class Slot:
         late = self.parameter.grad if self.late else None
         if result is None:
             if self.aside is not None:
+                if self.saved is not None:  # the view had to be zeroed
+                    self.aside.copy_(self.saved)
                 self.parameter.grad = self.aside
         else:
             self.parameter.grad, self.handed = self._added(result)
