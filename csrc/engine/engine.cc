@@ -186,7 +186,7 @@ Status Engine::launch(Plan& plan, int bucket, int side) {
     if (moved && drivers_) bell_->ring();
   }
   if (!drivers_ && background_work()) wake_.notify_one();
-  return plan.left().is_ok() ? broken_ : plan.left();
+  return plan.lost(bucket) ? plan.left() : broken_;  // others may have completed it, and left in their next step
 }
 
 Status Engine::wait_bucket(Plan& plan, int bucket, double slice_s, bool* done) {

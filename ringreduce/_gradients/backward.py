@@ -170,7 +170,8 @@ def _queue(callback: Callable[[], None]) -> None:
 
 def _is_compiled_autograd() -> bool:
     module = sys.modules.get("torch._dynamo.compiled_autograd")
-    return bool(getattr(module, "compiled_autograd_enabled", False))
+    flags = ("compiled_autograd_enabled", "in_compiled_autograd_region")
+    return any(getattr(module, flag, False) for flag in flags)
 
 
 def _exception_in_flight() -> str:
