@@ -145,6 +145,7 @@ Status Allgather::drain(bool* moved) {
 
 Status Allgather::finish_header() {
   header_done_ = true;
+  RR_TRY(output_->check_counts(topology_.world));
   RR_TRY(output_->allocate());
   size_t largest = 0, offset = 0;
   for (int64_t count : output_->counts) {

@@ -89,6 +89,7 @@ Status Alltoall::exchange_counts(bool* moved) {
 Status Alltoall::start_blocks() {
   phase_ = Phase::kBlocks;
   net_done_ = false;
+  RR_TRY(output_->check_counts(topology_.world));
   RR_TRY(output_->allocate());
   size_t offset = 0;
   for (int64_t bytes : output_->counts) {
@@ -99,6 +100,9 @@ Status Alltoall::start_blocks() {
   for (int i = 0; i < topology_.local_size(); ++i)
     for (int j = 0; j < topology_.local_size(); ++j)
       if (i != j) largest = std::max(largest, pair_bytes(i, j));
+  if (largest > size_t{1} << 47)
+    return {Code::kPeerLost, "a rank of this host has announced a block of " + std::to_string(largest) +
+                                 " bytes for another one, which cannot be: its memory was damaged"};
   steps_ = divide_up(largest, piece_);
   first_ = channel_->stream.reserve(steps_);
 

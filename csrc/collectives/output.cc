@@ -13,6 +13,7 @@ namespace ringreduce {
 
 namespace {
 
+constexpr int64_t kMostBytes = int64_t{1} << 47;  // what a process can address
 constexpr size_t kHugePage = 2 << 20;
 constexpr size_t kLarge = 2 * kHugePage;  // from here on in whole huge pages: 1/512 of the faults
 constexpr size_t kKept = 64 << 10;        // smaller ones malloc itself gives again
@@ -62,6 +63,19 @@ Kept& kept() {
 }
 
 }  // namespace
+
+Status Output::check_counts(const std::vector<int>& world) const {
+  int64_t sum = 0;
+  for (size_t rank = 0; rank < counts.size(); ++rank) {
+    if (counts[rank] >= 0 && counts[rank] <= kMostBytes - sum) {
+      sum += counts[rank];
+      continue;
+    }
+    return {Code::kPeerLost, "rank " + std::to_string(world[rank]) + " has announced " + std::to_string(counts[rank]) +
+                                 " bytes, which cannot be: its memory or a message was damaged"};
+  }
+  return Status::ok();
+}
 
 Status Output::allocate() {
   bytes = std::accumulate(counts.begin(), counts.end(), size_t{0});

@@ -20,6 +20,8 @@ struct Output {
   std::shared_ptr<char> data;
   size_t bytes = 0;
   std::vector<int64_t> counts;  // bytes from each rank of the set
+  // They come from the ranks: an error for one that is no size. `world`: set rank -> world rank.
+  Status check_counts(const std::vector<int>& world) const;
 
   // Memory for the sum of `counts`: from `source`, if there is one.
   std::function<Status(size_t bytes, std::shared_ptr<char>* memory)> source;

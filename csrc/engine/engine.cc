@@ -196,7 +196,7 @@ Status Engine::wait_bucket(Plan& plan, int bucket, double slice_s, bool* done) {
   --bucket_waiters_;
   *done = plan.complete(bucket);
   if (*done) return Status::ok();
-  return plan.lost(bucket) ? plan.left() : overdue(plan, bucket, status);
+  return plan.lost(bucket) ? plan.left() : plan.failure = overdue(plan, bucket, status);
 }
 
 // An error if a bucket that is not done will not be, or has taken too long.

@@ -119,6 +119,8 @@ class Engine {
   void run();
   void check_peers();
   Status say_left(const PlanId& plan, const std::string& why);
+  template <typename AnyPlan>
+  void say_closed(const AnyPlan& plan);
   Status register_plan(const PlanId& plan);
   Status hear();
   Status hear(const Departure& departure);

@@ -115,7 +115,7 @@ Status Engine::wait_bucket(GpuPlan& plan, int bucket, void* stream, double slice
     *done = false;
     return plan.left();
   }
-  return *done && status.is_ok() ? plan.join(bucket, stream) : overdue(plan, bucket, status);
+  return *done && status.is_ok() ? plan.join(bucket, stream) : plan.failure = overdue(plan, bucket, status);
 }
 
 Status Engine::join(const Op& op, void* stream) {

@@ -13,6 +13,10 @@ namespace {
 constexpr size_t kHeader = sizeof(uint32_t);
 constexpr size_t kFixed = offsetof(Record, data);
 
+Status bad(int rank, const std::string& what) {
+  return {Code::kPeerLost, "rank " + std::to_string(rank) + " has sent " + what + ": its memory or a message was damaged"};
+}
+
 size_t packed(const Record& record) { return kFixed + round_up(record.inline_bytes, 8); }
 
 }  // namespace
@@ -49,7 +53,7 @@ HostTree::Pending& HostTree::pending(const Key& key) {
   return p;
 }
 
-void HostTree::report(uint32_t entry, const Entry& meta, const char* partial, const Combine& combine) {
+Status HostTree::report(uint32_t entry, const Entry& meta, const char* partial, const Combine& combine) {
   Pending& p = pending(meta.key);
   if (p.children && p.signature != meta.signature) p.mismatch = true;
   p.own = true;
@@ -63,7 +67,7 @@ void HostTree::report(uint32_t entry, const Entry& meta, const char* partial, co
   p.inline_bytes = meta.inline_bytes;
   p.combine = combine;
   p.partials[0].assign(partial, partial + meta.inline_bytes);
-  try_forward(meta.key);
+  return try_forward(meta.key);
 }
 
 // Combines what this subtree has contributed: own host first, then the children in order.
@@ -83,9 +87,13 @@ Record HostTree::combined(const Key& key, Pending& p) {
   return record;
 }
 
-void HostTree::try_forward(const Key& key) {
+Status HostTree::try_forward(const Key& key) {
   Pending& p = pending_[key];
-  if (!p.own || p.children < children_) return;
+  if (!p.own || p.children < children_) return Status::ok();
+  // Ranks that submitted something else may have sent other sizes.
+  for (size_t i = 0; i < p.partials.size(); ++i)
+    if (p.inlined && !p.mismatch && p.partials[i].size() != p.inline_bytes)
+      return bad(i ? links_[i - 1].peer : channel_.world(channel_.topology->rank), "data of another size than the operation's");
   Record record = combined(key, p);
   if (root_) {
     ready_.push_back(record);
@@ -93,6 +101,7 @@ void HostTree::try_forward(const Key& key) {
     record.type = Record::Type::kReport;
     links_.back().queue.push_back(record);
   }
+  return Status::ok();
 }
 
 // The root fixes the order, and which neighbours in it run as one.
@@ -147,24 +156,56 @@ void HostTree::left(const Departure& departure, size_t told_by) {
     if (i != told_by) links_[i].queue.push_back(record);
 }
 
-void HostTree::take(size_t index, const Record& record) {
-  if (record.type == Record::Type::kLeft)
-    return left({static_cast<int64_t>(record.key.a), static_cast<int>(record.group), record.signature, {record.data, record.inline_bytes}},
-                index);
-  if (record.type == Record::Type::kGone) return gone(static_cast<int>(record.group), index);
-  if (record.type == Record::Type::kDecide) {
-    for (int child = 0; child < children_; ++child) links_[child].queue.push_back(record);
-    decided_.push_back(record);
-    return;
+Status HostTree::check(const Link& link, const Record& record) const {
+  const bool from_parent = !root_ && &link == &links_.back();
+  const auto& world = channel_.topology->world;
+  const bool names_rank = record.type == Record::Type::kGone || record.type == Record::Type::kLeft;
+  const char* wrong = nullptr;
+  if (record.type > Record::Type::kLeft) wrong = "an unknown kind of record";
+  else if (record.verdict > Verdict::kMismatch) wrong = "an unknown verdict";
+  else if (record.type == Record::Type::kReport && from_parent) wrong = "a report, which only hosts below this one send";
+  else if (record.type == Record::Type::kDecide && !from_parent) wrong = "a decision, which only the root takes";
+  else if (record.type == Record::Type::kDecide && record.group > kMaxPending) wrong = "a group of too many operations";
+  else if (names_rank && std::find(world.begin(), world.end(), static_cast<int>(record.group)) == world.end())
+    wrong = "the news of a rank that does not exist";
+  return wrong ? bad(link.peer, wrong) : Status::ok();
+}
+
+Status HostTree::take(size_t index, const Record& record) {
+  RR_TRY(check(links_[index], record));
+  switch (record.type) {
+    case Record::Type::kReport: return take_report(index, record);
+    case Record::Type::kDecide: return take_decision(index, record);
+    case Record::Type::kGone: gone(static_cast<int>(record.group), index); break;
+    case Record::Type::kLeft:
+      left({static_cast<int64_t>(record.key.a), static_cast<int>(record.group), record.signature, {record.data, record.inline_bytes}},
+           index);
   }
+  return Status::ok();
+}
+
+Status HostTree::take_decision(size_t index, const Record& record) {
+  const auto at = pending_.find(record.key);
+  if (at == pending_.end() || !at->second.own) return bad(links_[index].peer, "a decision on an operation that this host has not reported");
+  const Pending& p = at->second;
+  if (record.verdict == Verdict::kInline && (!p.inlined || record.inline_bytes != p.inline_bytes))
+    return bad(links_[index].peer, "a result of another size than the operation's");
+  for (int child = 0; child < children_; ++child) links_[child].queue.push_back(record);
+  decided_.push_back(record);
+  return Status::ok();
+}
+
+Status HostTree::take_report(size_t index, const Record& record) {
   Pending& p = pending(record.key);
+  // Again: a host below had given it up, as a rank has shut down. It counts once.
+  if (p.reported[index + 1]) return Status::ok();
   if (record.verdict == Verdict::kMismatch) p.mismatch = true;
   if ((p.own || p.children) && p.signature != record.signature) p.mismatch = true;
   if (!p.own) p.signature = record.signature;
   p.partials[index + 1].assign(record.data, record.data + record.inline_bytes);
   p.reported[index + 1] = true;
   ++p.children;
-  try_forward(record.key);
+  return try_forward(record.key);
 }
 
 Status HostTree::advance(bool* moved) {
@@ -188,13 +229,15 @@ Status HostTree::receive(size_t index, bool* moved) {
     *moved = true;
     uint32_t count;
     std::memcpy(&count, link.in.data(), sizeof count);
-    const char* at = link.in.data() + 2 * kHeader;
+    if (count > kMessageRecords) return bad(link.peer, std::to_string(count) + " records in a message");
+    const char* at = link.in.data() + 2 * kHeader;  // there is room for as many of the largest
     for (uint32_t i = 0; i < count; ++i) {
       Record record;
       std::memcpy(static_cast<void*>(&record), at, kFixed);
+      if (record.inline_bytes > kInlineBytes) return bad(link.peer, std::to_string(record.inline_bytes) + " bytes in a record");
       std::memcpy(record.data, at + kFixed, record.inline_bytes);
       at += packed(record);
-      take(index, record);
+      RR_TRY(take(index, record));
     }
   }
 }

@@ -29,7 +29,7 @@
 
 namespace ringreduce {
 
-// An operation as it travels between hosts.
+// An operation as it travels between hosts. What a peer has written is looked at before it is used.
 struct Record {
   enum class Type : uint32_t { kReport, kDecide, kGone, kLeft };
   Type type = Type::kReport;
@@ -61,7 +61,7 @@ class HostTree {
   ~HostTree();
 
   // This host is complete: `entry` of the table. `partial`: its inline data.
-  void report(uint32_t entry, const Entry& meta, const char* partial, const Combine& combine);
+  Status report(uint32_t entry, const Entry& meta, const char* partial, const Combine& combine);
   // A rank of the set has shut down; told to every host.
   void gone(int world_rank);
   // A rank has left a gradient plan of the set; told to every host that has not heard of one that left earlier.
@@ -105,11 +105,14 @@ class HostTree {
 
   Status flush(Link& link, bool* moved);
   Status receive(size_t index, bool* moved);
-  void take(size_t index, const Record& record);
+  Status check(const Link& link, const Record& record) const;
+  Status take(size_t index, const Record& record);
+  Status take_report(size_t index, const Record& record);
+  Status take_decision(size_t index, const Record& record);
   void gone(int world_rank, size_t told_by);
   void left(const Departure& departure, size_t told_by);
   Pending& pending(const Key& key);
-  void try_forward(const Key& key);
+  Status try_forward(const Key& key);
   Record combined(const Key& key, Pending& pending);
   void decide();
 

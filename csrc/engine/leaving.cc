@@ -101,10 +101,18 @@ Status Engine::drain(bool* moved) {
   return Status::ok();
 }
 
+// In the middle of a step: why this rank has given up, or what it has waited for, is of use to the others.
+template <typename AnyPlan>
+void Engine::say_closed(const AnyPlan& plan) {
+  const int bucket = plan.first_open();
+  (void)say_left(plan.id(), plan.failure.is_ok() ? "it has closed the plan before gradient bucket " + std::to_string(bucket) +
+                                                       " was complete (" + plan.missing(bucket) + ")"
+                                                 : plan.failure.text());
+}
+
 void Engine::remove_plan(const std::shared_ptr<GpuPlan>& plan) {
   Lock lock(mutex_);
-  if (plan->left().is_ok() ? !plan->idle() : plan->aborting() && plan->may_launch())
-    (void)say_left(plan->id(), "it has closed the plan in the middle of the step");
+  if (plan->left().is_ok() ? !plan->idle() : plan->aborting() && plan->may_launch()) say_closed(*plan);
   if (plan->aborting()) aborting_.push_back(plan);
   if (plan->aborting() || plan->communicator().pending()) retired_.push_back(plan->shared_communicator());
   gpu_plans_.erase(std::remove(gpu_plans_.begin(), gpu_plans_.end(), plan), gpu_plans_.end());
@@ -113,7 +121,7 @@ void Engine::remove_plan(const std::shared_ptr<GpuPlan>& plan) {
 // A plan whose buckets are all complete is over on this rank. Others may still be in the step, and leave it.
 void Engine::remove_plan(const std::shared_ptr<Plan>& plan) {
   Lock lock(mutex_);
-  if (plan->left().is_ok() && plan->open()) (void)say_left(plan->id(), "it has closed the plan in the middle of the step");
+  if (plan->left().is_ok() && plan->open()) say_closed(*plan);
   const auto at = std::find(plans_.begin(), plans_.end(), plan);
   if (at == plans_.end()) return;
   plans_.erase(at);

@@ -147,6 +147,7 @@ Decision* OpTable::decision(uint64_t position) const {
 // read; only ranks at this position ask, and the first one's answer holds for all.
 Status OpTable::group(uint64_t position, size_t fusion_bytes, uint32_t* count) {
   Decision& first = log_[position % kMaxPending];
+  if (first.entry >= kMaxPending) return *count = 1, Status::ok();  // take() says so
   *count = first.group.load(std::memory_order_acquire);
   if (*count) return Status::ok();
   RR_TRY(header_->lock.lock(local_));
@@ -155,8 +156,9 @@ Status OpTable::group(uint64_t position, size_t fusion_bytes, uint32_t* count) {
     const uint64_t size = header_->log_size.load(std::memory_order_relaxed);
     const Entry& lead = entries_[first.entry];
     uint64_t bytes = lead.bytes;
-    for (*count = 1; lead.fuse && position + *count < size; ++*count) {
+    for (*count = 1; lead.fuse && *count < kMaxPending && position + *count < size; ++*count) {
       const Decision& item = log_[(position + *count) % kMaxPending];
+      if (item.entry >= kMaxPending) break;  // take() says so
       const Entry& entry = entries_[item.entry];
       if (item.verdict != Verdict::kRun || entry.fuse != lead.fuse || bytes + entry.bytes > fusion_bytes) break;
       bytes += entry.bytes;

@@ -103,10 +103,10 @@ bool Plan::complete(int index) const {
   return shared_[index].finished.value.load(std::memory_order_acquire) >= buckets_[index].launches * topology_.local_size();
 }
 
-bool Plan::open() const {
+int Plan::first_open() const {
   for (size_t i = 0; i < buckets_.size(); ++i)
-    if (!complete(static_cast<int>(i))) return true;
-  return false;
+    if (!complete(static_cast<int>(i))) return static_cast<int>(i);
+  return -1;
 }
 
 uint64_t Plan::completed() const {

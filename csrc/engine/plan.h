@@ -59,7 +59,8 @@ class Plan {
 
   void launch(int bucket, int side = 0);
   bool complete(int bucket) const;  // its last launch
-  bool open() const;                // a launch of a bucket that is not complete: in the middle of a step
+  int first_open() const;           // the first bucket whose last launch is not complete, or -1
+  bool open() const { return first_open() >= 0; }  // in the middle of a step
   // How many launches of the plan are over, counted from its first.
   uint64_t completed() const;
   Status leave(const Departure& departure);
@@ -76,6 +77,7 @@ class Plan {
   bool idle() const { return queue_.empty() && in_flight_ == 0; }
   bool on_net() const { return in_flight_ > 0; }
   std::string missing(int bucket) const;  // who has not launched it as often as this rank
+  Status failure;                   // of the last wait
 
  private:
   static constexpr int kInFlight = PlanNet::kTags;     // segments between hosts at once

@@ -19,6 +19,11 @@ constexpr size_t kFuseBytes = 1 << 20;
 // Steps of a machine in one call, so that other sets and plans get their turn.
 constexpr int kStepsPerCall = 16;
 
+// What ranks of this host write there is in one table, so it cannot be said which one it was.
+Status damaged() {
+  return {Code::kPeerLost, "the table of operations in the host's memory is damaged; a rank of this host has written over it"};
+}
+
 bool inlined(const Submission& s) {
   if (s.on_gpu) return false;
   return s.kind == Kind::kBarrier || (s.kind == Kind::kAllreduce && s.bytes() <= kInlineBytes);
@@ -128,6 +133,8 @@ void ProcessSet::read_sizes(uint32_t entry, Output* output) const {
 
 Status ProcessSet::gather_inline(uint32_t entry, Output* output) const {
   read_sizes(entry, output);
+  for (int i = 0; i < topology().size; ++i)
+    if (output->counts[i] < 0 || !fits(static_cast<size_t>(output->counts[i]))) return damaged();
   RR_TRY(output->allocate());
   char* to = output->data.get();
   for (int i = 0; i < topology().size; to += output->counts[i++])
@@ -159,10 +166,11 @@ Status ProcessSet::advance(bool* moved) {
 Status ProcessSet::agree(bool* moved) {
   uint32_t index;
   while (table_.next_complete(&index)) {
+    if (index >= kMaxPending || table_.entry(index).inline_bytes > kInlineBytes) return damaged();
     const OpRef& op = by_entry_[index];
     if (!op) return {Code::kPeerLost, "an operation is complete that this rank had given up"};
     const Submission& s = op->submission;
-    tree_->report(index, table_.entry(index), table_.result(index), {s.dtype, s.reduction(), s.scale(topology().size).post});
+    RR_TRY(tree_->report(index, table_.entry(index), table_.result(index), {s.dtype, s.reduction(), s.scale(topology().size).post}));
     *moved = true;
   }
   for (int i = 0; i < topology().local_size(); ++i)
@@ -198,6 +206,7 @@ Status ProcessSet::run_machine(bool* moved) {
 }
 
 Status ProcessSet::take(uint32_t entry, OpRef* op) {
+  if (entry >= kMaxPending) return damaged();
   *op = std::move(by_entry_[entry]);
   by_entry_[entry] = nullptr;
   // Given up when a peer shut down, and decided all the same: the peers will run it without us.
@@ -223,6 +232,7 @@ Status ProcessSet::take_decision(bool* moved) {
   if (decision->verdict == Verdict::kInline) {
     const size_t bytes = op->submission.bytes();
     if (sized(op->submission)) RR_TRY(gather_inline(entry, &op->output));
+    else if (bytes > kInlineBytes) return damaged();
     else if (bytes) Pieces(op->submission.pieces).scatter(0, bytes, table_.result(entry), false);
     RR_TRY(table_.release(entry));
     finish(op, Status::ok());
@@ -235,6 +245,7 @@ Status ProcessSet::take_decision(bool* moved) {
 Status ProcessSet::start_group() {
   uint32_t count = 0;
   RR_TRY(table_.group(position_, config_.fusion_bytes, &count));
+  if (count > kMaxPending) return damaged();
   running_.clear();
   for (uint32_t i = 0; i < count; ++i) {
     // The leader of a set that spans hosts appends a group one by one: wait for all of it.

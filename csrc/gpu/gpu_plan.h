@@ -69,6 +69,7 @@ class GpuPlan {
   Status launch(int bucket, void* stream);
   Status advance(bool* moved);
   bool idle() const { return queue_.empty(); }      // everything is enqueued
+  int first_open() const { return queue_.empty() ? 0 : queue_.front().bucket; }
   bool enqueued(int bucket) const { return buckets_[bucket].pending == 0; }
   uint64_t launches() const { return launches_; }
   // All but the first `unaffected` launches of the plan never finish. Once those have, NCCL's communicator is aborted,
@@ -89,6 +90,7 @@ class GpuPlan {
   int64_t launched_ns(int bucket) const { return buckets_[bucket].launched_ns; }
   int64_t moved_ns() const { return moved_ns_; }
   std::string missing(int bucket) const;  // what a bucket that is not enqueued waits for
+  Status failure;                            // of the last wait
 
  private:
   struct Bucket : GpuBucketSpec {

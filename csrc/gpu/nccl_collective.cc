@@ -19,7 +19,7 @@ Status NcclCollective::advance(bool* moved) {
     case Step::kSizes:
       RR_TRY(sizes_machine_->advance(moved));
       if (!sizes_machine_->done()) return Status::ok();
-      take_sizes();
+      RR_TRY(take_sizes());
       return enqueue();
     case Step::kSettling: {
       bool settled = false;
@@ -41,13 +41,22 @@ void NcclCollective::gather_sizes() {
   step_ = Step::kSizes;
 }
 
-void NcclCollective::take_sizes() {
+Status NcclCollective::take_sizes() {
   std::vector<int64_t> table(gathered_sizes_.bytes / sizeof(int64_t));
   std::memcpy(table.data(), gathered_sizes_.data.get(), gathered_sizes_.bytes);
-  const size_t row = send_.size(), me = set_->channel->topology->rank;
+  const Topology& topology = *set_->channel->topology;
+  const size_t row = send_.size(), me = topology.rank;
+  for (int rank = 0; rank < topology.size; ++rank)
+    if (gathered_sizes_.counts[rank] != static_cast<int64_t>(row * sizeof(int64_t)))
+      return {Code::kPeerLost, "rank " + std::to_string(topology.world[rank]) + " has sent " +
+                                   std::to_string(gathered_sizes_.counts[rank]) + " bytes of sizes, not " +
+                                   std::to_string(row * sizeof(int64_t))};
   sizes_.clear();
   for (size_t rank = 0; rank < table.size() / row; ++rank) sizes_.push_back(table[rank * row + (row > 1 ? me : 0)]);
   sizes_machine_.reset();
+  Output output;
+  output.counts = sizes_;
+  return output.check_counts(topology.world);
 }
 
 Status NcclCollective::enqueue() {

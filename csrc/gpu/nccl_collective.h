@@ -28,7 +28,7 @@ class NcclCollective : public Machine {
 
   const Submission& s() const { return *calls_[0].submission; }
   void gather_sizes();
-  void take_sizes();
+  Status take_sizes();
   Status enqueue();
   Status enqueue_allreduce();
   Status enqueue_reducescatter();

@@ -10,6 +10,7 @@ namespace ringreduce {
 
 void Rendezvous::gather(const void* data, size_t bytes) {
   output_ = Output();
+  expected_ = bytes;
   exchange_ = std::make_unique<Allgather>(set_->channel, static_cast<const char*>(data), bytes, &output_);
 }
 
@@ -73,6 +74,10 @@ Status Rendezvous::advance(bool* moved) {
     RR_TRY(exchange_->advance(moved));
     if (!exchange_->done()) return Status::ok();
     exchange_.reset();
+    for (size_t rank = 0; rank < output_.counts.size(); ++rank)
+      if (output_.counts[rank] != static_cast<int64_t>(expected_))
+        return {Code::kPeerLost, "rank " + std::to_string(set_->channel->world(static_cast<int>(rank))) + " has sent " +
+                                     std::to_string(output_.counts[rank]) + " bytes about its GPU, not " + std::to_string(expected_)};
   }
   switch (step_) {
     case Step::kBegin: *moved = true; return begin();

@@ -46,6 +46,7 @@ class Rendezvous {
   GpuInfo mine_;
   Outcome my_outcome_;
   Output output_;
+  size_t expected_ = 0;  // bytes from each rank
   std::unique_ptr<Allgather> exchange_;
 };
 

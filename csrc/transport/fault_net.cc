@@ -18,11 +18,13 @@ const Fault* FaultNet::next_fault(Fault::Direction direction) {
 }
 
 template <class Start>
-Status FaultNet::start(Fault::Direction direction, Request* request, Start start_inner) {
+Status FaultNet::start(Fault::Direction direction, Request* request, Start start_inner, int tag, char* data, size_t bytes) {
   const Fault* fault = next_fault(direction);
   if (fault && fault->action == Fault::Action::kRefuse) return fault->status;
-  Transfer transfer{{}, Fault::Action::kDelay, 0, {}};  // no fault: a delay of nothing
-  if (fault) transfer = {{}, fault->action, fault->tests, fault->status};
+  Transfer transfer{{}, Fault::Action::kDelay, 0, {}, {}};  // no fault: a delay of nothing
+  if (fault && fault->action == Fault::Action::kCorrupt)
+    transfer.corrupt = [fault, tag, data, bytes] { if (data) fault->corrupt(tag, data, bytes); };
+  else if (fault) transfer = {{}, fault->action, fault->tests, fault->status, {}};
   if (transfer.action == Fault::Action::kDelay) RR_TRY(start_inner(&transfer.inner));
   request->id = next_id_++;
   transfers_.emplace(request->id, transfer);
@@ -36,7 +38,7 @@ Status FaultNet::isend(int to, int tag, const void* data, size_t bytes, Request*
 
 Status FaultNet::irecv(int from, int tag, void* data, size_t bytes, Request* request) {
   return start(Fault::Direction::kReceive, request,
-               [&](Request* inner) { return inner_->irecv(from, tag, data, bytes, inner); });
+               [&](Request* inner) { return inner_->irecv(from, tag, data, bytes, inner); }, tag, static_cast<char*>(data), bytes);
 }
 
 Status FaultNet::test(Request* request, bool* done) {
@@ -54,9 +56,11 @@ Status FaultNet::test(Request* request, bool* done) {
       }
       result = inner_->test(&transfer.inner, done);
       if (!*done && result) return result;
+      if (*done && result && transfer.corrupt) transfer.corrupt();
       break;
     case Fault::Action::kFail:
     case Fault::Action::kRefuse:
+    case Fault::Action::kCorrupt:
       result = transfer.status;
       break;
     case Fault::Action::kDrop:

@@ -1,9 +1,10 @@
-// A Net that breaks things on purpose, round any other Net: it lets transfers come late, fail,
-// or never finish, by their place in the order in which this rank starts them. Tests use it to
+// A Net that breaks things on purpose, round any other Net: it lets transfers come late, fail, come
+// with other contents, or never finish, by their place in the order in which this rank starts them. Tests use it to
 // see that every failure of the network ends in a clear error and never in a hang.
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <limits>
 #include <memory>
 #include <unordered_map>
@@ -20,6 +21,7 @@ struct Fault {
     kFail,    // test() returns `status`; nothing is transferred
     kRefuse,  // isend() or irecv() itself returns `status`
     kDrop,    // never done; nothing is transferred
+    kCorrupt, // received, then handed to `corrupt` before the receiver sees it
   };
   static constexpr int64_t kForever = std::numeric_limits<int64_t>::max();
 
@@ -29,6 +31,7 @@ struct Fault {
   Action action = Action::kDrop;
   int64_t tests = 0;
   Status status = Status(Code::kSystem, "injected fault");
+  std::function<void(int tag, char* data, size_t bytes)> corrupt = {};
 };
 
 class FaultNet final : public Net {
@@ -46,12 +49,13 @@ class FaultNet final : public Net {
     Fault::Action action;
     int64_t tests;
     Status status;
+    std::function<void()> corrupt;
   };
   // The fault that hits the transfer which starts now, or null. Counts the transfer.
   const Fault* next_fault(Fault::Direction direction);
   // Starts through the inner net what is not hit by a fault that prevents it.
   template <class Start>
-  Status start(Fault::Direction direction, Request* request, Start start_inner);
+  Status start(Fault::Direction direction, Request* request, Start start_inner, int tag = 0, char* data = nullptr, size_t bytes = 0);
 
   const std::unique_ptr<Net> inner_;
   const std::vector<Fault> faults_;

@@ -177,6 +177,56 @@ TEST(a_plan_is_dropped_while_it_is_made) {
   }
 }
 
+// A rank leaves in its second step, after some buckets. The step before goes on, on streams that are late; then
+// nothing hangs, and a new plan is right.
+TEST(a_plan_is_left) {
+  for (const bool nccl : {true, false})
+    for (const auto& hosts : {std::vector<int>{0, 0}, std::vector<int>{0, 0, 1}, std::vector<int>{0, 1, 2}})
+      for (const int leaver : {0, static_cast<int>(hosts.size()) - 1}) {
+        reset_doubles();
+        World world(layout(hosts));
+        world.run([&](int rank, Engine& engine) {
+          GpuRank gpu(engine, rank, nccl ? gpu_library() : without_nccl());
+          for (int round = 0; round < 5; ++round) {
+            Buckets buckets = make_plan(world, rank, engine, gpu, kOpSum, 1, 1, round);
+            GpuPlan& plan = *buckets.plan;
+            const int many = static_cast<int>(plan.bucket_count());
+            const int at = round % many;
+            Status status;
+            for (int step = 0; step < 2 && status.is_ok(); ++step) {
+              for (int b = 0; b < (step && rank == leaver ? at : many) && status.is_ok(); ++b) status = engine.launch(plan, b, gpu.stream());
+              if (step && rank == leaver) break;
+              for (int b = 0; b < many && status.is_ok(); ++b) {
+                bool done = false;
+                while (!done && status.is_ok()) status = engine.wait_bucket(plan, b, gpu.stream(), 0.1, &done);
+              }
+              if (!step) CHECK_OK(status);
+            }
+            if (rank == leaver) CHECK_OK(engine.leave(plan.id(), "RuntimeError: out of memory"));
+            // Through NCCL all may be enqueued before the news come.
+            const int64_t end = now_ns() + 10'000'000'000;
+            while (status.is_ok() && now_ns() < end) {
+              std::this_thread::sleep_for(std::chrono::milliseconds(1));
+              status = engine.launch(plan, 0, gpu.stream());
+            }
+            CHECK(status.code() == Code::kPlanLeft);
+            CHECK(status.text().find("rank " + std::to_string(leaver) + " has left the gradient step: RuntimeError: out of memory") == 0);
+            gpu.device().cuda().stream_synchronize(plan.stream().get());  // it ends
+            engine.remove_plan(buckets.plan);
+            world.meet();
+          }
+          Buckets buckets = make_plan(world, rank, engine, gpu, kOpSum, 1, 1, 5);
+          float* ones = buckets.data[0];
+          const std::vector<float> one(kBuckets[0], 1);
+          CHECK_OK(gpu.device().copy(ones, one.data(), one.size() * 4, gpu.stream()));
+          CHECK_OK(engine.launch(*buckets.plan, 0, gpu.stream()));
+          wait_for_bucket(engine, *buckets.plan, 0, gpu.stream());
+          for (float x : gpu.download<float>(ones, one.size())) CHECK_EQ(x, static_cast<float>(world.size()));
+          engine.remove_plan(buckets.plan);
+        });
+      }
+}
+
 TEST(nothing_was_misused) { reset_doubles(); }
 
 }  // namespace

@@ -14,6 +14,7 @@
 #include "common/clock.h"
 #include "counting_net.h"
 #include "engine/engine.h"
+#include "transport/fault_net.h"
 #include "transport/loopback_net.h"
 
 namespace ringreduce {
@@ -28,6 +29,7 @@ struct WorldOptions {
   LoopbackOptions net;
   std::vector<Traffic>* traffic = nullptr;  // one entry a rank: counts its messages
   int slow_rank = -1;                // whose messages come late
+  std::map<int, std::vector<Fault>> faults;  // by rank
 };
 
 // A net on which nothing arrives sooner than 0.1 s after it is waited for.
@@ -93,6 +95,8 @@ class World {
     if (config.net && options_.traffic)
       config.net = std::make_unique<CountingNet>(std::move(config.net), &(*options_.traffic)[rank]);
     if (config.net && rank == options_.slow_rank) config.net = std::make_unique<SlowNet>(std::move(config.net));
+    if (config.net && options_.faults.count(rank))
+      config.net = std::make_unique<FaultNet>(std::move(config.net), options_.faults[rank]);
     config.oversubscribed = options_.oversubscribed;
     config.settings.chunk_bytes = options_.chunk_bytes;
     config.settings.fusion_bytes = options_.fusion_bytes;
