@@ -49,7 +49,8 @@ class DriftGuard:
         self._rounds = 0  # reductions: the same on all ranks, also where one has left a step out
         self._takes = 0  # digests of windows that were taken
         self._block = -1  # of rounds, in which the last one was taken
-        self._named: list[Named] = []  # what is looked at
+        self._known: list[Named] = []  # as the optimizer had them when windows were cut
+        self._named: list[Named] = []  # those of them that are looked at
         self._windows: list[list[Piece]] = []
         self._digests: CpuDigests | GpuDigests = CpuDigests()
         self._full: Taken | None = None
@@ -69,6 +70,7 @@ class DriftGuard:
     def began(self) -> None:
         """A backward pass begins and there is no plan: the parameters are still as the last step has left them."""
         if self._mode != "off" and (self._full is None or self._full.step != self._steps):
+            self._known = []  # a lazy parameter may be there now, or another size
             self._lay_out()
             self._full = self._digests.take(self._steps, (self._rounds, WHOLE), whole(self._named))
 
@@ -159,9 +161,18 @@ class DriftGuard:
         self._pause *= 2
 
     def _lay_out(self) -> None:
-        named = watched([pair for pair in self._parameters() if pair[0] not in self._reported])
+        """Ask for the parameters, and cut those into windows that are not known yet."""
+        parameters = [pair for pair in self._parameters() if pair[0] not in self._reported]
+        if len(parameters) == len(self._known) and all(map(_same, parameters, self._known)):
+            return
+        self._known = parameters
+        named = watched(parameters)
         on_gpu = [pair for pair in named if _gpu.backend.holds(pair[1])]
         if on_gpu and not isinstance(self._digests, GpuDigests):
             self._digests = GpuDigests(_gpu.backend.index(on_gpu[0][1]))
         self._named = on_gpu or named
         self._windows = cut(self._named, WINDOWS // self._digests.every)
+
+
+def _same(a: Named, b: Named) -> bool:
+    return a[1] is b[1]

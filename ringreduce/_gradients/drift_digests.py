@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -16,8 +16,8 @@ class Taken(NamedTuple):
 
     step: int  # 0: before the first
     window: tuple[int, int]  # the number of the round in which it was taken, and of the window
-    digest: int | Tensor
-    each: Sequence[int] | Tensor  # a digest of each piece
+    digest: Any  # an int, or a tensor on a GPU
+    each: Any  # a digest of each piece: a list, or a tensor
     pieces: Sequence[Piece]
 
 
@@ -38,7 +38,6 @@ class CpuDigests:
 
     def write(self, tail: Tensor, taken: Taken, _round: int) -> None:
         """Write pairs of bits."""
-        assert isinstance(taken.digest, int)
         _core.write_pairs(_dtypes.CODES[tail.dtype], taken.digest, tail.data_ptr())
 
     def read(self, tail: Tensor, taken: Taken, _round: int) -> tuple[Taken, bool]:
@@ -47,8 +46,7 @@ class CpuDigests:
 
     def number(self, taken: Taken) -> int:
         """The digest."""
-        assert isinstance(taken.digest, int)
-        return taken.digest
+        return int(taken.digest)
 
     def each(self, taken: Taken) -> list[int]:
         """The digests of the pieces."""
