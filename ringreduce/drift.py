@@ -115,7 +115,9 @@ def _flat(label: str, tree: Any) -> Iterator[_Held]:
 
 
 def _shape(value: Any) -> str:
-    return f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else "a value"
+    if not isinstance(value, Tensor):
+        return "a value"
+    return "not initialized" if torch.nn.parameter.is_lazy(value) else f"{tuple(value.shape)} {value.dtype}"
 
 
 def _digest(tensor: Tensor) -> int:
