@@ -136,6 +136,8 @@ def _on_cpu(tensor: Tensor) -> Tensor:
 def measure(a: Tensor, b: Tensor) -> tuple[int, float, bool]:
     """Between flat tensors: elements whose bits differ, the largest difference, and whether it is only rounding."""
     elements, largest, magnitude = 0, 0.0, 0.0
+    if not a.numel():
+        return elements, largest, True
     for x, y in zip(
         torch.split(a, _SLICE), torch.split(b, _SLICE), strict=True
     ):  # what follows takes 40 bytes an element
@@ -153,4 +155,4 @@ def _gap(a: Tensor, b: Tensor) -> tuple[float, float]:
     gap = (x - y).abs()
     gap[(x == y) | (x.isnan() & y.isnan())] = 0.0
     magnitude = torch.maximum(x.abs(), y.abs()).nan_to_num(nan=0.0, posinf=0.0)
-    return float(gap.nan_to_num(nan=math.inf).max()), float(magnitude.max())
+    return float(gap.nan_to_num(nan=math.inf, posinf=math.inf).max()), float(magnitude.max())
