@@ -100,9 +100,13 @@ class DriftGuard:
 
     def write(self, tail: Tensor) -> None:
         """Write the last digest into a bucket's tail: ELEMENTS elements of any floating point or complex dtype."""
+        if self._mode == "off":
+            return
         if self._last is None:
             self.began()
             self._last = self._full or NOTHING
+        if _gpu.backend.holds(tail) != self._digests.on_gpu:  # the model has moved since
+            self._move_to(tail)
         self._digests.write(tail, self._last, self._rounds)
 
     def differs(self, tail: Tensor) -> bool:
@@ -160,6 +164,14 @@ class DriftGuard:
         self._paused_until = self._rounds + self._pause
         self._pause *= 2
 
+    def _move_to(self, tail: Tensor) -> None:
+        self._known = []
+        self._lay_out()
+        if _gpu.backend.holds(tail) != self._digests.on_gpu:  # nothing is looked at, or what is lies elsewhere
+            self._digests = GpuDigests(_gpu.backend.index(tail)) if _gpu.backend.holds(tail) else CpuDigests()
+            self._named, self._windows = [], cut([], WINDOWS // self._digests.every)
+        self._last = NOTHING
+
     def _lay_out(self) -> None:
         """Ask for the parameters, and cut those into windows that are not known yet."""
         parameters = [pair for pair in self._parameters() if pair[0] not in self._reported]
@@ -168,8 +180,8 @@ class DriftGuard:
         self._known = parameters
         named = watched(parameters)
         on_gpu = [pair for pair in named if _gpu.backend.holds(pair[1])]
-        if on_gpu and not isinstance(self._digests, GpuDigests):
-            self._digests = GpuDigests(_gpu.backend.index(on_gpu[0][1]))
+        if bool(on_gpu) != self._digests.on_gpu:
+            self._digests = GpuDigests(_gpu.backend.index(on_gpu[0][1])) if on_gpu else CpuDigests()
         self._named = on_gpu or named
         self._windows = cut(self._named, WINDOWS // self._digests.every)
 

@@ -28,6 +28,7 @@ NOTHING = Taken(0, (-1, WHOLE), 0, (), ())  # says nothing of any parameter
 class CpuDigests:
     """Digests of memory, taken by one core."""
 
+    on_gpu = False
     every = 1  # how many reductions there are for one that is compared
 
     def take(self, step: int, window: tuple[int, int], pieces: Sequence[Piece]) -> Taken:
