@@ -108,6 +108,7 @@ def test_measure(a, b, expected):
         ([[0, 1], [2]], "'p' differs on rank 2 (2 of 1,000 elements, by up to 0.5); ranks 0, 1 agree"),
         ([[0, 2], [1], [3]], "'p' differs on ranks 1, 3 (2 of 1,000 elements, by up to 0.5); ranks 0, 2 agree"),
         ([[0, 1], [2, 3]], "'p' differs between ranks 0, 1 and ranks 2, 3 (2 of 1,000 elements, by up to 0.5)"),
+        ([[0], [2], [3]], "'p' differs between ranks 0, 2, 3 (2 of 1,000 elements, by up to 0.5)"),
         ([[0], [1], [2], [3]], "'p' differs between ranks 0, 1, 2, 3 (2 of 1,000 elements, by up to 0.5)"),
     ],
 )
