@@ -39,7 +39,8 @@ from ringreduce.collectives import (
     reducescatter_async,
 )
 from ringreduce.compression import Compression
-from ringreduce.errors import RingreduceError, RingreduceTimeoutError
+from ringreduce.drift import check
+from ringreduce.errors import DriftError, RingreduceError, RingreduceTimeoutError
 from ringreduce.handle import Handle, poll, synchronize
 from ringreduce.objects import allgather_object, broadcast_object
 from ringreduce.optimizer import DistributedOptimizer
@@ -60,6 +61,7 @@ __all__ = [
     "Average",
     "Compression",
     "DistributedOptimizer",
+    "DriftError",
     "Handle",
     "Max",
     "Min",
@@ -88,6 +90,7 @@ __all__ = [
     "broadcast_object",
     "broadcast_optimizer_state",
     "broadcast_parameters",
+    "check",
     "cross_rank",
     "cross_size",
     "global_process_set",

@@ -49,7 +49,8 @@ class DriftGuard:
         self._rounds = 0  # reductions: the same on all ranks, also where one has left a step out
         self._takes = 0  # digests of windows that were taken
         self._block = -1  # of rounds, in which the last one was taken
-        self._named: list[Named] = []  # what is looked at
+        self._known: list[Named] = []  # as the optimizer had them when windows were cut
+        self._named: list[Named] = []  # those of them that are looked at
         self._windows: list[list[Piece]] = []
         self._digests: CpuDigests | GpuDigests = CpuDigests()
         self._full: Taken | None = None
@@ -69,6 +70,7 @@ class DriftGuard:
     def began(self) -> None:
         """A backward pass begins and there is no plan: the parameters are still as the last step has left them."""
         if self._mode != "off" and (self._full is None or self._full.step != self._steps):
+            self._known = []  # a lazy parameter may be there now, or another size
             self._lay_out()
             self._full = self._digests.take(self._steps, (self._rounds, WHOLE), whole(self._named))
 
@@ -98,9 +100,13 @@ class DriftGuard:
 
     def write(self, tail: Tensor) -> None:
         """Write the last digest into a bucket's tail: ELEMENTS elements of any floating point or complex dtype."""
+        if self._mode == "off":
+            return
         if self._last is None:
             self.began()
             self._last = self._full or NOTHING
+        if _gpu.backend.holds(tail) != self._digests.on_gpu:  # the model has moved since
+            self._move_to(tail)
         self._digests.write(tail, self._last, self._rounds)
 
     def differs(self, tail: Tensor) -> bool:
@@ -158,10 +164,27 @@ class DriftGuard:
         self._paused_until = self._rounds + self._pause
         self._pause *= 2
 
+    def _move_to(self, tail: Tensor) -> None:
+        self._known = []
+        self._lay_out()
+        if _gpu.backend.holds(tail) != self._digests.on_gpu:  # nothing is looked at, or what is lies elsewhere
+            self._digests = GpuDigests(_gpu.backend.index(tail)) if _gpu.backend.holds(tail) else CpuDigests()
+            self._named, self._windows = [], cut([], WINDOWS // self._digests.every)
+        self._last = NOTHING
+
     def _lay_out(self) -> None:
-        named = watched([pair for pair in self._parameters() if pair[0] not in self._reported])
+        """Ask for the parameters, and cut those into windows that are not known yet."""
+        parameters = [pair for pair in self._parameters() if pair[0] not in self._reported]
+        if len(parameters) == len(self._known) and all(map(_same, parameters, self._known)):
+            return
+        self._known = parameters
+        named = watched(parameters)
         on_gpu = [pair for pair in named if _gpu.backend.holds(pair[1])]
-        if on_gpu and not isinstance(self._digests, GpuDigests):
-            self._digests = GpuDigests(_gpu.backend.index(on_gpu[0][1]))
+        if bool(on_gpu) != self._digests.on_gpu:
+            self._digests = GpuDigests(_gpu.backend.index(on_gpu[0][1])) if on_gpu else CpuDigests()
         self._named = on_gpu or named
         self._windows = cut(self._named, WINDOWS // self._digests.every)
+
+
+def _same(a: Named, b: Named) -> bool:
+    return a[1] is b[1]

@@ -37,16 +37,19 @@ class Difference:
 
     @property
     def odd(self) -> list[int]:
-        """The ranks that differ from the majority; from the first one where there is none."""
+        """The ranks that differ from the majority; none where there is no majority."""
+        if len(self.groups[0]) == len(self.groups[1]):
+            return []
         return sorted(rank for group in self.groups[1:] for rank in group)
 
     def __str__(self) -> str:
         infinite = math.isinf(self.largest)
         by = "a NaN or an infinity among them" if infinite else f"by up to {self.largest:.3g}"
         count = f"({self.elements:,} of {self.numel:,} elements, {by})"
-        if len(self.groups[0]) == len(self.groups[1]):
+        if not self.odd:
             sides = [ranks_text(group) for group in self.groups]
-            between = " and ".join(sides) if len(sides) <= 3 else ranks_text(sorted(self.groups[0] + self.odd))
+            everyone = ranks_text(sorted(rank for group in self.groups for rank in group))
+            between = " and ".join(sides) if len(sides) == 2 else everyone
             return f"{self.name!r} differs between {between} {count}"
         agreeing = self.groups[0]
         verb = "agrees" if len(agreeing) == 1 else "agree"
@@ -136,6 +139,8 @@ def _on_cpu(tensor: Tensor) -> Tensor:
 def measure(a: Tensor, b: Tensor) -> tuple[int, float, bool]:
     """Between flat tensors: elements whose bits differ, the largest difference, and whether it is only rounding."""
     elements, largest, magnitude = 0, 0.0, 0.0
+    if not a.numel():
+        return elements, largest, True
     for x, y in zip(
         torch.split(a, _SLICE), torch.split(b, _SLICE), strict=True
     ):  # what follows takes 40 bytes an element
@@ -153,4 +158,4 @@ def _gap(a: Tensor, b: Tensor) -> tuple[float, float]:
     gap = (x - y).abs()
     gap[(x == y) | (x.isnan() & y.isnan())] = 0.0
     magnitude = torch.maximum(x.abs(), y.abs()).nan_to_num(nan=0.0, posinf=0.0)
-    return float(gap.nan_to_num(nan=math.inf).max()), float(magnitude.max())
+    return float(gap.nan_to_num(nan=math.inf, posinf=math.inf).max()), float(magnitude.max())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -16,8 +16,8 @@ class Taken(NamedTuple):
 
     step: int  # 0: before the first
     window: tuple[int, int]  # the number of the round in which it was taken, and of the window
-    digest: int | Tensor
-    each: Sequence[int] | Tensor  # a digest of each piece
+    digest: Any  # an int, or a tensor on a GPU
+    each: Any  # a digest of each piece: a list, or a tensor
     pieces: Sequence[Piece]
 
 
@@ -28,6 +28,7 @@ NOTHING = Taken(0, (-1, WHOLE), 0, (), ())  # says nothing of any parameter
 class CpuDigests:
     """Digests of memory, taken by one core."""
 
+    on_gpu = False
     every = 1  # how many reductions there are for one that is compared
 
     def take(self, step: int, window: tuple[int, int], pieces: Sequence[Piece]) -> Taken:
@@ -38,7 +39,6 @@ class CpuDigests:
 
     def write(self, tail: Tensor, taken: Taken, _round: int) -> None:
         """Write pairs of bits."""
-        assert isinstance(taken.digest, int)
         _core.write_pairs(_dtypes.CODES[tail.dtype], taken.digest, tail.data_ptr())
 
     def read(self, tail: Tensor, taken: Taken, _round: int) -> tuple[Taken, bool]:
@@ -47,8 +47,7 @@ class CpuDigests:
 
     def number(self, taken: Taken) -> int:
         """The digest."""
-        assert isinstance(taken.digest, int)
-        return taken.digest
+        return int(taken.digest)
 
     def each(self, taken: Taken) -> list[int]:
         """The digests of the pieces."""

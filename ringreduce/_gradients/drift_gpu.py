@@ -25,6 +25,7 @@ _WORD = {1: torch.uint8, 2: torch.int16}  # of what has so many bytes; int32 for
 class GpuDigests:
     """Digests of memory on GPU `index`."""
 
+    on_gpu = True
     every = 4
 
     def __init__(self, index: int) -> None:

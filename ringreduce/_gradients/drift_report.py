@@ -30,7 +30,9 @@ class Drift:
     def text(self) -> str:
         """One line, without a newline."""
         assert self.first is not None
-        before = "" if self.equal is None or self.equal >= self.seen else f" (equal after step {self.equal})"
+        before = ""
+        if self.equal is not None and self.equal < self.seen:
+            before = f" (equal after step {self.equal})" if self.equal else " (equal before the first)"
         since = "before the first step" if self.seen == 0 else f"since step {self.seen} at the latest{before}"
         others = [name for name in self.names if name != self.first.name]
         listed = ", ".join(map(repr, others[:_SHOWN])) + (", ..." if len(others) > _SHOWN else "")
@@ -62,7 +64,7 @@ class Drift:
         return "Gradients or weights were changed, or a checkpoint was loaded, on a part of the ranks only"
 
     def warn(self) -> None:
-        """On the first rank of the set and on those that differ: elsewhere it would be said once more."""
+        """On the first rank of the set, and on those that differ from the majority."""
         assert self.first is not None
         rank = _context.require().rank
         if rank == min(self.steps) or rank in self.first.odd:

@@ -14,7 +14,7 @@ namespace {
 
 const char* const kNames[] = {"RINGREDUCE_KERNELS", "RINGREDUCE_CHUNK_BYTES", "RINGREDUCE_FUSION_BYTES",
                               "RINGREDUCE_TIMEOUT", "RINGREDUCE_STALL_WARNING", "RINGREDUCE_SPIN_US",
-                              "RINGREDUCE_TREE_ARITY", "RINGREDUCE_LOG"};
+                              "RINGREDUCE_TREE_ARITY", "RINGREDUCE_LOG", "RINGREDUCE_DRIFT"};
 
 struct Variable {
   const char* name;
@@ -72,6 +72,7 @@ TEST(defaults) {
   CHECK_EQ(s.timeout_s, 300);
   CHECK_EQ(s.stall_warning_s, 30);
   CHECK_EQ(s.spin_us, 50);
+  CHECK_EQ(s.drift, "warn");
   CHECK_EQ(s.tree_arity, 8);
   CHECK_EQ(s.log_level, 1);
 }
@@ -84,8 +85,10 @@ TEST(every_variable_is_read) {
                             {"RINGREDUCE_STALL_WARNING", "1e1"},
                             {"RINGREDUCE_SPIN_US", "0"},
                             {"RINGREDUCE_TREE_ARITY", "2"},
+                            {"RINGREDUCE_DRIFT", "error"},
                             {"RINGREDUCE_LOG", "3"}});
   CHECK_EQ(settings_error(), "");
+  CHECK_EQ(s.drift, "error");
   CHECK_EQ(s.kernels, "scalar");
   CHECK_EQ(s.chunk_bytes, size_t{64} << 10);
   CHECK_EQ(s.fusion_bytes, size_t{0});
@@ -118,6 +121,7 @@ TEST(malformed_values_are_named) {
     check_refused("RINGREDUCE_TREE_ARITY", text, "a whole number from 1 to 1024");
   for (const char* text : {"sse", "AVX2", "avx"})
     check_refused("RINGREDUCE_KERNELS", text, "one of scalar, avx2, avx512");
+  for (const char* text : {"1", "Warn", "none"}) check_refused("RINGREDUCE_DRIFT", text, "one of warn, error, off");
 }
 
 TEST(the_first_error_stays_and_reload_forgets_it) {

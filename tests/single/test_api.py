@@ -24,6 +24,7 @@ poll synchronize Handle
 broadcast_parameters broadcast_optimizer_state broadcast_object allgather_object
 ProcessSet global_process_set add_process_set remove_process_set
 Compression DistributedOptimizer ReduceOp Average Sum Min Max Product RingreduceError RingreduceTimeoutError
+check DriftError
 """.split()  # noqa: SIM905
 
 
@@ -66,6 +67,7 @@ def test_every_name_is_documented(name):
         (rr.alltoall, "tensor splits name process_set"),
         (rr.reducescatter, "tensor name compression op process_set prescale_factor postscale_factor"),
         (rr.broadcast_object, "obj root_rank name process_set"),
+        (rr.check, "model optimizer process_set"),
         (
             rr.DistributedOptimizer,
             "optimizer named_parameters compression backward_passes_per_step op gradient_predivide_factor "
@@ -130,6 +132,7 @@ ONE = torch.ones(2)
         lambda: rr.allgather_object(1),
         lambda: rr.add_process_set([0]),
         lambda: rr.broadcast_parameters({"a": ONE}, 0),
+        lambda: rr.check({"a": ONE}),
         lambda: rr.broadcast_optimizer_state(torch.optim.SGD([nn.Parameter(ONE)], lr=0.1), 0),
     ],
 )
