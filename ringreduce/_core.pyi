@@ -3,6 +3,7 @@
 Tensors pass as addresses (`data_ptr()`), element counts and dtype codes.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy
@@ -117,7 +118,7 @@ class Engine:
     # need not be woken.
     # `shapes` (one tuple a tensor) must agree over ranks; it is compared and shown, not interpreted.
     # All parts are submitted, or none. A part: name, inputs, outputs, counts, shapes, dtype, op, keep.
-    def allreduce(self, set_id: int, parts: list[tuple[str | None, list[int], list[int], list[int], list[tuple[int, ...]],
+    def allreduce(self, set_id: int, parts: Sequence[tuple[str | None, list[int], list[int], list[int], list[tuple[int, ...]],
                   int, int, object]], prescale: float, postscale: float, stream: int = -1, wake: bool = True) -> list[Op]: ...
     # Unnamed, in place, done on return. False: nothing was done, since the tensor is not a plain one (see
     # use_exchange_api) or another argument must be looked at first. If it raises, the core keeps the tensor until it is
