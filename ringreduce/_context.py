@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
-from weakref import WeakValueDictionary
+from weakref import ref
 
 from ringreduce.errors import RingreduceError
 
@@ -35,8 +35,8 @@ class Context:
     host_of: list[int]  # world rank -> host, numbered by first appearance
     comm: Any  # our duplicate of the MPI communicator, None without MPI
     sets: dict[int, ProcessSet] = field(default_factory=dict)
-    # Of the handles that live and were not synchronized, by (kind, set, name).
-    names: WeakValueDictionary[tuple[str, int, str], Handle[Any]] = field(default_factory=WeakValueDictionary)
+    # The handles that live and were not synchronized, by (kind, set, name).
+    names: dict[tuple[str, int, str], ref[Handle[Any]]] = field(default_factory=dict)
     gpu: Gpu | None = None  # attached with the first GPU tensor
     differentiable_calls: int = 0  # numbers the backward passes of unnamed collectives
 

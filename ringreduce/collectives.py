@@ -91,10 +91,14 @@ def allreduce_(
     process_set: ProcessSet = global_process_set,
 ) -> Tensor:
     """`allreduce` in place; returns `tensor`. ValueError if the tensor requires grad."""
+    engine = process_set.engine
     # The common case goes straight to the core, which refuses what needs a check, a copy or an
     # explanation.
-    plain = process_set.engine.allreduce_plain if process_set.engine is not None and name is None else None
-    if plain and plain(process_set.process_set_id or 0, tensor, op, prescale_factor, postscale_factor):
+    if (
+        engine is not None
+        and name is None
+        and engine.allreduce_plain(process_set.process_set_id or 0, tensor, op, prescale_factor, postscale_factor)
+    ):
         return tensor
     return allreduce_async_(tensor, name, op, prescale_factor, postscale_factor, process_set).wait()
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
+from weakref import ref
 
 from ringreduce import _context, _gpu
 from ringreduce._core import Op
@@ -34,16 +35,15 @@ class Handle(Generic[T]):
             synchronized or dropped, and the operation is done.
     """
 
-    def __init__(
-        self, ops: list[Op], finish: Callable[[], T], key: tuple[str, int, str] | None = None
-    ) -> None:  # fmt: skip
+    def __init__(self, ops: list[Op], finish: Callable[[], T], key: tuple[str, int, str] | None = None) -> None:
         self._ops = ops
         self._finish: Callable[[], T] | None = finish
         self._key = key
         self._timed_out = False
         self._context = _context.current
         if key is not None and self._context is not None:
-            self._context.names[key] = self
+            names = self._context.names
+            names[key] = ref(self, lambda _: names.pop(key, None))  # also when it is dropped
 
     def done(self) -> bool:
         """Whether `wait` would return at once. Never blocks."""
@@ -90,11 +90,12 @@ class Handle(Generic[T]):
         return finish()
 
     def map(self, convert: Callable[[T], U]) -> Handle[U]:
-        """The same operation with `convert` applied to its result; self is used up."""
-        finish, key = self._finish, self._key
+        """The same handle, with `convert` applied to its result."""
+        finish = self._finish
         assert finish is not None
-        self._finish = self._key = None
-        return Handle(self._ops, lambda: convert(finish()), key)
+        mapped = cast("Handle[U]", self)
+        mapped._finish = lambda: convert(finish())
+        return mapped
 
     def _release(self) -> None:
         self._finish = None
