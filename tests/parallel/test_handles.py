@@ -117,7 +117,7 @@ def test_a_wait_that_times_out_can_be_repeated(rank, size):
     else:
         handle = rr.allreduce_async(mine, name="again", op=rr.Sum)
         for timeout in (0.2, 0, 0.01):
-            with pytest.raises(rr.RingreduceTimeoutError, match=rf"'again'.*rank {size - 1} has not submitted it"):
+            with pytest.raises(rr.RingreduceTimeoutError, match=r"'again'.*not submitted it"):
                 rr.synchronize(handle, timeout=timeout)
             assert not rr.poll(handle)
         with pytest.raises(ValueError, match="in flight"):
