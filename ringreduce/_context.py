@@ -15,11 +15,13 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
+from weakref import ref
 
 from ringreduce.errors import RingreduceError
 
 if TYPE_CHECKING:
     from ringreduce._core import Engine, Gpu
+    from ringreduce.handle import Handle
     from ringreduce.process_set import ProcessSet
 
 
@@ -33,7 +35,8 @@ class Context:
     host_of: list[int]  # world rank -> host, numbered by first appearance
     comm: Any  # our duplicate of the MPI communicator, None without MPI
     sets: dict[int, ProcessSet] = field(default_factory=dict)
-    names: set[tuple[str, int, str]] = field(default_factory=set)  # (kind, set, name) in flight
+    # The handles that live and were not synchronized, by (kind, set, name).
+    names: dict[tuple[str, int, str], ref[Handle[Any]]] = field(default_factory=dict)
     gpu: Gpu | None = None  # attached with the first GPU tensor
     differentiable_calls: int = 0  # numbers the backward passes of unnamed collectives
 

@@ -3,6 +3,9 @@
 Tensors pass as addresses (`data_ptr()`), element counts and dtype codes.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy
 
 class RingreduceError(RuntimeError): ...
@@ -36,7 +39,10 @@ class Op:
     @property
     def name(self) -> str: ...
     def done(self) -> bool: ...  # never blocks; True also after a failure
-    def wait(self, timeout: float | None = None) -> None: ...  # raises what the operation failed with
+    # Raises what the operation failed with. timeout: seconds from this call on; None: RINGREDUCE_TIMEOUT, from the
+    # submission on, or from renew().
+    def wait(self, timeout: float | None = None) -> None: ...
+    def renew(self) -> None: ...
     def output(self) -> memoryview_like: ...  # allgather, alltoall: the bytes received (numpy-free ndarray, uint8[nbytes], owner kept)
     def counts(self) -> list[int]: ...  # allgather: elements from each rank; alltoall: elements received from each
     # GPU operations (submitted with a stream): wait() returns once the work is enqueued, done() says whether the GPU
@@ -45,7 +51,9 @@ class Op:
     def on_gpu(self) -> bool: ...
     @property
     def stream(self) -> int: ...  # after wait(): on which the GPU's work runs (for record_stream)
-    def join(self, stream: int) -> None: ...  # after wait(): `stream` waits for the GPU's work; the host does not
+    # After wait(): `stream` waits for the GPU's work; the host does not. Gives back what was kept for the operation:
+    # it is the caller's to keep now (record_stream).
+    def join(self, stream: int) -> Any: ...
     @property
     def output_bytes(self) -> int: ...
     def take_output(self, to: int, stream: int) -> None: ...  # after join(): copies it to device memory on `stream`, frees it then
@@ -105,23 +113,28 @@ class Engine:
     def add_set(self, set_id: int, ranks: list[int], segment: Segment) -> None: ...
     def remove_set(self, set_id: int) -> None: ...
 
-    # Submissions. `name` None: matched by the set's counter of unnamed operations.
+    # Submissions. `name` None: matched by the set's counter of unnamed operations. `keep`: an object that the core keeps
+    # alive until it is done with the memory; it is released in a later call.
     # Asynchronous; ValueError for a caller's mistake. wake=False: the caller waits at once, so the background thread
     # need not be woken.
     # `shapes` (one tuple a tensor) must agree over ranks; it is compared and shown, not interpreted.
-    def allreduce(self, set_id: int, name: str | None, inputs: list[int], outputs: list[int], counts: list[int],
-                  shapes: list[tuple[int, ...]], dtype: int, op: int, prescale: float, postscale: float, stream: int = -1, wake: bool = True) -> Op: ...
+    # All parts are submitted, or none. A part: name, inputs, outputs, counts, shapes, dtype, op, keep.
+    def allreduce(self, set_id: int, parts: Sequence[tuple[str | None, list[int], list[int], list[int], list[tuple[int, ...]],
+                  int, int, object]], prescale: float, postscale: float, stream: int = -1, wake: bool = True) -> list[Op]: ...
     # Unnamed, in place, done on return. False: nothing was done, since the tensor is not a plain one (see
-    # use_exchange_api) or another argument must be looked at first.
+    # use_exchange_api) or another argument must be looked at first. If it raises, the core keeps the tensor until it is
+    # done with it.
     def allreduce_plain(self, set_id: int, tensor: object, op: object, prescale: object, postscale: object) -> bool: ...
     def broadcast(self, set_id: int, name: str | None, input: int, output: int, count: int,
-                  shape: tuple[int, ...], dtype: int, root: int, stream: int = -1, wake: bool = True) -> Op: ...  # root: rank within the set
+                  shape: tuple[int, ...], dtype: int, root: int, keep: object = None, stream: int = -1, wake: bool = True) -> Op: ...  # root: rank within the set
     # `shape` is the shape without dimension 0 (row shape); count: elements on this rank.
-    def allgather(self, set_id: int, name: str | None, input: int, count: int, shape: tuple[int, ...], dtype: int, stream: int = -1, wake: bool = True) -> Op: ...
+    def allgather(self, set_id: int, name: str | None, input: int, count: int, shape: tuple[int, ...], dtype: int,
+                  keep: object = None, stream: int = -1, wake: bool = True) -> Op: ...
     # full shape; recv_counts: elements that each rank of the set receives
     def reducescatter(self, set_id: int, name: str | None, input: int, output: int, recv_counts: list[int],
-                      shape: tuple[int, ...], dtype: int, op: int, prescale: float, postscale: float, stream: int = -1, wake: bool = True) -> Op: ...
-    def alltoall(self, set_id: int, name: str | None, input: int, send_counts: list[int], shape: tuple[int, ...], dtype: int, stream: int = -1, wake: bool = True) -> Op: ...
+                      shape: tuple[int, ...], dtype: int, op: int, prescale: float, postscale: float, keep: object = None, stream: int = -1, wake: bool = True) -> Op: ...
+    def alltoall(self, set_id: int, name: str | None, input: int, send_counts: list[int], shape: tuple[int, ...], dtype: int,
+                 keep: object = None, stream: int = -1, wake: bool = True) -> Op: ...
     def barrier(self, set_id: int) -> Op: ...
     # GPU. Every submission above but allreduce_plain and barrier takes `stream: int = -1` last: the caller's current CUDA
     # stream (0 is the default stream) where the addresses are on the GPU, -1 where they are on the CPU.

@@ -127,16 +127,16 @@ def nccl_candidates() -> list[str]:
     return [str(path) for path in paths if path.is_file()]
 
 
-def after(ops: Iterable[Op], buffers: Iterable[Tensor]) -> None:
-    """Operations are enqueued: the current stream waits for them, and their buffers stay until then."""
+def after(ops: Iterable[Op]) -> None:
+    """Operations are enqueued: the current stream waits for them, and their tensors stay until then."""
     gpu = _context.require().gpu
     assert gpu is not None
     current = backend.current_stream(gpu.device)
     for op in ops:
-        op.join(current)
+        kept = op.join(current)
         backend.joined(op.stream)
         users = {op.stream, current} - {op.submission_stream}
-        for tensor in buffers:
+        for tensor in kept or ():
             if backend.holds(tensor):
                 for stream in users:
                     backend.record(tensor, stream, gpu.device)

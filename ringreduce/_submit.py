@@ -1,6 +1,7 @@
 """From tensors to the core's operations: each function checks, submits and returns a Handle.
 
-Results are made when the handle is waited for. `None` for a name lets the core match the
+The core is given the tensors to keep until it is done with them; results are made when the handle is
+waited for, from what that takes. `None` for a name lets the core match the
 operation by a counter. With `wake=False` the caller waits at once: no other thread need be woken.
 """
 
@@ -39,10 +40,6 @@ def _results_like(tensors: Sequence[Tensor], stream: int) -> list[Tensor]:
     return [_gpu.backend.empty_like(tensor) for tensor in tensors]
 
 
-def _buffers(stream: int, *tensors: Tensor) -> Sequence[Tensor] | None:
-    return None if stream == _gpu.NO_STREAM else tensors
-
-
 def _copy_back(source: Tensor, target: Tensor) -> Tensor:
     """Bring the result of an in-place operation to where the caller's tensor is."""
     if source.data_ptr() != target.data_ptr():
@@ -76,28 +73,28 @@ def allreduce(
     stream = _gpu.stream_of_all(argument, tensors)
     sources = [packed(tensor) for tensor in tensors]
     outputs = sources if in_place else _results_like(sources, stream)
-    ops = []
+    results = list(tensors) if in_place else outputs
+    parts = []
     for code, members in groups.items():
         label = name
         if name is not None and len(groups) > 1:
             label = f"{name}.{_dtypes.NAMES[code]}"
-        ops.append(
-            engine.allreduce(
-                set_id, label,
+        parts.append(
+            (
+                label,
                 [sources[i].data_ptr() for i in members],
                 [outputs[i].data_ptr() for i in members],
                 [sources[i].numel() for i in members],
                 [tuple(sources[i].shape) for i in members],
-                code, _check.reduction(op, _dtypes.BY_CODE[code]), pre, post, stream, wake,
+                code,
+                _check.reduction(op, _dtypes.BY_CODE[code]),
+                [tensor for i in members for tensor in (sources[i], results[i])],
             )
-        )  # fmt: skip
-
-    def finish() -> list[Tensor]:
-        # Names `sources`: they are read until the operation is done.
-        pairs = zip(sources, tensors if in_place else outputs, strict=True)
-        return [_copy_back(s, t) if in_place else t for s, t in pairs]
-
-    return Handle(ops, finish, key, _buffers(stream, *sources, *(tensors if in_place else outputs)))
+        )
+    ops = engine.allreduce(set_id, parts, pre, post, stream, wake)
+    if in_place:
+        return Handle(ops, lambda: [_copy_back(s, t) for s, t in zip(sources, results, strict=True)], key)
+    return Handle(ops, lambda: results, key)
 
 
 def broadcast(
@@ -116,11 +113,9 @@ def broadcast(
     (output,) = [source] if in_place else _results_like([source], stream)
     op = engine.broadcast(
         set_id, name, source.data_ptr(), output.data_ptr(), source.numel(),
-        tuple(source.shape), code, root, stream, wake,
+        tuple(source.shape), code, root, (source, tensor if in_place else output), stream, wake,
     )  # fmt: skip
-    if in_place:
-        return Handle([op], lambda: _copy_back(source, tensor), key, _buffers(stream, source, tensor))
-    return Handle([op], lambda: (source, output)[1], key, _buffers(stream, source, output))
+    return Handle([op], (lambda: _copy_back(source, tensor)) if in_place else (lambda: output), key)
 
 
 def allgather(
@@ -136,12 +131,13 @@ def allgather(
     row = tuple(source.shape[1:])
     width = math.prod(row)
     if width:
-        op = engine.allgather(set_id, name, source.data_ptr(), source.numel(), row, code, stream, wake)
+        op = engine.allgather(set_id, name, source.data_ptr(), source.numel(), row, code, (source,), stream, wake)
     else:
         # Rows without elements: nothing shows how many there are, so their number is sent.
         stream = _gpu.NO_STREAM
         source = torch.tensor([source.shape[0]])
-        op = engine.allgather(set_id, name, source.data_ptr(), 1, row, _dtypes.CODES[torch.int64], stream, wake)
+        code = _dtypes.CODES[torch.int64]
+        op = engine.allgather(set_id, name, source.data_ptr(), 1, row, code, (source,), stream, wake)
 
     def finish() -> tuple[Tensor, list[int]]:
         if not width:
@@ -150,7 +146,7 @@ def allgather(
             rows = [count // width for count in op.counts()]
         return received(op, tensor, (sum(rows), *row)), rows
 
-    return Handle([op], finish, key, _buffers(stream, source))
+    return Handle([op], finish, key)
 
 
 def reducescatter(
@@ -178,9 +174,9 @@ def reducescatter(
         set_id, name, source.data_ptr(), output.data_ptr(),
         [count * math.prod(row) for count in rows], tuple(source.shape), code, reduction,
         _check.scale("prescale_factor", prescale), _check.scale("postscale_factor", postscale),
-        stream, wake,
+        (source, output), stream, wake,
     )  # fmt: skip
-    return Handle([submitted], lambda: (source, output)[1], key, _buffers(stream, source, output))
+    return Handle([submitted], lambda: output, key)
 
 
 def alltoall(
@@ -201,7 +197,7 @@ def alltoall(
         stream = _gpu.NO_STREAM
         source, counts = torch.tensor(parts), [1] * len(parts)
         code = _dtypes.CODES[torch.int64]
-    op = engine.alltoall(set_id, name, source.data_ptr(), counts, row, code, stream, wake)
+    op = engine.alltoall(set_id, name, source.data_ptr(), counts, row, code, (source,), stream, wake)
 
     def finish() -> tuple[Tensor, list[int]]:
         if not width:
@@ -210,4 +206,4 @@ def alltoall(
             rows = [count // width for count in op.counts()]
         return received(op, tensor, (sum(rows), *row)), rows
 
-    return Handle([op], finish, key, _buffers(stream, source))
+    return Handle([op], finish, key)

@@ -22,8 +22,7 @@ from torch import Tensor
 
 from ringreduce import _autograd, _core, _submit
 from ringreduce.compression import Compression, Compressor, effective
-from ringreduce.errors import RingreduceTimeoutError
-from ringreduce.handle import Handle, keep_until_done
+from ringreduce.handle import Handle
 from ringreduce.process_set import ProcessSet, global_process_set
 from ringreduce.reduction import ReduceOp
 
@@ -95,13 +94,12 @@ def allreduce_(
     engine = process_set.engine
     # The common case goes straight to the core, which refuses what needs a check, a copy or an
     # explanation.
-    if engine is not None and name is None:
-        try:
-            if engine.allreduce_plain(process_set.process_set_id or 0, tensor, op, prescale_factor, postscale_factor):
-                return tensor
-        except (KeyboardInterrupt, RingreduceTimeoutError):
-            keep_until_done([], tensor)  # the core may still be at work on it
-            raise
+    if (
+        engine is not None
+        and name is None
+        and engine.allreduce_plain(process_set.process_set_id or 0, tensor, op, prescale_factor, postscale_factor)
+    ):
+        return tensor
     return allreduce_async_(tensor, name, op, prescale_factor, postscale_factor, process_set).wait()
 
 

@@ -1,32 +1,28 @@
 """Handles of asynchronous operations.
 
-A handle keeps the tensors of its operation alive. One that is dropped while the operation
-is under way leaves them in `_orphans` until the core is done with them.
+    submitted ──► in flight ──► done          synchronize(): the result, once
+                      │ a wait has timed out: it is still in flight, and can be waited for again
+                      │ the handle is dropped: the operation goes on, as the other ranks count on it
+
+The core keeps an operation's tensors alive until it is done with them, whatever happens to the handle.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar
-
-from torch import Tensor
+import math
+import time
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar, cast
+from weakref import ref
 
 from ringreduce import _context, _gpu
 from ringreduce._core import Op
-from ringreduce.errors import RingreduceError
+from ringreduce.errors import RingreduceError, RingreduceTimeoutError
 
 T = TypeVar("T")
 U = TypeVar("U")
 
-_orphans: deque[tuple[list[Op], object]] = deque()
-
-
-def keep_until_done(ops: list[Op], buffers: object) -> None:
-    """Keep `buffers` alive until all `ops` are done; with no ops, for good."""
-    while _orphans and _orphans[0][0] and all(op.done() for op in _orphans[0][0]):
-        _orphans.popleft()
-    _orphans.append((ops, buffers))
+_LONGEST_S = 1e9  # a wait without end, in numbers that the core can add to a time
 
 
 class Handle(Generic[T]):
@@ -34,23 +30,20 @@ class Handle(Generic[T]):
 
     Args:
         ops: the core's operations.
-        finish: makes the result, once all ops are done; it refers to all buffers.
-        key: (kind, set, name) of a named operation, which is in flight until the handle is
-            synchronized or dropped.
-        gpu_buffers: the tensors of an operation on the GPU; None on the CPU.
+        finish: makes the result, once all ops are done; it refers to what that takes.
+        key: (kind, set, name) of a named operation. Its name is in flight until the handle is
+            synchronized or dropped, and the operation is done.
     """
 
-    def __init__(
-        self, ops: list[Op], finish: Callable[[], T], key: tuple[str, int, str] | None = None,
-        gpu_buffers: Sequence[Tensor] | None = None,
-    ) -> None:  # fmt: skip
+    def __init__(self, ops: list[Op], finish: Callable[[], T], key: tuple[str, int, str] | None = None) -> None:
         self._ops = ops
         self._finish: Callable[[], T] | None = finish
         self._key = key
-        self._gpu_buffers = gpu_buffers
+        self._timed_out = False
         self._context = _context.current
         if key is not None and self._context is not None:
-            self._context.names.add(key)
+            names = self._context.names
+            names[key] = ref(self, lambda _: names.pop(key, None))  # also when it is dropped
 
     def done(self) -> bool:
         """Whether `wait` would return at once. Never blocks."""
@@ -60,49 +53,62 @@ class Handle(Generic[T]):
         """Whether the result was taken, or the operation's failure was raised."""
         return self._finish is None
 
-    def wait(self) -> T:
-        """Wait, and return the result. Raises RingreduceError if the operation failed.
+    def wait(self, timeout: float | None = None) -> T:
+        """Wait, and return the result.
 
         On the GPU: until the ranks have agreed and the work is enqueued; the caller's current
         stream then waits for it, the host does not.
+
+        Args:
+            timeout: seconds from this call on, 0 or more. None: RINGREDUCE_TIMEOUT, from the
+                submission on, and after a wait that has timed out from this call on.
+
+        Raises RingreduceTimeoutError when the time is over: the operation is still in flight, its
+        tensors are in use, and it can be waited for again. RingreduceError if it failed.
+        ValueError for a bad timeout.
         """
         finish = self._finish
         assert finish is not None, "the result was taken already"
+        if timeout is not None and not timeout >= 0:
+            raise ValueError(f"timeout: seconds, 0 or more, or None, got {timeout!r}")
+        end = time.monotonic() + min(timeout, _LONGEST_S) if timeout is not None else math.inf
+        if self._timed_out:
+            for op in self._ops:
+                op.renew()
         try:
             for op in self._ops:
-                op.wait()
-            if self._gpu_buffers is not None:
-                _gpu.after(self._ops, self._gpu_buffers)
+                op.wait(None if timeout is None else max(0.0, end - time.monotonic()))
+            if self._ops and self._ops[0].on_gpu:
+                _gpu.after(self._ops)
+        except RingreduceTimeoutError:
+            self._timed_out = True
+            raise
         except RingreduceError:
             self._release()
-            if not self.done():  # a deadline passed: the core may still come to the buffers
-                keep_until_done(self._ops, finish)
             raise
         self._release()
         return finish()
 
     def map(self, convert: Callable[[T], U]) -> Handle[U]:
-        """The same operation with `convert` applied to its result; self is used up."""
-        finish, key = self._finish, self._key
+        """The same handle, with `convert` applied to its result."""
+        finish = self._finish
         assert finish is not None
-        self._finish = self._key = None
-        return Handle(self._ops, lambda: convert(finish()), key, self._gpu_buffers)
+        mapped = cast("Handle[U]", self)
+        mapped._finish = lambda: convert(finish())
+        return mapped
 
     def _release(self) -> None:
-        self._finish = self._gpu_buffers = None
+        self._finish = None
         if self._key is not None and self._context is not None:
-            self._context.names.discard(self._key)
-
-    def __del__(self) -> None:
-        finish = self._finish
-        if finish is not None:
-            self._release()
-            if not self.done():
-                keep_until_done(self._ops, finish)
+            self._context.names.pop(self._key, None)
 
 
 def check_name(kind: str, set_id: int, name: str | None) -> tuple[str, int, str] | None:
-    """The key under which a named operation is in flight; ValueError if it already is."""
+    """The key under which a named operation is in flight; ValueError if it already is.
+
+    Of a handle that was dropped in flight the core knows the name, and refuses it until the
+    operation is done: it could not tell the two apart.
+    """
     if name is None:
         return None
     key = (kind, set_id, name)
@@ -121,12 +127,20 @@ def poll(handle: Handle[Any]) -> bool:
     return handle.done()
 
 
-def synchronize(handle: Handle[T]) -> T | None:
+def synchronize(handle: Handle[T], timeout: float | None = None) -> T | None:
     """Wait for an asynchronous operation and return its result.
 
     For alltoall that is the pair (output, received_splits). Returns None for something that
-    is no handle, or was synchronized before. Raises RingreduceError if the operation failed.
+    is no handle, or was synchronized before.
+
+    Args:
+        timeout: seconds from this call on, 0 or more. None: RINGREDUCE_TIMEOUT, from the
+            submission on, and after a wait that has timed out from this call on.
+
+    Raises RingreduceTimeoutError when the time is over: the operation is still in flight, its
+    tensors are in use, and it can be synchronized again. RingreduceError if it failed.
+    ValueError for a bad timeout.
     """
     if not isinstance(handle, Handle) or handle.consumed():
         return None
-    return handle.wait()
+    return handle.wait(timeout)

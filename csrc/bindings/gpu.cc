@@ -136,40 +136,40 @@ void bind_gpu_plan(nb::module_& m) {
         std::vector<GpuBucketSpec> specs;
         for (const auto& [data, count, dtype] : buckets) specs.push_back({static_cast<char*>(pointer(data)), count, to_dtype(dtype)});
         std::shared_ptr<GpuPlan> plan;
-        raise_if(engine.get().add_gpu_plan(set_id, to_infos(infos), specs, op, prescale, postscale,
-                                           host ? host->plan : nullptr, channel, &plan));
+        Engine& target = engine.get();
+        const std::vector<GpuInfo> of_ranks = to_infos(infos);
+        raise_if(without_gil([&] {
+          return target.add_gpu_plan(set_id, of_ranks, specs, op, prescale, postscale, host ? host->plan : nullptr, channel,
+                                     &plan);
+        }));
         new (self) PyGpuPlan{&engine, plan};
       }, nb::keep_alive<1, 2>(), "engine"_a, "set_id"_a, "infos"_a, "buckets"_a, "op"_a, "prescale"_a, "postscale"_a,
            "host"_a.none(), "channel"_a)
       .def_prop_ro("stream", [](const PyGpuPlan& self) { return reinterpret_cast<size_t>(self.plan->stream().get()); })
       .def("set_buffer", [](const PyGpuPlan& self, int bucket, size_t data) {
-        self.engine->get().set_buffer(*self.plan, bucket, static_cast<char*>(pointer(data)));
-      }, "bucket"_a, "data"_a, nb::call_guard<nb::gil_scoped_release>())
+        Engine& engine = self.engine->get();
+        without_gil([&] { engine.set_buffer(*self.plan, bucket, static_cast<char*>(pointer(data))); });
+      }, "bucket"_a, "data"_a)
       .def("launch", [](const PyGpuPlan& self, int bucket, size_t stream) {
         Engine& engine = self.engine->get();
-        Status status;
-        {
-          nb::gil_scoped_release release;
-          status = engine.launch(*self.plan, bucket, pointer(stream));
-        }
-        raise_if(status);
+        raise_if(without_gil([&] { return engine.launch(*self.plan, bucket, pointer(stream)); }));
       }, "bucket"_a, "stream"_a)
       .def("wait", [](const PyGpuPlan& self, int bucket, size_t stream) {
         Engine& engine = self.engine->get();
+        const int64_t since_ns = now_ns();
         wait_with_signals([&](double slice, bool* done) {
-          return engine.wait_bucket(*self.plan, bucket, pointer(stream), slice, done);
+          return engine.wait_bucket(*self.plan, bucket, pointer(stream), slice, done, since_ns);
         });
+        release_kept();
       }, "bucket"_a, "stream"_a)
       .def("leave", [](const PyGpuPlan& self, const std::string& why) {
         Engine& engine = self.engine->get();
-        Status status;
-        {
-          nb::gil_scoped_release release;
-          status = engine.leave(self.plan->id(), why);
-        }
-        raise_if(status);
+        raise_if(without_gil([&] { return engine.leave(self.plan->id(), why); }));
       }, "why"_a)
-      .def("close", [](const PyGpuPlan& self) { self.engine->get().remove_plan(self.plan); });
+      .def("close", [](const PyGpuPlan& self) {
+        Engine& engine = self.engine->get();
+        without_gil([&] { engine.remove_plan(self.plan); });
+      });
 }
 
 }  // namespace
@@ -194,21 +194,27 @@ void bind_gpu(nb::module_& m) {
 }
 
 void bind_gpu_engine(nb::class_<PyEngine>& c) {
-  c.def("attach_gpu", [](PyEngine& self, const PyGpu& gpu) { raise_if(self.get().attach_gpu(gpu.device)); }, "gpu"_a);
+  c.def("attach_gpu", [](PyEngine& self, const PyGpu& gpu) {
+    Engine& engine = self.get();
+    raise_if(without_gil([&] { return engine.attach_gpu(gpu.device); }));
+  }, "gpu"_a);
   c.def("split_gpu", [](PyEngine& self, int set_id) {
     PyOp op{&self, nullptr};
-    raise_if(self.get().submit_split(set_id, &op.op));
+    Engine& engine = self.get();
+    raise_if(without_gil([&] { return engine.submit_split(set_id, &op.op); }));
     return op;
   }, nb::keep_alive<0, 1>(), "set_id"_a);
   c.def("gpu_info", [](PyEngine& self, int set_id) {
     GpuInfo info;
-    raise_if(self.get().gpu_info(set_id, &info));
+    Engine& engine = self.get();
+    raise_if(without_gil([&] { return engine.gpu_info(set_id, &info); }));
     return nb::bytes(reinterpret_cast<const char*>(&info), sizeof info);
   }, "set_id"_a);
   c.def("gpu_path", [](PyEngine& self, int set_id) {
     GpuPath path;
     std::string why;
-    raise_if(self.get().gpu_path(set_id, &path, &why));
+    Engine& engine = self.get();
+    raise_if(without_gil([&] { return engine.gpu_path(set_id, &path, &why); }));
     return nb::make_tuple(path == GpuPath::kNccl ? "nccl" : "host", why);
   }, "set_id"_a);
 }
@@ -218,12 +224,8 @@ void bind_gpu_op(nb::class_<PyOp>& c) {
   c.def_prop_ro("stream", [](const PyOp& self) { return reinterpret_cast<size_t>(self.op->gpu->stream.get()); });
   c.def("join", [](const PyOp& self, size_t stream) {
     Engine& engine = self.engine->get();
-    Status status;
-    {
-      nb::gil_scoped_release release;
-      status = engine.join(*self.op, pointer(stream));
-    }
-    raise_if(status);
+    raise_if(without_gil([&] { return engine.join(*self.op, pointer(stream)); }));
+    return take_kept(self.kept.lock().get());
   }, "stream"_a);
   c.def_prop_ro("output_bytes", [](const PyOp& self) { return self.op->output.bytes; });
   c.def("take_output", [](const PyOp& self, size_t to, size_t stream) {

@@ -6,6 +6,7 @@
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <pthread.h>
@@ -55,19 +56,32 @@ bool read_numbers(nb::handle op, nb::handle prescale, nb::handle postscale, Arit
   return number == kAverage || (number >= kOpSum && number <= kOpProduct && number != 2);
 }
 
+using EngineObject = nb::handle_t<PyEngine>;
+
 // `stream`: -1 where the tensors are on the CPU.
-PyOp submit(PyEngine& engine, int set_id, Submission submission, int64_t stream = -1, bool wake = true) {
-  submission.on_gpu = stream >= 0;
-  if (submission.on_gpu) submission.stream = pointer(stream);
-  PyOp result{&engine, nullptr};
-  Engine& target = engine.get();
-  Status status;
-  {
-    nb::gil_scoped_release release;
-    status = target.submit(set_id, std::move(submission), wake, &result.op);
+std::vector<PyOp> submit(EngineObject self, int set_id, std::vector<Submission> group, int64_t stream, bool wake) {
+  std::vector<std::weak_ptr<void>> kept;
+  for (Submission& submission : group) {
+    submission.on_gpu = stream >= 0;
+    if (submission.on_gpu) submission.stream = pointer(stream);
+    kept.push_back(submission.keep);
   }
+  PyEngine* engine = nb::inst_ptr<PyEngine>(self);
+  Engine& target = engine->get();
+  std::vector<OpRef> ops;
+  const Status status = without_gil([&] { return target.submit(set_id, std::move(group), wake, &ops); });
+  if (!status.is_ok()) ops.clear();
+  release_kept();
   raise_if(status);
+  std::vector<PyOp> result;
+  for (size_t i = 0; i < ops.size(); ++i) result.push_back({engine, std::move(ops[i]), std::move(kept[i]), nb::borrow(self)});
   return result;
+}
+
+PyOp submit(EngineObject self, int set_id, Submission submission, int64_t stream = -1, bool wake = true) {
+  std::vector<Submission> group;
+  group.push_back(std::move(submission));
+  return submit(self, set_id, std::move(group), stream, wake)[0];
 }
 
 std::vector<int64_t> in_bytes(const std::vector<int64_t>& counts, DType dtype) {
@@ -75,6 +89,10 @@ std::vector<int64_t> in_bytes(const std::vector<int64_t>& counts, DType dtype) {
   for (int64_t& count : bytes) count *= static_cast<int64_t>(info(dtype).size);
   return bytes;
 }
+
+// A label, addresses, addresses, elements and shapes of its tensors; dtype; reduction; what to keep.
+using AllreducePart = std::tuple<std::optional<std::string>, std::vector<size_t>, std::vector<size_t>, std::vector<size_t>,
+                                 nb::list, int, int, nb::object>;
 
 using Bytes = nb::ndarray<uint8_t, nb::ndim<1>, nb::device::cpu, nb::c_contig>;
 
@@ -95,12 +113,14 @@ void bind_segment(nb::module_& m) {
   nb::class_<Segment>(m, "Segment")
       .def_static("create", [](const std::string& kind, size_t bytes) {
         std::shared_ptr<Segment> segment;
-        raise_if(Segment::create(kind == "posix" ? Segment::Kind::kPosix : Segment::Kind::kMemfd, bytes, &segment));
+        raise_if(without_gil([&] {
+          return Segment::create(kind == "posix" ? Segment::Kind::kPosix : Segment::Kind::kMemfd, bytes, &segment);
+        }));
         return segment;
       }, "kind"_a, "nbytes"_a)
       .def_static("open", [](const std::string& path, size_t bytes) {
         std::shared_ptr<Segment> segment;
-        raise_if(Segment::open(path, bytes, &segment));
+        raise_if(without_gil([&] { return Segment::open(path, bytes, &segment); }));
         return segment;
       }, "path"_a, "nbytes"_a)
       .def_prop_ro("path", [](const Segment& s) { return s.path(); })
@@ -112,12 +132,22 @@ void bind_op(nb::module_& m) {
   nb::class_<PyOp> c(m, "Op");
   bind_gpu_op(c);
   c.def_prop_ro("name", [](const PyOp& self) { return self.op->submission.name; })
-      .def("done", [](const PyOp& self) { return self.op->is_finished(); })
+      .def("done", [](const PyOp& self) {
+        release_kept();
+        return self.op->is_finished();
+      })
       .def("wait", [](const PyOp& self, std::optional<double> timeout) {
-        if (self.op->is_done()) return raise_if(self.op->status);
-        Engine& engine = self.engine->get();
-        wait_with_signals([&](double slice, bool* done) { return engine.wait(*self.op, timeout.value_or(-1), slice, done); });
+        if (!self.op->is_done()) {
+          Engine& engine = self.engine->get();
+          const int64_t since_ns = timeout ? now_ns() : 0;
+          wait_with_signals([&](double slice, bool* done) {
+            return engine.wait(*self.op, timeout.value_or(-1), slice, done, since_ns);
+          });
+        }
+        release_kept();
+        raise_if(self.op->status);
       }, "timeout"_a = nb::none())
+      .def("renew", [](const PyOp& self) { self.op->renew(); })
       .def("output", [](const PyOp& self) { return view(self.op->output.data.get(), self.op->output.bytes, self.op); })
       .def("counts", [](const PyOp& self) {
         std::vector<int64_t> counts = self.op->output.counts;
@@ -127,54 +157,65 @@ void bind_op(nb::module_& m) {
 }
 
 void bind_submissions(nb::class_<PyEngine>& c) {
-  c.def("allreduce", [](PyEngine& self, int set_id, std::optional<std::string> name, const std::vector<size_t>& inputs,
-                        const std::vector<size_t>& outputs, const std::vector<size_t>& counts, nb::list shapes, int dtype,
-                        int op, double prescale, double postscale, int64_t stream, bool wake) {
-    Submission s = make_submission(Kind::kAllreduce, name, dtype);
-    s.op = op;
-    s.prescale = prescale;
-    s.postscale = postscale;
-    for (size_t i = 0; i < inputs.size(); ++i) {
-      s.pieces.push_back({address(inputs[i]), writable(outputs[i]), counts[i] * info(s.dtype).size});
-      if (i) s.shape.push_back(Submission::kNextTensor);
-      append_shape(shapes[i], &s.shape);
+  c.def("allreduce", [](EngineObject self, int set_id, const std::vector<AllreducePart>& parts, double prescale,
+                        double postscale, int64_t stream, bool wake) {
+    std::vector<Submission> group;
+    for (const auto& [name, inputs, outputs, counts, shapes, dtype, op, kept] : parts) {
+      Submission s = make_submission(Kind::kAllreduce, name, dtype);
+      s.op = op;
+      s.prescale = prescale;
+      s.postscale = postscale;
+      for (size_t i = 0; i < inputs.size(); ++i) {
+        s.pieces.push_back({address(inputs[i]), writable(outputs[i]), counts[i] * info(s.dtype).size});
+        if (i) s.shape.push_back(Submission::kNextTensor);
+        append_shape(shapes[i], &s.shape);
+      }
+      s.keep = keep(kept);
+      group.push_back(std::move(s));
     }
-    return submit(self, set_id, std::move(s), stream, wake);
-  }, nb::keep_alive<0, 1>(), "set_id"_a, "name"_a.none(), "inputs"_a, "outputs"_a, "counts"_a, "shapes"_a, "dtype"_a, "op"_a, "prescale"_a, "postscale"_a,
-     "stream"_a = -1, "wake"_a = true);
+    return submit(self, set_id, std::move(group), stream, wake);
+  }, "set_id"_a, "parts"_a, "prescale"_a, "postscale"_a, "stream"_a = -1, "wake"_a = true);
   c.def("allreduce_plain", [](PyEngine& self, int set_id, nb::handle tensor, nb::handle op, nb::handle prescale, nb::handle postscale) {
     PlainAllreduce plain;
     if (!read_numbers(op, prescale, postscale, &plain) || !read_plain_tensor(tensor, &plain)) return false;
     Engine& engine = self.get();
     OpRef rest;
-    Status status;
-    {
-      nb::gil_scoped_release release;
-      status = engine.allreduce(set_id, plain, &rest);
+    raise_if(without_gil([&] { return engine.allreduce(set_id, plain, &rest); }));
+    release_kept();
+    if (!rest) return true;
+    try {
+      wait_with_signals([&](double slice, bool* done) { return engine.wait(*rest, -1, slice, done); });
+    } catch (...) {  // until here the caller has kept it
+      std::shared_ptr<void> kept = keep(tensor);
+      without_gil([&] { engine.keep(rest, std::move(kept)); });
+      throw;
     }
-    raise_if(status);
-    if (rest) wait_with_signals([&](double slice, bool* done) { return engine.wait(*rest, -1, slice, done); });
     return true;
   }, "set_id"_a, "tensor"_a.none(), "op"_a.none(), "prescale"_a.none(), "postscale"_a.none());
-  c.def("broadcast", [](PyEngine& self, int set_id, std::optional<std::string> name, size_t input, size_t output,
-                        size_t count, nb::handle shape, int dtype, int root, int64_t stream, bool wake) {
+  c.def("broadcast", [](EngineObject self, int set_id, std::optional<std::string> name, size_t input, size_t output,
+                        size_t count, nb::handle shape, int dtype, int root, nb::handle kept, int64_t stream, bool wake) {
     Submission s = make_submission(Kind::kBroadcast, name, dtype);
+    s.keep = keep(kept);
     s.root = root;
     s.pieces.push_back({address(input), writable(output), count * info(s.dtype).size});
     append_shape(shape, &s.shape);
     return submit(self, set_id, std::move(s), stream, wake);
-  }, nb::keep_alive<0, 1>(), "set_id"_a, "name"_a.none(), "input"_a, "output"_a, "count"_a, "shape"_a, "dtype"_a, "root"_a, "stream"_a = -1, "wake"_a = true);
-  c.def("allgather", [](PyEngine& self, int set_id, std::optional<std::string> name, size_t input, size_t count,
-                        nb::handle shape, int dtype, int64_t stream, bool wake) {
+  }, "set_id"_a, "name"_a.none(), "input"_a, "output"_a, "count"_a, "shape"_a, "dtype"_a, "root"_a, "keep"_a = nb::none(),
+     "stream"_a = -1, "wake"_a = true);
+  c.def("allgather", [](EngineObject self, int set_id, std::optional<std::string> name, size_t input, size_t count,
+                        nb::handle shape, int dtype, nb::handle kept, int64_t stream, bool wake) {
     Submission s = make_submission(Kind::kAllgather, name, dtype);
+    s.keep = keep(kept);
     s.pieces.push_back({address(input), nullptr, count * info(s.dtype).size});
     append_shape(shape, &s.shape);
     return submit(self, set_id, std::move(s), stream, wake);
-  }, nb::keep_alive<0, 1>(), "set_id"_a, "name"_a.none(), "input"_a, "count"_a, "shape"_a, "dtype"_a, "stream"_a = -1, "wake"_a = true);
-  c.def("reducescatter", [](PyEngine& self, int set_id, std::optional<std::string> name, size_t input, size_t output,
+  }, "set_id"_a, "name"_a.none(), "input"_a, "count"_a, "shape"_a, "dtype"_a, "keep"_a = nb::none(), "stream"_a = -1,
+     "wake"_a = true);
+  c.def("reducescatter", [](EngineObject self, int set_id, std::optional<std::string> name, size_t input, size_t output,
                             const std::vector<int64_t>& recv_counts, nb::handle shape, int dtype, int op, double prescale,
-                            double postscale, int64_t stream, bool wake) {
+                            double postscale, nb::handle kept, int64_t stream, bool wake) {
     Submission s = make_submission(Kind::kReducescatter, name, dtype);
+    s.keep = keep(kept);
     s.op = op;
     s.prescale = prescale;
     s.postscale = postscale;
@@ -184,21 +225,23 @@ void bind_submissions(nb::class_<PyEngine>& c) {
     s.pieces.push_back({address(input), writable(output), bytes});
     append_shape(shape, &s.shape);
     return submit(self, set_id, std::move(s), stream, wake);
-  }, nb::keep_alive<0, 1>(), "set_id"_a, "name"_a.none(), "input"_a, "output"_a, "recv_counts"_a, "shape"_a, "dtype"_a, "op"_a, "prescale"_a,
-     "postscale"_a, "stream"_a = -1, "wake"_a = true);
-  c.def("alltoall", [](PyEngine& self, int set_id, std::optional<std::string> name, size_t input,
-                       const std::vector<int64_t>& send_counts, nb::handle shape, int dtype, int64_t stream, bool wake) {
+  }, "set_id"_a, "name"_a.none(), "input"_a, "output"_a, "recv_counts"_a, "shape"_a, "dtype"_a, "op"_a, "prescale"_a,
+     "postscale"_a, "keep"_a = nb::none(), "stream"_a = -1, "wake"_a = true);
+  c.def("alltoall", [](EngineObject self, int set_id, std::optional<std::string> name, size_t input,
+                       const std::vector<int64_t>& send_counts, nb::handle shape, int dtype, nb::handle kept, int64_t stream, bool wake) {
     Submission s = make_submission(Kind::kAlltoall, name, dtype);
+    s.keep = keep(kept);
     s.counts = in_bytes(send_counts, s.dtype);
     size_t bytes = 0;
     for (int64_t count : s.counts) bytes += count;
     s.pieces.push_back({address(input), nullptr, bytes});
     append_shape(shape, &s.shape);
     return submit(self, set_id, std::move(s), stream, wake);
-  }, nb::keep_alive<0, 1>(), "set_id"_a, "name"_a.none(), "input"_a, "send_counts"_a, "shape"_a, "dtype"_a, "stream"_a = -1, "wake"_a = true);
-  c.def("barrier", [](PyEngine& self, int set_id) {
+  }, "set_id"_a, "name"_a.none(), "input"_a, "send_counts"_a, "shape"_a, "dtype"_a, "keep"_a = nb::none(), "stream"_a = -1,
+     "wake"_a = true);
+  c.def("barrier", [](EngineObject self, int set_id) {
     return submit(self, set_id, make_submission(Kind::kBarrier, std::nullopt, 0));
-  }, nb::keep_alive<0, 1>());
+  });
 }
 
 void bind_engine(nb::module_& m) {
@@ -221,8 +264,8 @@ void bind_engine(nb::module_& m) {
   }, "rank"_a, "size"_a, "host_of"_a, "segment"_a, "mpi_comm"_a, "oversubscribed"_a, "peer_pids"_a, "spare_cores"_a = false);
   c.def("close", [](PyEngine& self, double timeout) {
     Engine& engine = self.get();
-    nb::gil_scoped_release release;
-    engine.close(timeout);
+    without_gil([&] { engine.close(timeout); });
+    release_kept();
   }, "timeout"_a);
   c.def_static("segment_bytes", [](const std::vector<int>& host_of, int host) {
     std::map<int, int> ranks_on;
@@ -233,11 +276,21 @@ void bind_engine(nb::module_& m) {
     return ProcessSet::segment_bytes(std::max(1, ranks_on[host]), chunk);
   }, "host_of"_a, "host"_a);
   c.def("add_set", [](PyEngine& self, int set_id, const std::vector<int>& ranks, std::shared_ptr<Segment> segment) {
-    raise_if(self.get().add_set(set_id, ranks, std::move(segment)));
+    Engine& engine = self.get();
+    raise_if(without_gil([&] { return engine.add_set(set_id, ranks, std::move(segment)); }));
   }, "set_id"_a, "ranks"_a, "segment"_a);
-  c.def("remove_set", [](PyEngine& self, int set_id) { raise_if(self.get().remove_set(set_id)); }, "set_id"_a);
-  c.def("offer_channel", [](PyEngine& self) { return self.get().offer_channel(); });
-  c.def("state", [](PyEngine& self) { return self.get().state(); });
+  c.def("remove_set", [](PyEngine& self, int set_id) {
+    Engine& engine = self.get();
+    raise_if(without_gil([&] { return engine.remove_set(set_id); }));
+  }, "set_id"_a);
+  c.def("offer_channel", [](PyEngine& self) {
+    Engine& engine = self.get();
+    return without_gil([&] { return engine.offer_channel(); });
+  });
+  c.def("state", [](PyEngine& self) {
+    Engine& engine = self.get();
+    return without_gil([&] { return engine.state(); });
+  });
   bind_submissions(c);
   bind_gpu_engine(c);
 }
@@ -250,7 +303,10 @@ void bind_plan(nb::module_& m) {
       .def("__init__", [](PyPlan* self, PyEngine& engine, int set_id, const std::vector<std::pair<size_t, int>>& buckets, int op,
                           double prescale, double postscale, std::shared_ptr<Segment> segment, int64_t channel) {
         std::shared_ptr<Plan> plan;
-        raise_if(engine.get().add_plan(set_id, specs(buckets), op, prescale, postscale, segment, channel, &plan));
+        Engine& target = engine.get();
+        raise_if(without_gil([&] {
+          return target.add_plan(set_id, specs(buckets), op, prescale, postscale, segment, channel, &plan);
+        }));
         new (self) PyPlan{&engine, plan, segment};
       }, nb::keep_alive<1, 2>(), "engine"_a, "set_id"_a, "buckets"_a, "op"_a, "prescale"_a, "postscale"_a, "segment"_a,
            "channel"_a)
@@ -261,27 +317,24 @@ void bind_plan(nb::module_& m) {
       }, "bucket"_a, "side"_a, "offset"_a, "nbytes"_a)
       .def("launch", [](const PyPlan& self, int bucket, int side) {
         Engine& engine = self.engine->get();
-        Status status;
-        {
-          nb::gil_scoped_release release;
-          status = engine.launch(*self.plan, bucket, side);
-        }
-        raise_if(status);
+        raise_if(without_gil([&] { return engine.launch(*self.plan, bucket, side); }));
       }, "bucket"_a, "side"_a = 0)
       .def("wait", [](const PyPlan& self, int bucket) {
         Engine& engine = self.engine->get();
-        wait_with_signals([&](double slice, bool* done) { return engine.wait_bucket(*self.plan, bucket, slice, done); });
+        const int64_t since_ns = now_ns();
+        wait_with_signals([&](double slice, bool* done) {
+          return engine.wait_bucket(*self.plan, bucket, slice, done, since_ns);
+        });
+        release_kept();
       }, "bucket"_a)
       .def("leave", [](const PyPlan& self, const std::string& why) {
         Engine& engine = self.engine->get();
-        Status status;
-        {
-          nb::gil_scoped_release release;
-          status = engine.leave(self.plan->id(), why);
-        }
-        raise_if(status);
+        raise_if(without_gil([&] { return engine.leave(self.plan->id(), why); }));
       }, "why"_a)
-      .def("close", [](const PyPlan& self) { self.engine->get().remove_plan(self.plan); });
+      .def("close", [](const PyPlan& self) {
+        Engine& engine = self.engine->get();
+        without_gil([&] { engine.remove_plan(self.plan); });
+      });
 }
 
 }  // namespace

@@ -8,6 +8,8 @@
 #include <memory>
 #include <stdexcept>
 
+#include "bindings/keep.h"
+#include "common/clock.h"
 #include "engine/engine.h"
 
 namespace nb = nanobind;
@@ -44,7 +46,12 @@ class PyEngine {
  public:
   PyEngine(EngineConfig config) : engine_(new Engine(std::move(config))), born_(fork_count.load()) {}
   ~PyEngine() {
-    if (born_ != fork_count.load()) (void)engine_.release();  // not ours to end
+    if (born_ != fork_count.load()) {
+      (void)engine_.release();  // not ours to end
+    } else if (nb::is_alive()) {
+      nb::gil_scoped_release release;
+      engine_.reset();
+    }
   }
   Engine& get() {
     if (born_ != fork_count.load())
@@ -58,17 +65,20 @@ class PyEngine {
   int born_;
 };
 
+// Whatever takes the engine's mutex, or may take long, goes through here: a thread that has the GIL and waits
+// for the engine would stop all others, and those who are to call what it waits for.
+template <typename Call>
+auto without_gil(Call call) {
+  nb::gil_scoped_release release;
+  return call();
+}
+
 // Waits in slices, so that Ctrl-C works.
 template <typename Wait>
 void wait_with_signals(Wait wait) {
   constexpr double kSliceS = 0.1;
   for (bool done = false; !done;) {
-    Status status;
-    {
-      nb::gil_scoped_release release;
-      status = wait(kSliceS, &done);
-    }
-    raise_if(status);
+    raise_if(without_gil([&] { return wait(kSliceS, &done); }));
     if (!done && PyErr_CheckSignals()) throw nb::python_error();
   }
 }
@@ -76,6 +86,8 @@ void wait_with_signals(Wait wait) {
 struct PyOp {
   PyEngine* engine;
   OpRef op;
+  std::weak_ptr<void> kept = {};  // by the core
+  nb::object owner = {};          // keeps `engine` alive
 };
 
 struct PyPlan {

@@ -2,6 +2,7 @@
 
 #include <cstdlib>
 #include <mutex>
+#include <new>
 #include <numeric>
 
 #include <sys/mman.h>
@@ -35,9 +36,13 @@ class Kept {
   }
 
   // Room is made by what has been kept longest.
-  void give(char* data, size_t size, size_t most) {
+  void give(char* data, size_t size, size_t most) noexcept {
     std::lock_guard<std::mutex> lock(mutex_);
-    blocks_.push_back({data, size});
+    try {
+      blocks_.push_back({data, size});
+    } catch (const std::bad_alloc&) {
+      return std::free(data);
+    }
     bytes_ += size;
     while (!blocks_.empty() && (bytes_ > most || !most)) {
       bytes_ -= blocks_.front().size;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -53,6 +54,9 @@ struct Submission : Arithmetic {
   std::vector<int64_t> shape;     // what must agree; several tensors are divided by kNextTensor
   std::vector<int64_t> counts;    // bytes: reducescatter: of each rank's block; alltoall: to each rank
   static constexpr int64_t kNextTensor = INT64_MIN;
+  // Owns the memory that `pieces` point to, for as long as the core may come to it. It ends while the
+  // engine's mutex is held, so its end must wait for nothing.
+  std::shared_ptr<void> keep;
 
   size_t bytes() const {
     size_t sum = 0;

@@ -50,7 +50,12 @@ Status Engine::check(const EngineConfig& config) {
                               std::to_string(needed) + " are needed (settings differ between ranks)"};
 }
 
-Engine::Engine(EngineConfig config) : config_(std::move(config)) {
+Engine::Engine(EngineConfig config)
+    : config_(std::move(config)),
+      out_of_memory_(Code::kSystem, "memory ran out on rank " + std::to_string(config_.rank) +
+                                        " (std::bad_alloc): what is in flight cannot be finished, and ringreduce cannot "
+                                        "be used on this rank any more"),
+      mutex_([this] { fail(out_of_memory_); }) {
   SetConfig set;
   set.topology = make_world(config_);
   set.segment = config_.segment;
@@ -66,6 +71,15 @@ Engine::Engine(EngineConfig config) : config_(std::move(config)) {
 }
 
 Engine::~Engine() { close(0); }
+
+Status Engine::thrown(const std::exception& error) const noexcept {
+  if (dynamic_cast<const std::bad_alloc*>(&error)) return out_of_memory_;
+  try {
+    return {Code::kSystem, "ringreduce has failed on rank " + std::to_string(config_.rank) + ": " + error.what()};
+  } catch (const std::exception&) {
+    return out_of_memory_;
+  }
+}
 
 Status Engine::usable() const {
   if (closing_) return {Code::kShutdown, "ringreduce was shut down on this rank"};
@@ -125,35 +139,58 @@ static Status begin_on_gpu(const std::shared_ptr<Device>& device, Op* op) {
 }
 
 Status Engine::submit(int set_id, Submission submission, bool wake, OpRef* op) {
-  *op = std::make_shared<Op>();
-  (*op)->submission = std::move(submission);
+  std::vector<Submission> group;
+  group.push_back(std::move(submission));
+  std::vector<OpRef> ops;
+  RR_TRY(submit(set_id, std::move(group), wake, &ops));
+  *op = std::move(ops[0]);
+  return Status::ok();
+}
+
+Status Engine::submit(int set_id, std::vector<Submission> group, bool wake, std::vector<OpRef>* ops) {
+  for (Submission& submission : group) {
+    ops->push_back(std::make_shared<Op>());
+    ops->back()->submission = std::move(submission);
+  }
   Lock lock(mutex_);
   ProcessSet* set;
   RR_TRY(find(set_id, &set));
-  if ((*op)->submission.on_gpu) RR_TRY(begin_on_gpu(device_, op->get()));
-  RR_TRY(set->submit(*op));
+  for (const OpRef& op : *ops)
+    if (op->submission.on_gpu) RR_TRY(begin_on_gpu(device_, op.get()));
+  RR_TRY(submit(*set, *ops));
   // A driver between hosts may be asleep for longer than the new operation should wait.
   if (drivers_ && set->net()) bell_->ring();
   if (wake && !drivers_) wake_.notify_one();
   return Status::ok();
 }
 
-Status Engine::wait(const Op& op, double timeout_s, double slice_s, bool* done) {
-  if (timeout_s < 0) timeout_s = config_.settings.timeout_s;
+Status Engine::submit(ProcessSet& set, const std::vector<OpRef>& group) {
+  RR_TRY(set.enlist(group));
+  const Status status = set.post(group);
+  if (!status.is_ok()) fail(status);
+  return status;
+}
+
+Status Engine::wait(const Op& op, double timeout_s, double slice_s, bool* done, int64_t since_ns) {
   Lock lock(mutex_);
+  if (!since_ns) since_ns = op.limit_since_ns;
+  const int64_t limit = since_ns + to_ns(timeout_s < 0 ? config_.settings.timeout_s : timeout_s);
+  // Whoever comes late with the usual limit still looks for a moment.
+  if (timeout_s >= 0) slice_s = std::clamp((limit - now_ns()) * 1e-9, 0.0, slice_s);
+  if (!op.is_done()) (void)wait_until(lock, [&op] { return op.is_done(); }, slice_s);
   *done = op.is_done();
-  if (!op.waited_since_ns) op.waited_since_ns = now_ns();
-  if (!*done) {
-    (void)wait_until(lock, [&op] { return op.is_done(); }, slice_s);
-    *done = op.is_done();
-  }
   if (*done) return op.status;
-  const int64_t waited = now_ns() - op.waited_since_ns;
-  if (waited < to_ns(timeout_s)) return Status::ok();
+  if (!broken_.is_ok()) return broken_;
+  if (now_ns() < limit) return Status::ok();
   const auto set = sets_.find(op.set_id);
   const std::string missing = set == sets_.end() ? "" : set->second->missing(op);
-  return {Code::kTimeout, op.title() + " has not completed in " + seconds(waited) + ": " +
+  return {Code::kTimeout, op.title() + " has not completed in " + seconds(now_ns() - op.submitted_ns) + ": " +
                               (missing.empty() ? "all ranks have submitted it, but it does not finish" : missing)};
+}
+
+void Engine::keep(const OpRef& op, std::shared_ptr<void> memory) {
+  Lock lock(mutex_);
+  if (!op->is_done()) op->submission.keep = std::move(memory);
 }
 
 Status Engine::add_plan(int set_id, const std::vector<BucketSpec>& buckets, int op, double prescale, double postscale,
@@ -189,27 +226,32 @@ Status Engine::launch(Plan& plan, int bucket, int side) {
   return plan.lost(bucket) ? plan.left() : broken_;  // others may have completed it, and left in their next step
 }
 
-Status Engine::wait_bucket(Plan& plan, int bucket, double slice_s, bool* done) {
+Status Engine::wait_bucket(Plan& plan, int bucket, double slice_s, bool* done, int64_t since_ns) {
   Lock lock(mutex_);
   ++bucket_waiters_;
   Status status = wait_until(lock, [&] { return plan.complete(bucket) || plan.lost(bucket); }, slice_s);
   --bucket_waiters_;
   *done = plan.complete(bucket);
   if (*done) return Status::ok();
-  return plan.lost(bucket) ? plan.left() : plan.failure = overdue(plan, bucket, status);
+  return plan.lost(bucket) ? plan.left() : plan.failure = overdue(plan, bucket, since_ns, status);
 }
 
 // An error if a bucket that is not done will not be, or has taken too long.
 template <typename AnyPlan>
-Status Engine::overdue(const AnyPlan& plan, int bucket, Status status) {
+Status Engine::overdue(const AnyPlan& plan, int bucket, int64_t since_ns, Status status) {
   if (status.is_ok()) status = look_for_farewells(plan);
-  const int64_t waited = now_ns() - plan.launched_ns(bucket);
-  if (status.is_ok() && waited < to_ns(config_.settings.timeout_s)) return Status::ok();
-  if (status.is_ok()) status = {Code::kTimeout, "no progress for " + seconds(waited)};
+  // All buckets that were in flight at the last time-out have as much time again.
+  const int64_t launched = plan.launched_ns(bucket), now = now_ns();
+  const int64_t since = launched > bucket_timed_out_ns_ ? launched : std::max(launched, since_ns);
+  if (status.is_ok() && now - since < to_ns(config_.settings.timeout_s)) return Status::ok();
+  if (status.is_ok()) {
+    bucket_timed_out_ns_ = now;
+    status = {Code::kTimeout, "no progress for " + seconds(now - launched)};
+  }
   return status.because("gradient bucket " + std::to_string(bucket) + " cannot complete (" + plan.missing(bucket) + ")");
 }
-template Status Engine::overdue(const Plan&, int, Status);
-template Status Engine::overdue(const GpuPlan&, int, Status);
+template Status Engine::overdue(const Plan&, int, int64_t, Status);
+template Status Engine::overdue(const GpuPlan&, int, int64_t, Status);
 
 // A plan has no messages of its own to say that a rank has shut down; the world's set has.
 template <typename AnyPlan>

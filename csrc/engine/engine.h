@@ -2,7 +2,7 @@
 //
 // One mutex guards everything below it. Whoever holds it may drive: a thread that waits for an
 // operation drives until it is done; the background thread drives while operations are in
-// flight and nobody waits. Neither ever blocks with the mutex held.
+// flight and nobody waits. Neither ever blocks with the mutex held, and both let others have it.
 //
 //   submit -> (nobody waits: wake the background thread)
 //   wait   -> lock; while not done: advance everything; nothing moved: pause (unlocked)
@@ -10,9 +10,13 @@
 // Pausing: spin a little where there is a core for every rank, then sleep on the bell of the
 // host; where messages between hosts are awaited, for a short time only, as no futex tells of
 // their arrival.
+//
+// Where there is no memory, std::bad_alloc comes out of a call; if anything had begun, the engine has failed as a
+// whole then. In a thread that drives it is the engine's failure like any other.
 #pragma once
 
 #include <condition_variable>
+#include <exception>
 #include <functional>
 #include <map>
 #include <memory>
@@ -24,6 +28,7 @@
 #include "common/settings.h"
 #include "engine/plan.h"
 #include "gpu/gpu_plan.h"
+#include "engine/mutex.h"
 #include "engine/process_set.h"
 
 namespace ringreduce {
@@ -52,11 +57,15 @@ class Engine {
   Status add_set(int id, const std::vector<int>& ranks, std::shared_ptr<Segment> segment);
   Status remove_set(int id);
   Status submit(int set_id, Submission submission, bool wake, OpRef* op);
+  // All of them; or none, and an error.
+  Status submit(int set_id, std::vector<Submission> group, bool wake, std::vector<OpRef>* ops);
   // A small one is usually done on return, with a null *op; else *op is to be waited for.
   Status allreduce(int set_id, const PlainAllreduce& plain, OpRef* op);
-  // timeout_s < 0: the setting's. Returns in at most `slice_s` with *done false, so that the
-  // caller can look at signals.
-  Status wait(const Op& op, double timeout_s, double slice_s, bool* done);
+  // Returns in at most `slice_s` with *done false, so that the caller can look at signals. An error once
+  // `timeout_s` (< 0: the setting's) have passed since `since_ns`, by default the submission.
+  Status wait(const Op& op, double timeout_s, double slice_s, bool* done, int64_t since_ns = 0);
+  // `memory` lives until the operation is done.
+  void keep(const OpRef& op, std::shared_ptr<void> memory);
 
   Status add_plan(int set_id, const std::vector<BucketSpec>& buckets, int op, double prescale, double postscale,
                   std::shared_ptr<Segment> segment, int64_t channel, std::shared_ptr<Plan>* plan);
@@ -68,7 +77,8 @@ class Engine {
   // gets an error that says so. All else goes on.
   Status leave(const PlanId& plan, const std::string& why);
   Status launch(Plan& plan, int bucket, int side = 0);
-  Status wait_bucket(Plan& plan, int bucket, double slice_s, bool* done);
+  // The time counts from the launch; after a time-out from `since_ns`, when the caller began to wait again.
+  Status wait_bucket(Plan& plan, int bucket, double slice_s, bool* done, int64_t since_ns = 0);
 
   // GPU (gpu/collective.h, gpu/gpu_plan.h).
   Status attach_gpu(std::shared_ptr<Device> device);
@@ -87,19 +97,22 @@ class Engine {
   void set_buffer(GpuPlan& plan, int bucket, char* data);  // where it lies from its next launch on
   Status launch(GpuPlan& plan, int bucket, void* stream);
   // Until the bucket's last launch is enqueued; then `stream` waits for it.
-  Status wait_bucket(GpuPlan& plan, int bucket, void* stream, double slice_s, bool* done);
+  Status wait_bucket(GpuPlan& plan, int bucket, void* stream, double slice_s, bool* done, int64_t since_ns = 0);
   // `stream` waits for an operation that is done. An error if the library has failed since.
   Status join(const Op& op, void* stream);
 
   std::string state();
 
  private:
-  using Lock = std::unique_lock<std::mutex>;
+  using Lock = Mutex::Lock;
   // A set's channel is its id, plans take higher ones: so both sides of a message agree.
   static constexpr int kSetChannels = PlanChannel::kFirst;
 
+  Status thrown(const std::exception& error) const noexcept;
   Status usable() const;
+  Status submit(ProcessSet& set, const std::vector<OpRef>& group);
   Status advance(bool* moved);
+  Status advance_all(bool* moved);
   bool on_net() const;
   bool background_work() const;
   bool gpu_polled() const;
@@ -113,10 +126,12 @@ class Engine {
     int yields = 0;
   };
   static constexpr int kYields = 8;
-  void pause(Lock& lock, Idle* idle, int64_t most_ns);
+  void pause(Lock& lock, Idle* idle, int64_t most_ns, const std::function<bool()>& done);
   void linger(const ProcessSet& set) const;
   Status wait_until(Lock& lock, const std::function<bool()>& done, double slice_s);
+  void drive(Lock& lock, const std::function<bool()>& done, double slice_s);
   void run();
+  void take_turn(Lock& lock, Idle* idle);
   void check_peers();
   Status say_left(const PlanId& plan, const std::string& why);
   template <typename AnyPlan>
@@ -130,7 +145,7 @@ class Engine {
   bool listening() const;
   void listen();
   template <typename AnyPlan>
-  Status overdue(const AnyPlan& plan, int bucket, Status status);
+  Status overdue(const AnyPlan& plan, int bucket, int64_t since_ns, Status status);
   template <typename AnyPlan>
   Status look_for_farewells(const AnyPlan& plan);
   void rouse();
@@ -138,7 +153,8 @@ class Engine {
   Status find(int set_id, ProcessSet** set);
 
   EngineConfig config_;
-  std::mutex mutex_;
+  const Status out_of_memory_;       // made while there is some
+  Mutex mutex_;
   std::condition_variable wake_;     // the background thread, when nothing is in flight
   std::map<int, std::unique_ptr<ProcessSet>> sets_;
   std::vector<std::shared_ptr<Plan>> plans_;
@@ -166,6 +182,8 @@ class Engine {
   bool lost_transfers_ = false;      // messages between hosts were in flight when it broke
   std::vector<int> peer_fds_;        // pidfds by local index
   int64_t peers_checked_ns_ = 0;
+  int64_t bucket_timed_out_ns_ = 0;  // last
+  const Device* current_ = nullptr;  // the background thread's
   std::thread thread_;
 };
 

@@ -29,7 +29,7 @@ Status Engine::submit_split(int set_id, OpRef* op) {
   RR_TRY(find(0, &world));
   const auto child = sets_.find(set_id);
   if (child != sets_.end()) (*op)->split_child = &child->second->gpu();
-  return world->submit(*op);
+  return submit(*world, {*op});
 }
 
 Status Engine::gpu_info(int set_id, GpuInfo* info) {
@@ -100,7 +100,7 @@ Status Engine::launch(GpuPlan& plan, int bucket, void* stream) {
   return broken_;
 }
 
-Status Engine::wait_bucket(GpuPlan& plan, int bucket, void* stream, double slice_s, bool* done) {
+Status Engine::wait_bucket(GpuPlan& plan, int bucket, void* stream, double slice_s, bool* done, int64_t since_ns) {
   Lock lock(mutex_);
   Status status = broken_;
   if (status.is_ok()) status = hear();
@@ -115,7 +115,7 @@ Status Engine::wait_bucket(GpuPlan& plan, int bucket, void* stream, double slice
     *done = false;
     return plan.left();
   }
-  return *done && status.is_ok() ? plan.join(bucket, stream) : plan.failure = overdue(plan, bucket, status);
+  return *done && status.is_ok() ? plan.join(bucket, stream) : plan.failure = overdue(plan, bucket, since_ns, status);
 }
 
 Status Engine::join(const Op& op, void* stream) {

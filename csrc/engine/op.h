@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "collectives/output.h"
+#include "common/clock.h"
 #include "common/status.h"
 #include "collectives/submission.h"
 #include "gpu/collective.h"
@@ -16,7 +17,7 @@ struct Op {
   Key key;
   int set_id = 0;
   int64_t submitted_ns = 0;
-  mutable int64_t waited_since_ns = 0;  // 0: nobody has
+  std::atomic<int64_t> limit_since_ns{0};  // what the time for it counts from: the submission, or renew()
   uint32_t entry = 0;     // in the table of its set, once posted
   bool posted = false, decided = false, warned = false;
   Output output;
@@ -27,8 +28,11 @@ struct Op {
 
   void finish(Status result) {
     status = std::move(result);
+    submission.keep.reset();
     done.store(true, std::memory_order_release);
   }
+  // Whoever has seen a time-out and waits again gives it as much time as at first.
+  void renew() { limit_since_ns = now_ns(); }
   bool is_done() const { return done.load(std::memory_order_acquire); }
   // On the GPU: it has run there, too.
   bool is_finished() const {

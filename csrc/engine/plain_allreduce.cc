@@ -4,6 +4,7 @@
 //
 // What takes longer, or turns out to be a disagreement, becomes an operation like any other.
 #include "common/clock.h"
+#include "common/pause.h"
 #include "engine/engine.h"
 
 namespace ringreduce {
@@ -52,7 +53,7 @@ void Engine::linger(const ProcessSet& set) const {
   if (config_.oversubscribed || set.decided()) return;
   const int64_t end = now_ns() + to_ns(config_.settings.spin_us * 1e-6);
   do {
-    for (int i = 0; i < 64 && !set.decided(); ++i) __builtin_ia32_pause();
+    for (int i = 0; i < 64 && !set.decided(); ++i) spin_pause();
   } while (!set.decided() && now_ns() < end);
 }
 

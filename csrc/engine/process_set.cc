@@ -33,6 +33,15 @@ bool inlined(const Submission& s) {
 constexpr size_t kSize = sizeof(int64_t);
 bool fits(size_t bytes) { return bytes <= kInlineBytes - kSize; }
 
+// Without the title where there is no memory for it: then that is what has failed.
+Status because_of(const Status& status, const Op& op) noexcept {
+  try {
+    return status.because(op.title());
+  } catch (const std::exception&) {
+    return status;
+  }
+}
+
 }  // namespace
 
 size_t ProcessSet::segment_bytes(int local_size, size_t chunk_bytes) {
@@ -61,15 +70,17 @@ ProcessSet::ProcessSet(const SetConfig& config) : config_(config), by_entry_(kMa
     tree_ = std::make_unique<HostTree>(channel_, config_.tree_arity, config_.fusion_bytes);
 }
 
-Status ProcessSet::submit(const OpRef& op) {
-  RR_TRY(validate(op->submission, topology().size));
-  if (!enlist(op)) return {Code::kInvalid, op->title() + " is in flight already; wait for it, or use another name"};
-  bool posted = false;
-  if (deferred_.empty()) {
-    Status status = post(op, &posted);
-    if (!status.is_ok()) return in_flight_.erase(op->key), status;
+Status ProcessSet::enlist(const std::vector<OpRef>& group) {
+  for (const OpRef& op : group) RR_TRY(validate(op->submission, topology().size));
+  const uint64_t unnamed = unnamed_;
+  for (size_t i = 0; i < group.size(); ++i) {
+    if (enlist(group[i])) continue;
+    const std::string why = missing(*in_flight_.at(group[i]->key));
+    for (size_t k = 0; k < i; ++k) in_flight_.erase(group[k]->key);
+    unnamed_ = unnamed;
+    return {Code::kInvalid, group[i]->title() + " is in flight already" + (why.empty() ? "" : " (" + why + ")") +
+                                "; wait for it, or use another name"};
   }
-  if (!posted) deferred_.push_back(op);
   return Status::ok();
 }
 
@@ -78,8 +89,17 @@ bool ProcessSet::enlist(const OpRef& op) {
   op->set_id = id();
   op->key = make_key(op->submission, unnamed_);
   if (op->submission.name.empty()) ++unnamed_;
-  op->submitted_ns = now_ns();
+  op->submitted_ns = op->limit_since_ns = now_ns();
   return in_flight_.emplace(op->key, op).second;
+}
+
+Status ProcessSet::post(const std::vector<OpRef>& group) {
+  for (const OpRef& op : group) {
+    bool posted = false;
+    if (deferred_.empty()) RR_TRY(post(op, &posted));
+    if (!posted) deferred_.push_back(op);
+  }
+  return Status::ok();
 }
 
 Status ProcessSet::post(const OpRef& op, bool* posted) {
@@ -299,6 +319,9 @@ void ProcessSet::finish_group() {
 }
 
 void ProcessSet::finish(const OpRef& op, Status status) {
+  // On the GPU it has only begun: what it reads and writes stays until the GPU has been there.
+  std::shared_ptr<void>& keep = op->submission.keep;
+  if (keep && op->gpu && op->gpu->finished) gpu_.communicator->watch(op->gpu->finished, op->title(), std::move(keep));
   in_flight_.erase(op->key);
   op->finish(std::move(status));
 }
@@ -308,20 +331,30 @@ void ProcessSet::attach(std::shared_ptr<Device> device, int64_t patience_ns) {
   gpu_.patience_ns = patience_ns;
 }
 
-void ProcessSet::fail(const Status& status) {
-  // Transfers in flight may still refer to the buffers of a machine and its operations:
-  // better leaked than freed.
-  if (machine_ && config_.net) {
-    keep_for_good(std::shared_ptr<Machine>(std::move(machine_)));
-    keep_for_good(std::make_shared<std::vector<OpRef>>(running_));
+// Transfers in flight, and the GPU, may still refer to the buffers of a machine and its operations:
+// better leaked than freed.
+void ProcessSet::keep_running() {
+  for (const OpRef& op : running_) {
+    keep_for_good(op);
+    keep_for_good(std::move(op->submission.keep));
   }
+  if (!config_.net) return;
+  try {
+    keep_for_good(std::shared_ptr<Machine>(std::move(machine_)));
+  } catch (const std::exception&) {
+    (void)machine_.release();
+  }
+}
+
+void ProcessSet::fail(const Status& status) {
+  if (machine_ && (config_.net || running_[0]->gpu)) keep_running();
   machine_.reset();
   running_.clear();
   describing_ = false;
   deferred_.clear();
   auto all = std::move(in_flight_);
   in_flight_.clear();
-  for (auto& [key, op] : all) op->finish(status.because(op->title()));
+  for (auto& [key, op] : all) op->finish(because_of(status, *op));
 }
 
 }  // namespace ringreduce

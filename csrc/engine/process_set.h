@@ -43,7 +43,9 @@ class ProcessSet {
   static size_t segment_bytes(int local_size, size_t chunk_bytes);
   explicit ProcessSet(const SetConfig& config);
 
-  Status submit(const OpRef& op);
+  // A group is taken in as a whole or refused as a whole (a name is in flight, an argument is bad).
+  Status enlist(const std::vector<OpRef>& group);
+  Status post(const std::vector<OpRef>& group);
   Status advance(bool* moved);
 
   // A small allreduce without an Op (plain_allreduce.cc), where nothing else is in flight.
@@ -95,6 +97,7 @@ class ProcessSet {
   void read_sizes(uint32_t entry, Output* output) const;
   Status gather_inline(uint32_t entry, Output* output) const;
   void finish(const OpRef& op, Status status);
+  void keep_running();
   void finish_group();
   Status mismatch() const;
   Status take_gone();

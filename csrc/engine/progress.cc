@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "common/clock.h"
+#include "common/pause.h"
 #include "engine/engine.h"
 
 namespace ringreduce {
@@ -25,6 +26,14 @@ constexpr auto kGpuCheck = std::chrono::nanoseconds(kGpuCheckNs);
 }  // namespace
 
 Status Engine::advance(bool* moved) {
+  try {
+    return advance_all(moved);
+  } catch (const std::exception& error) {
+    return thrown(error);
+  }
+}
+
+Status Engine::advance_all(bool* moved) {
   RR_TRY(hear());
   for (auto& [id, set] : sets_)
     if (!set->idle() || set->on_net()) RR_TRY(set->advance(moved));
@@ -63,8 +72,8 @@ bool Engine::background_work() const {
   return std::any_of(plans_.begin(), plans_.end(), [](const auto& plan) { return !plan->idle(); });
 }
 
-// Called when nothing moved.
-void Engine::pause(Lock& lock, Idle* idle, int64_t most_ns) {
+// Called when nothing moved, by somebody who waits for `done`.
+void Engine::pause(Lock& lock, Idle* idle, int64_t most_ns, const std::function<bool()>& done) {
   const int64_t now = now_ns();
   if (!idle->since_ns) idle->since_ns = now;
   const int64_t idle_ns = now - idle->since_ns;
@@ -77,7 +86,7 @@ void Engine::pause(Lock& lock, Idle* idle, int64_t most_ns) {
   }
   if (!config_.oversubscribed && idle_ns < to_ns(config_.settings.spin_us * 1e-6)) {
     lock.unlock();
-    for (int i = 0; i < 32; ++i) __builtin_ia32_pause();
+    for (int i = 0; i < 32; ++i) spin_pause();
     lock.lock();
     return;
   }
@@ -97,7 +106,8 @@ void Engine::pause(Lock& lock, Idle* idle, int64_t most_ns) {
   bool moved = false;
   const Status status = advance(&moved);
   if (!status.is_ok()) fail(status);
-  if (!moved && status.is_ok()) {
+  // A peer that has done its part before enter() has rung for nobody: look at the condition once more, too.
+  if (!moved && status.is_ok() && !done()) {
     // Between hosts: pauses that grow with the time nothing has come.
     int64_t sleep_ns = most_ns;
     const int64_t longest = config_.oversubscribed ? kMillisecond : kMillisecond / 5;
@@ -118,9 +128,19 @@ void Engine::pause(Lock& lock, Idle* idle, int64_t most_ns) {
 }
 
 Status Engine::wait_until(Lock& lock, const std::function<bool()>& done, double slice_s) {
+  ++drivers_;
+  try {
+    drive(lock, done, slice_s);
+  } catch (const std::exception& error) {
+    fail(thrown(error));
+  }
+  if (!--drivers_) rouse();
+  return broken_;
+}
+
+void Engine::drive(Lock& lock, const std::function<bool()>& done, double slice_s) {
   const int64_t end = now_ns() + to_ns(slice_s);
   Idle idle;
-  ++drivers_;
   for (int turn = 1; !done() && broken_.is_ok(); ++turn) {
     bool moved = false;
     const Status status = advance(&moved);
@@ -138,10 +158,8 @@ Status Engine::wait_until(Lock& lock, const std::function<bool()>& done, double 
     if (done()) break;
     const int64_t left = idle.since_ns ? end - now_ns() : to_ns(slice_s);
     if (left <= 0) break;
-    pause(lock, &idle, left);
+    pause(lock, &idle, left, done);
   }
-  if (!--drivers_) rouse();
-  return broken_;
 }
 
 // Nobody drives: the background thread has what is left, and whatever runs on the GPU to watch.
@@ -153,38 +171,47 @@ void Engine::rouse() {
 void Engine::run() {
   Lock lock(mutex_);
   Idle idle;
-  const Device* current = nullptr;
   while (!closed_) {
-    if (device_.get() != current) {
-      current = device_.get();
-      current->make_current();
+    try {
+      take_turn(lock, &idle);
+    } catch (const std::exception& error) {
+      fail(thrown(error));
+      wake_.wait_for(lock.inner(), std::chrono::nanoseconds(kPeerCheckNs));  // it may happen again
     }
-    if (drivers_ || !background_work()) {
-      idle = {};
-      asleep_ = !watching_gpu();
-      if (asleep_) wake_.wait(lock);
-      else wake_.wait_for(lock, kGpuCheck);
-      if (!asleep_ && now_ns() - peers_checked_ns_ >= kGpuCheckNs) {
-        check_peers();
-        check_gpu();
-        listen();  // what runs on the GPU may wait for a rank that has left
-      }
-      asleep_ = false;
-      continue;
+  }
+}
+
+void Engine::take_turn(Lock& lock, Idle* idle) {
+  static const std::function<bool()> never = [] { return false; };
+  if (device_.get() != current_) {
+    current_ = device_.get();
+    current_->make_current();
+  }
+  if (drivers_ || !background_work()) {
+    *idle = {};
+    asleep_ = !watching_gpu();
+    if (asleep_) wake_.wait(lock.inner());
+    else wake_.wait_for(lock.inner(), kGpuCheck);
+    if (!asleep_ && now_ns() - peers_checked_ns_ >= kGpuCheckNs) {
+      check_peers();
+      check_gpu();
+      listen();  // what runs on the GPU may wait for a rank that has left
     }
-    bool moved = false;
-    const Status status = advance(&moved);
-    if (!status.is_ok()) fail(status);
-    if (moved) {
-      idle = {};
-      if (drivers_) bell_->ring();
-      // Whoever wants to submit or wait comes first.
-      lock.unlock();
-      std::this_thread::yield();
-      lock.lock();
-    } else {
-      pause(lock, &idle, kPeerCheckNs);
-    }
+    asleep_ = false;
+    return;
+  }
+  bool moved = false;
+  const Status status = advance(&moved);
+  if (!status.is_ok()) fail(status);
+  if (moved) {
+    *idle = {};
+    if (drivers_) bell_->ring();
+    // Whoever wants to submit or wait comes first.
+    lock.unlock();
+    std::this_thread::yield();
+    lock.lock();
+  } else {
+    pause(lock, idle, kPeerCheckNs, never);
   }
 }
 
@@ -210,10 +237,14 @@ void Engine::fail(const Status& status) {
   lost_transfers_ = config_.net && !closing_;
   // At a shutdown in order the idle ones are not aborted but destroyed: NCCL then sees to it that what
   // other ranks still get from this one arrives.
-  std::vector<Communicator*> stuck = communicators();
-  const auto idle = [&](const Communicator* one) { return status.code() == Code::kShutdown && !one->pending(); };
-  stuck.erase(std::remove_if(stuck.begin(), stuck.end(), idle), stuck.end());
-  Communicator::abort_all(stuck);
+  try {
+    std::vector<Communicator*> stuck = communicators();
+    const auto idle = [&](const Communicator* one) { return status.code() == Code::kShutdown && !one->pending(); };
+    stuck.erase(std::remove_if(stuck.begin(), stuck.end(), idle), stuck.end());
+    Communicator::abort_all(stuck);
+  } catch (const std::exception&) {
+    // There is no memory for it: what is on the GPU stays there.
+  }
   for (auto& [id, set] : sets_) set->fail(status);
   bell_->ring();
 }

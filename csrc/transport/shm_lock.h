@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "common/clock.h"
+#include "common/pause.h"
 #include "common/status.h"
 #include "transport/bell.h"
 
@@ -19,7 +20,7 @@ class ShmLock {
   Status lock(int rank) {
     for (int i = 0; i < kTries; ++i) {
       if (try_lock(rank)) return Status::ok();
-      if (i < kSpins) __builtin_ia32_pause();
+      if (i < kSpins) spin_pause();
       else std::this_thread::yield();  // the holder may be waiting for this core
     }
     const int64_t deadline = now_ns() + kDeadlineNs;

@@ -123,6 +123,55 @@ TEST(a_bucket_names_the_rank_that_has_shut_down) {
   }
 }
 
+// The first limit counts from the launch, the next one from the next wait, for all buckets that were in flight.
+TEST(a_bucket_is_waited_for_again_after_a_time_out) {
+  WorldOptions options = hosts({0, 0});
+  options.timeout_s = 0.3;
+  World world(options);
+  const std::vector<BucketSpec> buckets = {{1000, DType::kFloat32}, {10, DType::kFloat32}};
+  auto engine = world.engine(0);
+  auto arena = world.segment("arena", 0, Plan::segment_bytes(2, buckets));
+  std::shared_ptr<Plan> plan;
+  CHECK_OK(engine->add_plan(0, buckets, kOpSum, 1, 1, arena, 130, &plan));
+  const auto seconds_until_time_out = [&](int bucket) {
+    const int64_t start = now_ns();
+    Status status;
+    for (bool done = false; status.is_ok() && !done;) status = engine->wait_bucket(*plan, bucket, 0.02, &done, start);
+    CHECK(status.code() == Code::kTimeout);
+    return (now_ns() - start) * 1e-9;
+  };
+  for (int b : {0, 1}) CHECK_OK(engine->launch(*plan, b));
+  sleep_ms(400);
+  CHECK(seconds_until_time_out(0) < 0.3);
+  for (int b : {0, 1, 0}) CHECK(seconds_until_time_out(b) >= 0.3);
+  engine->close(0);
+}
+
+// The same for an operation, whose new limit its waiter asks for.
+TEST(an_operation_is_waited_for_again_after_a_time_out) {
+  WorldOptions options = hosts({0, 0});
+  options.timeout_s = 0.3;
+  World world(options);
+  auto engine = world.engine(0);
+  std::vector<float> in(4, 1), out(4);
+  OpRef op;
+  CHECK_OK(engine->submit(0, sum_of("x", in, out), true, &op));
+  const auto seconds_until_time_out = [&](double timeout_s, bool own) {
+    const int64_t start = now_ns();
+    Status status;
+    for (bool done = false; status.is_ok() && !done;)
+      status = engine->wait(*op, timeout_s, 0.02, &done, own ? start : 0);
+    CHECK(status.code() == Code::kTimeout);
+    return (now_ns() - start) * 1e-9;
+  };
+  sleep_ms(400);
+  CHECK(seconds_until_time_out(-1, false) < 0.3);
+  op->renew();
+  CHECK(seconds_until_time_out(-1, false) >= 0.3);
+  CHECK(seconds_until_time_out(0.1, true) >= 0.1);
+  engine->close(0);
+}
+
 // What was given up when a peer left must not count when the name is used again.
 TEST(a_retry_after_a_peer_has_left_fails_too) {
   World world(hosts({0, 0, 0}));

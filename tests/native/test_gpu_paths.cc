@@ -1,4 +1,7 @@
 // Which way operations on GPU tensors go: NCCL or host memory, one communicator or another.
+#include <atomic>
+#include <chrono>
+
 #include "gpu/nccl_types.h"
 #include "gpu_values.h"
 
@@ -29,6 +32,37 @@ GpuInfo info_of(int host, int version, const std::string& pci, bool sharing = fa
   std::snprintf(info.pci, sizeof info.pci, "%s", pci.c_str());
   std::snprintf(info.problem, sizeof info.problem, "%s", version ? "" : "no NCCL here");
   return info;
+}
+
+// Done means enqueued: the memory is still to be read and written.
+TEST(tensors_are_kept_until_the_gpu_has_been_there) {
+  for (const auto& library : {gpu_library(), without_nccl()}) {
+    World world(layout({0, 0}));
+    world.run([&](int rank, Engine& engine) {
+      GpuRank gpu(engine, rank, library);
+      float* values = gpu.upload(std::vector<float>{1});
+      Submission s = gpu_submission(Kind::kAllreduce, "", DType::kFloat32, values, values, 1);
+      OpRef op = gpu.submit(s);
+      gpu.finish(op);
+      const GpuStream stream = op->gpu->stream;
+      CHECK_EQ(gpu.device().cuda().stream_synchronize(stream.get()), kCudaSuccess);
+      std::atomic<bool> gone{false};
+      s.keep = std::shared_ptr<void>(&gone, [](void* flag) { *static_cast<std::atomic<bool>*>(flag) = true; });
+      if (library == gpu_library()) Doubles::get().stall(stream.get(), 1);
+      op = gpu.submit(std::move(s));
+      if (library == gpu_library()) {
+        CHECK_OK(wait_for(engine, op));
+        std::this_thread::sleep_for(std::chrono::milliseconds(200));  // the background thread looks every 50 ms
+        CHECK(!gone);
+        Doubles::get().stall(stream.get(), 0);
+      }
+      while (!gone) std::this_thread::yield();
+      CHECK(op->is_finished());
+      gpu.finish(op);
+      CHECK_EQ(gpu.download<float>(values, 1)[0], 4.0f);
+    });
+    reset_doubles();
+  }
 }
 
 TEST(the_path_is_chosen_alike) {

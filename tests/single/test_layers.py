@@ -90,3 +90,46 @@ def test_nothing_throws_below_bindings(path):
 def test_begins_with_what_it_is(path):
     """A header does; a source does unless its header has said it."""
     assert path.read_text().startswith("//") or path.with_suffix(".h").exists()
+
+
+ENGINE_CALL = re.compile(r"\b(?:engine|target|get\(\))\.(?!get\()(\w+)\(")
+
+
+def without_gil(text: str, at: int) -> bool:
+    """Whether `at` is within an argument of without_gil() or wait_with_signals(), or a block that releases the GIL."""
+    for guard, opens, closes in (
+        ("without_gil(", "(", ")"),
+        ("wait_with_signals(", "(", ")"),
+        ("release release;", "{", "}"),
+    ):
+        begin = text.rfind(guard, 0, at)
+        inside = text[begin:at]
+        if begin >= 0 and inside.count(opens) >= inside.count(closes) + (opens == "("):
+            return True
+    return False
+
+
+def unguarded(text: str) -> list[str]:
+    """The calls of the engine with the GIL."""
+    return [call.group(1) for call in ENGINE_CALL.finditer(text) if not without_gil(text, call.start())]
+
+
+def test_nothing_holds_the_gil_while_it_waits_for_the_engine():
+    """A binding that takes the engine's mutex with the GIL stops all threads until it gets it."""
+    calls = 0
+    for path in SOURCES:
+        if layer(path) == "bindings":
+            text = without_comments(path.read_text())
+            assert unguarded(text) == [], name(path)
+            calls += len(ENGINE_CALL.findall(text))
+    assert calls > 20
+    assert unguarded("raise_if(without_gil([&] { return engine.add_set(1); })); engine.remove_set(1);") == [
+        "remove_set"
+    ]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name)
+def test_instructions_of_one_processor_have_their_place(path):
+    """The core is built for others than x86: common/pause.h knows the ways to pause, kernels/ ask what there is."""
+    if layer(path) != "kernels" and name(path) != "common/pause.h":
+        assert not re.search(r"__builtin_ia32_|immintrin\.h|\b_mm\w*_\w+\(", without_comments(path.read_text()))

@@ -1,0 +1,178 @@
+// Memory runs out at every allocation in turn, in the caller's thread and in the engine's: an exception or
+// an error where it happens, an engine that works or says why it does not, and never the end of the process.
+#include <atomic>
+#include <new>
+
+#include "common/clock.h"
+#include "world.h"
+
+using namespace ringreduce;
+
+namespace {
+
+constexpr int64_t kEnough = -1;
+thread_local bool is_caller = false;
+thread_local int64_t callers_left = kEnough;            // allocations until one fails
+std::atomic<int64_t> engines_left{kEnough};  // of all threads that are not callers
+
+bool runs_out() {
+  if (is_caller) return callers_left >= 0 && callers_left-- == 0;
+  return engines_left.load() >= 0 && engines_left.fetch_sub(1) == 0;
+}
+
+}  // namespace
+
+void* operator new(size_t bytes) {
+  if (runs_out()) throw std::bad_alloc();
+  if (void* memory = std::malloc(bytes ? bytes : 1)) return memory;
+  throw std::bad_alloc();
+}
+void* operator new(size_t bytes, std::align_val_t alignment) {
+  if (runs_out()) throw std::bad_alloc();
+  const auto unit = static_cast<size_t>(alignment);
+  if (void* memory = std::aligned_alloc(unit, (bytes + unit - 1) / unit * unit)) return memory;
+  throw std::bad_alloc();
+}
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, size_t) noexcept { std::free(memory); }
+void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
+void operator delete(void* memory, size_t, std::align_val_t) noexcept { std::free(memory); }
+
+namespace {
+
+// What a program does, with a single rank: nobody else's memory is in question.
+class Program {
+ public:
+  Program() {
+    WorldOptions options;
+    options.host_of = {0};
+    world_ = std::make_unique<World>(options);
+    engine = world_->engine(0);
+    arena_ = world_->segment("arena", 0, Plan::segment_bytes(1, kBuckets));
+    CHECK_OK(engine->add_plan(0, kBuckets, kOpSum, 1, 2, arena_, 130, &plan_));
+  }
+
+  Status allreduce(const std::string& name, bool background) {
+    Submission s = allreduce_of(name, in_, &out_, DType::kFloat32);
+    s.prescale = 2;
+    OpRef op;
+    RR_TRY(engine->submit(0, s, background, &op));
+    RR_TRY(background ? look(op) : wait_for(*engine, op));
+    CHECK_EQ(out_.back(), 6.0f);
+    return Status::ok();
+  }
+  Status allgather() {
+    Submission s = allreduce_of("gathered", in_, &out_, DType::kFloat32);
+    s.kind = Kind::kAllgather;
+    s.shape = {};
+    OpRef op;
+    RR_TRY(engine->submit(0, s, false, &op));
+    return wait_for(*engine, op);
+  }
+  Status small() {
+    float value = 3;
+    const int64_t shape[] = {1};
+    PlainAllreduce plain;
+    plain.dtype = DType::kFloat32;
+    plain.data = reinterpret_cast<char*>(&value);
+    plain.bytes = sizeof value;
+    plain.shape = shape;
+    plain.dims = 1;
+    OpRef op;
+    RR_TRY(engine->allreduce(0, plain, &op));
+    return op ? wait_for(*engine, op) : Status::ok();
+  }
+  Status bucket() {
+    RR_TRY(engine->launch(*plan_, 0));
+    bool done = false;
+    RR_TRY(engine->wait_bucket(*plan_, 0, 5, &done));
+    CHECK(done);
+    return Status::ok();
+  }
+  Status all() {
+    RR_TRY(allreduce("first", false));
+    RR_TRY(small());
+    RR_TRY(allgather());
+    RR_TRY(bucket());
+    return allreduce("second", false);
+  }
+
+  std::unique_ptr<Engine> engine;
+
+ private:
+  static Status look(const OpRef& op) {
+    const int64_t start = now_ns();
+    while (!op->is_done()) {
+      CHECK(now_ns() - start < 20'000'000'000);
+      std::this_thread::yield();
+    }
+    return op->status;
+  }
+
+  const std::vector<BucketSpec> kBuckets = {{1000, DType::kFloat32}};
+  std::unique_ptr<World> world_;
+  std::shared_ptr<Segment> arena_;
+  std::shared_ptr<Plan> plan_;
+  std::vector<float> in_ = std::vector<float>(30'000, 3), out_ = in_;
+};
+
+// Either nothing has happened to the engine, or it says what has.
+void check_state(Program& program) {
+  const Status status = program.all();
+  if (status.is_ok()) return;
+  CHECK(status.code() == Code::kSystem);
+  CHECK(status.text().find("memory ran out on rank 0") != std::string::npos);
+}
+
+}  // namespace
+
+TEST(when_a_result_is_dropped) {
+  is_caller = true;
+  (void)settings();  // read at first use
+  Output output;
+  output.counts = {1 << 20};
+  CHECK_OK(output.allocate());
+  callers_left = 0;
+  output.data.reset();
+  CHECK(callers_left < 0);
+  callers_left = kEnough;
+}
+
+TEST(in_the_callers_thread) {
+  is_caller = true;
+  bool ran_out = true;
+  int thrown = 0, failed = 0;
+  for (int64_t n = 0; ran_out; ++n) {
+    Program program;
+    callers_left = n;
+    try {
+      const Status status = program.all();
+      failed += !status.is_ok();
+    } catch (const std::bad_alloc&) {
+      ++thrown;
+    }
+    ran_out = callers_left < 0;
+    callers_left = kEnough;
+    check_state(program);
+    program.engine->close(1);
+  }
+  CHECK(thrown > 10);
+  CHECK(failed > 10);
+}
+
+TEST(in_the_engines_thread) {
+  is_caller = true;
+  bool ran_out = true;
+  int failed = 0;
+  for (int64_t n = 0; ran_out; ++n) {
+    Program program;
+    engines_left = n;
+    failed += !program.allreduce("first", true).is_ok();
+    ran_out = engines_left.exchange(kEnough) < 0;
+    check_state(program);
+    program.engine->close(1);
+  }
+  CHECK(failed > 3);
+}
+
+TEST_MAIN()
