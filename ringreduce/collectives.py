@@ -38,6 +38,10 @@ def _named_tensor(_index: int) -> str:
     return "tensor"
 
 
+def _received_splits(rows: list[int]) -> Tensor:
+    return torch.tensor(rows, dtype=torch.int32, device="cpu")
+
+
 def allreduce(
     tensor: Tensor,
     name: str | None = None,
@@ -56,14 +60,14 @@ def allreduce(
             no Min and Max.
         prescale_factor, postscale_factor: multiply the inputs, and the result.
 
-    Returns a new tensor with the same bits on all ranks. Differentiable for Average and Sum.
+    Returns a new tensor with the same bits on all ranks. Differentiable.
     """
     if compression is not Compression.none:
         compression = effective(compression, process_set)
     tensor, context = compression.compress(tensor)
     arguments = (name, op, prescale_factor, postscale_factor, process_set)
     if _autograd.wanted(tensor):
-        (result,) = _autograd.apply(_autograd.Allreduce, *arguments, tensor)
+        (result,) = _autograd.allreduce([tensor], *arguments)
     else:
         (result,) = _submit.allreduce([tensor], False, *arguments, _named_tensor, wake=False).wait()
     return compression.decompress(result, context)
@@ -131,7 +135,7 @@ def grouped_allreduce(
     """`allreduce` of several tensors as one operation for each dtype among them.
 
     The tensors may have different shapes; their number and order is the same on all ranks.
-    Returns new tensors in the same order. Differentiable for Average and Sum.
+    Returns new tensors in the same order. Differentiable.
     """
     if compression is not Compression.none:
         compression = effective(compression, process_set)
@@ -139,7 +143,7 @@ def grouped_allreduce(
     inputs = [tensor for tensor, _ in pairs]
     arguments = (name, op, prescale_factor, postscale_factor, process_set)
     if _autograd.wanted(*inputs):
-        results = _autograd.apply(_autograd.Allreduce, *arguments, *inputs)
+        results = list(_autograd.allreduce(inputs, *arguments))
     else:
         results = _submit.allreduce(inputs, False, *arguments, wake=False).wait()
     return [compression.decompress(result, context) for result, (_, context) in zip(results, pairs, strict=True)]
@@ -196,8 +200,7 @@ def broadcast(
     Differentiable: the averaged gradient on the root, zeros elsewhere.
     """
     if _autograd.wanted(tensor):
-        result: Tensor = _autograd.apply(_autograd.Broadcast, tensor, root_rank, name, process_set)
-        return result
+        return _autograd.broadcast(tensor, root_rank, name, process_set)
     return _submit.broadcast(tensor, root_rank, False, name, process_set, wake=False).wait()
 
 
@@ -240,8 +243,7 @@ def allgather(tensor: Tensor, name: str | None = None, process_set: ProcessSet =
     Differentiable: each rank gets the average of its rows' gradients.
     """
     if _autograd.wanted(tensor):
-        result: Tensor = _autograd.apply(_autograd.Allgather, tensor, name, process_set)
-        return result
+        return _autograd.allgather(tensor, name, process_set)
     return _submit.allgather(tensor, name, process_set, wake=False).wait()[0]
 
 
@@ -267,14 +269,14 @@ def reducescatter(
         tensor: one dimension at least; the first `shape[0] % size` ranks get one row more.
         compression, op, prescale_factor, postscale_factor: as in `allreduce`.
 
-    Returns a new tensor with this rank's rows. Differentiable for Average and Sum.
+    Returns a new tensor with this rank's rows. Differentiable.
     """
     if compression is not Compression.none:
         compression = effective(compression, process_set)
     tensor, context = compression.compress(tensor)
     arguments = (name, op, prescale_factor, postscale_factor, process_set)
     if _autograd.wanted(tensor):
-        result: Tensor = _autograd.apply(_autograd.Reducescatter, tensor, *arguments)
+        result = _autograd.reducescatter(tensor, *arguments)
     else:
         result = _submit.reducescatter(tensor, *arguments, wake=False).wait()
     return compression.decompress(result, context)
@@ -308,10 +310,10 @@ def alltoall(
     int32 on the CPU. Differentiable.
     """
     if _autograd.wanted(tensor):
-        output, received = _autograd.apply(_autograd.Alltoall, tensor, splits, name, process_set)
+        output, rows = _autograd.alltoall(tensor, splits, name, process_set)
     else:
-        output, received = alltoall_async(tensor, splits, name, process_set).wait()
-    return output if splits is None else (output, received)
+        output, rows = _submit.alltoall(tensor, splits, name, process_set, wake=False).wait()
+    return output if splits is None else (output, _received_splits(rows))
 
 
 def alltoall_async(
@@ -322,7 +324,7 @@ def alltoall_async(
 ) -> Handle[tuple[Tensor, Tensor]]:
     """`alltoall` without waiting; its result is always the pair (rows, received_splits)."""
     handle = _submit.alltoall(tensor, splits, name, process_set)
-    return handle.map(lambda result: (result[0], torch.tensor(result[1], dtype=torch.int32)))
+    return handle.map(lambda result: (result[0], _received_splits(result[1])))
 
 
 def barrier(process_set: ProcessSet = global_process_set) -> None:
