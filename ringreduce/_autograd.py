@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from ringreduce import _check
 from ringreduce._derivatives import linear, weighted
@@ -27,19 +26,7 @@ def wanted(*tensors: Any) -> bool:
         return True
     if torch.is_grad_enabled() and any(isinstance(tensor, Tensor) and tensor.requires_grad for tensor in tensors):
         return True
-    return any(has_tangent(tensor) for tensor in tensors)
-
-
-def in_forward_mode() -> bool:
-    """Whether tensors can have tangents at present."""
-    return forward_ad._current_level >= 0
-
-
-def has_tangent(tensor: Any) -> bool:
-    """Whether the tensor carries a tangent of forward-mode differentiation."""
-    if not in_forward_mode() or not isinstance(tensor, Tensor):
-        return False
-    return forward_ad.unpack_dual(tensor).tangent is not None
+    return any(_check.has_tangent(tensor) for tensor in tensors)
 
 
 def allreduce(
