@@ -79,7 +79,7 @@ def has_tangent(value: Any) -> bool:
     """Whether the tensor carries a tangent of forward-mode differentiation."""
     if forward_ad._current_level < 0 or not isinstance(value, Tensor):
         return False
-    return forward_ad.unpack_dual(value).tangent is not None
+    return forward_ad.unpack_dual(value).tangent is not None  # type: ignore[no-untyped-call]
 
 
 def with_rows(argument: str, value: Any) -> int:

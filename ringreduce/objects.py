@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -85,35 +86,39 @@ def raise_together(what: str, problem: Exception | None, label: str, process_set
     That is one RingreduceError with the same text everywhere, whose cause is the rank's own exception.
     A caller's mistake (ValueError, TypeError) that all ranks have made is raised as it is.
     """
-    said = "" if problem is None else f"{_text(problem)}"
-    raise_said(what, problem, [_decoded(part) for part in gather_bytes(_encoded(said), label, process_set)], process_set)
+    said = gather_bytes(described(problem), label, process_set)
+    raise_said(what, problem, said, process_set)
 
 
-def raise_said(what: str, problem: Exception | None, said: Sequence[str], process_set: ProcessSet) -> None:
-    """The same, once it is known what each rank `said`: its problem, or nothing."""
-    failed = {rank: text for rank, text in zip(process_set.registered_ranks(), said, strict=True) if text}
+def described(problem: Exception | None) -> bytes:
+    """What a rank tells the others about its problem; nothing if it has none."""
+    if problem is None:
+        return b""
+    text = str(problem) or type(problem).__name__
+    return (text if len(text) <= _SHOWN else f"{text[:_SHOWN]} ...").encode("utf-8", "backslashreplace")
+
+
+def raise_said(what: str, problem: Exception | None, said: Sequence[bytes], process_set: ProcessSet) -> None:
+    """`raise_together`, once what each rank `described` is known."""
+    ranks = process_set.registered_ranks()
+    failed = [f"rank {rank}: {text.decode()}" for rank, text in zip(ranks, said, strict=True) if text]
     if not failed:
         return
     if isinstance(problem, (ValueError, TypeError)) and len(failed) == len(said):
         raise problem
-    _raise_failed(what, failed, problem)
-
-
-def _raise_failed(what: str, failed: dict[int, str], problem: Exception | None) -> NoReturn:
-    lines = [f"rank {rank}: {text}" for rank, text in failed.items()]
-    more = f"; and {len(lines) - _RANKS_SHOWN} more ranks" if len(lines) > _RANKS_SHOWN else ""
+    more = f"; and {len(failed) - _RANKS_SHOWN} more ranks" if len(failed) > _RANKS_SHOWN else ""
     cause = problem.__cause__ if isinstance(problem, RingreduceError) else problem
-    raise RingreduceError(f"{what}: {'; '.join(lines[:_RANKS_SHOWN])}{more}") from cause
+    raise RingreduceError(f"{what}: {'; '.join(failed[:_RANKS_SHOWN])}{more}") from cause
 
 
-def gather_bytes(data: bytes | bytearray, label: str, process_set: ProcessSet) -> list[bytearray]:
+def gather_bytes(data: bytes | bytearray, label: str, process_set: ProcessSet) -> list[bytes]:
     """The bytes of every rank of the set, which may be none."""
     gathered, lengths = _submit.allgather(_as_tensor(data), label, process_set, wake=False).wait()
     everything = bytearray(gathered.numel())
-    if everything:
-        _as_tensor(everything).copy_(gathered)
-    ends = [sum(lengths[: rank + 1]) for rank in range(len(lengths))]
-    return [everything[end - length : end] for end, length in zip(ends, lengths, strict=True)]
+    _as_tensor(everything).copy_(gathered)
+    parts = memoryview(everything)
+    ends = accumulate(lengths)
+    return [bytes(parts[end - length : end]) for end, length in zip(ends, lengths, strict=True)]
 
 
 def _as_tensor(data: bytes | bytearray) -> Tensor:
@@ -131,7 +136,7 @@ def _pickled(obj: Any) -> tuple[bytearray, Exception | None]:
         return bytearray(), _wrapped("the object cannot be pickled", error)
 
 
-def _unpickled(data: bytearray, rank: int) -> tuple[Any, Exception | None]:
+def _unpickled(data: bytes | bytearray, rank: int) -> tuple[Any, Exception | None]:
     """The object that came from `rank`, or None and the reason."""
     try:
         return pickle.loads(data), None
@@ -143,16 +148,3 @@ def _wrapped(what: str, error: Exception) -> RingreduceError:
     problem = RingreduceError(f"{what}: {type(error).__name__}: {error}")
     problem.__cause__ = error
     return problem
-
-
-def _text(problem: Exception) -> str:
-    text = str(problem) or type(problem).__name__
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]} ..."
-
-
-def _encoded(text: str) -> bytes:
-    return text.encode("utf-8", "backslashreplace")
-
-
-def _decoded(data: bytearray) -> str:
-    return data.decode("utf-8", "replace")

@@ -227,7 +227,12 @@ def test_transforms_of_torch_func(rank, size):
 def test_forward_mode_refuses_what_it_cannot_do(rank):
     with forward_ad.dual_level():
         dual = forward_ad.make_dual(torch.ones(3), torch.ones(3))
-        for call in (rr.allreduce_, rr.allreduce_async_, lambda x: rr.broadcast_(x, 0), lambda x: rr.allreduce_(x, "n")):
+        for call in (
+            rr.allreduce_,
+            rr.allreduce_async_,
+            lambda x: rr.broadcast_(x, 0),
+            lambda x: rr.allreduce_(x, "n"),
+        ):
             with pytest.raises(ValueError, match="tangent"):
                 call(dual)
     assert rr.allreduce_(torch.ones(2)).tolist() == [1.0, 1.0]
