@@ -6,9 +6,10 @@
     optimizer = rr.DistributedOptimizer(optimizer, named_parameters=model.named_parameters())
     rr.broadcast_parameters(model.state_dict(), root_rank=0)
 
-Importing starts nothing; `init` does. Where PyTorch or the native core is missing or broken the package can
-be imported, so that `ringreduce doctor` can say so, but using any of its names is an ImportError.
+Importing starts nothing; `init` does.
 """
+
+import sys
 
 __all__ = [
     "Average",
@@ -68,22 +69,17 @@ try:
 
     from ringreduce import _core as _core
 except (ImportError, OSError) as _error:
-    _problem = _error
-
-    def _explain(name: str) -> object:
-        if name not in __all__:
-            raise AttributeError(f"module 'ringreduce' has no attribute {name!r}")
+    # `ringreduce doctor`, alone, goes on without: it says what is missing. In `python -m` the name is -m.
+    if not sys.argv[0].endswith(("ringreduce", "-m")):
         if "_torch" in globals():
-            what = (
-                f"ringreduce's native core cannot be imported ({_problem}): install ringreduce again, for this Python"
-            )
-        elif isinstance(_problem, ModuleNotFoundError) and _problem.name == "torch":
-            what = "ringreduce needs PyTorch, which is not installed here: pip install torch"
-        else:
-            what = f"ringreduce needs PyTorch, which cannot be imported here ({_problem}): install torch again"
-        raise ImportError(what) from _problem
-
-    globals()["__getattr__"] = _explain  # not by its name: type checkers would take any attribute for one of ours
+            raise ImportError(
+                f"ringreduce's native core cannot be imported ({_error}): install ringreduce again, for this Python"
+            ) from _error
+        if isinstance(_error, ModuleNotFoundError) and _error.name == "torch":
+            raise ImportError("ringreduce needs PyTorch, which is not installed here: pip install torch") from _error
+        raise ImportError(
+            f"ringreduce needs PyTorch, which cannot be imported here ({_error}): install torch again"
+        ) from _error
 else:
     from ringreduce._bootstrap import init, shutdown
     from ringreduce._membership import add_process_set, remove_process_set

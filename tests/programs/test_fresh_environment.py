@@ -55,10 +55,11 @@ def script(tmp_path_factory):
     return str(path)
 
 
-def command(python: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def command(python: Path, *arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
     """What a user types in the active environment."""
     env = clean_environment({"PATH": f"{python.parent}:{os.environ['PATH']}"})
     env.pop("PYTHONPATH", None)
+    env.update(extra)
     return subprocess.run(
         arguments, cwd=python.parent, env=env, capture_output=True, text=True, timeout=120, check=False
     )
@@ -117,11 +118,10 @@ def test_doctor_tries_what_there_is(alone):
 def test_a_broken_torch_or_core_is_named(alone, tmp_path):
     """As where a library that torch needs is missing."""
     (tmp_path / "torch.py").write_text("raise OSError('libgomp.so.1: cannot open shared object file')")
-    broken = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import ringreduce.__main__ as m; "
-    done = command(alone, "python", "-c", f"{broken}sys.argv[1:] = ['doctor']; sys.exit(m.main())")
+    done = command(alone, "ringreduce", "doctor", PYTHONPATH=str(tmp_path))
     assert done.returncode == 1
     assert "libgomp.so.1" in done.stdout, done.stdout + done.stderr
-    done = command(alone, "python", "-c", f"{broken}from ringreduce import init")
+    done = command(alone, "python", "-c", "import ringreduce", PYTHONPATH=str(tmp_path))
     assert done.stderr.strip().splitlines()[-1].startswith("ImportError: ringreduce needs PyTorch")
     (core,) = (site_packages(alone) / "ringreduce").glob("_core*.so")
     core.rename(core.with_suffix(".gone"))
@@ -129,3 +129,5 @@ def test_a_broken_torch_or_core_is_named(alone, tmp_path):
     done = command(alone, "ringreduce", "doctor")
     assert done.returncode == 1
     assert "native core" in done.stdout.splitlines()[-1], done.stdout + done.stderr
+    done = command(alone, "python", "-c", "import ringreduce")
+    assert done.stderr.strip().splitlines()[-1].startswith("ImportError: ringreduce's native core")
