@@ -3,8 +3,6 @@
 Tensors pass as addresses (`data_ptr()`), element counts and dtype codes.
 """
 
-import numpy
-
 class RingreduceError(RuntimeError): ...
 class RingreduceTimeoutError(RingreduceError): ...  # a deadline passed; the operation is still in flight
 

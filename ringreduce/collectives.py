@@ -5,7 +5,8 @@ matches the call between ranks (unnamed calls are matched by their order). Tenso
 on the CPU or on this rank's GPU, on the same kind of device on all ranks; non-contiguous ones are
 copied. On a GPU a call returns once the work is enqueued; the current stream waits for it. The
 forms with `_async` return a Handle for `poll` and `synchronize`, those that end in `_` write the
-result into their argument.
+result into their argument. What is differentiable is so any number of times, in forward mode and
+under torch.func too (docs/algorithms.md has the rules).
 
 Raises, in all of them: TypeError or ValueError on the calling rank for a bad argument, such
 as a name in flight or a rank outside the set; RingreduceError on every rank that takes part
@@ -74,7 +75,8 @@ def allreduce(
             no Min and Max.
         prescale_factor, postscale_factor: multiply the inputs, and the result.
 
-    Returns a new tensor with the same bits on all ranks. Differentiable.
+    Returns a new tensor with the same bits on all ranks. Differentiable; for Min and Max, ranks that
+    tie share the gradient equally.
     """
     if compression is not Compression.none:
         compression = effective(compression, process_set)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ringreduce import _agreement, _gpu, _parameters, _submit
+from ringreduce import _agreement, _check, _gpu, _parameters, _submit
 from ringreduce.objects import broadcast_object, raise_together
 from ringreduce.process_set import ProcessSet, global_process_set
 
@@ -40,6 +40,7 @@ def broadcast_parameters(
     problem = None
     try:
         for name, tensor in _parameters.named_tensors(params):
+            _check.op_name(name)
             targets.append((f"parameter.{len(targets)}.{name}", _parameters.target(f"params: {name!r}", tensor)))
             descriptions.append((name, _parameters.described(tensor)))
     except Exception as error:

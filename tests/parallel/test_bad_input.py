@@ -122,6 +122,7 @@ CASES: dict[str, dict[str, Callable[[], Any]]] = {
         "a number, broadcast": lambda: rr.broadcast(ONE, 0, name=3),
         "a number, of an object": lambda: rr.broadcast_object(1, 0, name=3),
         "half a character": lambda: rr.allreduce(ONE, name="\udc80"),
+        "half a character, of a parameter": lambda: rr.broadcast_parameters({"\udc80": ONE}),
         "half a character, of an object": lambda: rr.allgather_object(1, name="x\ud800"),
     },
     "handle": {"no handle": lambda: rr.poll("handle")},
@@ -185,6 +186,11 @@ def test_numbers_of_numpy(rank, size):
     _, received = rr.alltoall(torch.ones(size), numpy.ones(size, dtype=numpy.int32))
     assert received.tolist() == [1] * size
     assert rr.ProcessSet(numpy.arange(2)).ranks == [0, 1]
+    model = torch.nn.Linear(2, 1)
+    rr.DistributedOptimizer(
+        torch.optim.SGD(model.parameters(), lr=numpy.float64(0.1)),
+        backward_passes_per_step=numpy.int64(2), gradient_predivide_factor=numpy.float32(2),
+    )  # fmt: skip
 
 
 def test_torchs_defaults_change_nothing(rank, size):
