@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ringreduce import _check
 from ringreduce._derivatives import linear, weighted
@@ -17,16 +18,17 @@ from ringreduce._linear import Allreduce, Alltoall, FromRoot, GatherScatter
 from ringreduce.process_set import ProcessSet
 from ringreduce.reduction import ReduceOp
 
+_under_torch_func = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 _LINEAR = (None, ReduceOp.Average, ReduceOp.Sum)
 
 
 def wanted(*tensors: Any) -> bool:
     """Whether a derivative through a collective of these tensors may be asked for, in any mode."""
-    if torch._C._are_functorch_transforms_active():
+    if _under_torch_func():
         return True
     if torch.is_grad_enabled() and any(isinstance(tensor, Tensor) and tensor.requires_grad for tensor in tensors):
         return True
-    return any(_check.has_tangent(tensor) for tensor in tensors)
+    return forward_ad._current_level >= 0 and any(_check.has_tangent(tensor) for tensor in tensors)
 
 
 def allreduce(

@@ -109,7 +109,7 @@ def reduction(op: Any, dtype: torch.dtype) -> int:
 
 def scale(argument: str, factor: Any) -> float:
     """A prescale or postscale factor as a float."""
-    if isinstance(factor, numbers.Real):  # numpy's scalars are
+    if isinstance(factor, (float, int, numbers.Real)):  # numpy's scalars are real numbers; to ask that first is slow
         return float(factor)
     raise TypeError(f"{argument}: expected a number, got {type(factor).__name__}")
 

@@ -50,7 +50,7 @@ def target(argument: str, tensor: Any) -> Tensor:
         if stride == 0 and extent > 1:  # made by expand: the same element again and again
             target = target.narrow(dimension, 0, 1)
     if target.dtype not in _dtypes.CODES:
-        target = target.view(_AS_INTEGERS[target.itemsize])
+        target = target.view(_AS_INTEGERS[target.element_size()])
     _check.tensor(argument, target)
     _gpu.stream_of(argument, target)
     return target
@@ -61,7 +61,7 @@ def described(tensor: Tensor) -> str:
     text = f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
     if may_overlap(tensor.shape, tensor.stride()):
         text += f" with strides {list(tensor.stride())}, which repeat memory"
-    return text if tensor.device.type == "cpu" else f"{text} on {tensor.device.type}"
+    return f"{text} on a GPU" if _gpu.backend.holds(tensor) else text
 
 
 def may_overlap(shape: Sequence[int], strides: Sequence[int]) -> bool:
