@@ -9,53 +9,7 @@
 Importing starts nothing; `init` does.
 """
 
-try:
-    import torch as _torch  # noqa: F401
-except ImportError as error:
-    raise ImportError("ringreduce needs PyTorch, which is not installed here: pip install torch") from error
-
-from ringreduce._bootstrap import init, shutdown
-from ringreduce._membership import add_process_set, remove_process_set
-from ringreduce.collectives import (
-    allgather,
-    allgather_async,
-    allreduce,
-    allreduce_,
-    allreduce_async,
-    allreduce_async_,
-    alltoall,
-    alltoall_async,
-    barrier,
-    barrier_async,
-    broadcast,
-    broadcast_,
-    broadcast_async,
-    broadcast_async_,
-    grouped_allreduce,
-    grouped_allreduce_,
-    grouped_allreduce_async,
-    grouped_allreduce_async_,
-    reducescatter,
-    reducescatter_async,
-)
-from ringreduce.compression import Compression
-from ringreduce.drift import check
-from ringreduce.errors import DriftError, RingreduceError, RingreduceTimeoutError
-from ringreduce.handle import Handle, poll, synchronize
-from ringreduce.objects import allgather_object, broadcast_object
-from ringreduce.optimizer import DistributedOptimizer
-from ringreduce.process_set import ProcessSet, global_process_set
-from ringreduce.reduction import Average, Max, Min, Product, ReduceOp, Sum
-from ringreduce.state import broadcast_optimizer_state, broadcast_parameters
-from ringreduce.topology import (
-    cross_rank,
-    cross_size,
-    is_initialized,
-    local_rank,
-    local_size,
-    rank,
-    size,
-)
+import sys
 
 __all__ = [
     "Average",
@@ -65,6 +19,7 @@ __all__ = [
     "Handle",
     "Max",
     "Min",
+    "PlanLeftError",
     "ProcessSet",
     "Product",
     "ReduceOp",
@@ -111,3 +66,63 @@ __all__ = [
     "size",
     "synchronize",
 ]
+
+try:
+    import torch as _torch  # noqa: F401
+
+    from ringreduce import _core as _core
+except (ImportError, OSError) as _error:
+    # `ringreduce doctor`, alone, goes on without: it says what is missing. In `python -m` the name is -m.
+    if not sys.argv[0].endswith(("ringreduce", "-m")):
+        if "_torch" in globals():
+            raise ImportError(
+                f"ringreduce's native core cannot be imported ({_error}): install ringreduce again, for this Python"
+            ) from _error
+        if isinstance(_error, ModuleNotFoundError) and _error.name == "torch":
+            raise ImportError("ringreduce needs PyTorch, which is not installed here: pip install torch") from _error
+        raise ImportError(
+            f"ringreduce needs PyTorch, which cannot be imported here ({_error}): install torch again"
+        ) from _error
+else:
+    from ringreduce._bootstrap import init, shutdown
+    from ringreduce._membership import add_process_set, remove_process_set
+    from ringreduce.collectives import (
+        allgather,
+        allgather_async,
+        allreduce,
+        allreduce_,
+        allreduce_async,
+        allreduce_async_,
+        alltoall,
+        alltoall_async,
+        barrier,
+        barrier_async,
+        broadcast,
+        broadcast_,
+        broadcast_async,
+        broadcast_async_,
+        grouped_allreduce,
+        grouped_allreduce_,
+        grouped_allreduce_async,
+        grouped_allreduce_async_,
+        reducescatter,
+        reducescatter_async,
+    )
+    from ringreduce.compression import Compression
+    from ringreduce.drift import check
+    from ringreduce.errors import DriftError, PlanLeftError, RingreduceError, RingreduceTimeoutError
+    from ringreduce.handle import Handle, poll, synchronize
+    from ringreduce.objects import allgather_object, broadcast_object
+    from ringreduce.optimizer import DistributedOptimizer
+    from ringreduce.process_set import ProcessSet, global_process_set
+    from ringreduce.reduction import Average, Max, Min, Product, ReduceOp, Sum
+    from ringreduce.state import broadcast_optimizer_state, broadcast_parameters
+    from ringreduce.topology import (
+        cross_rank,
+        cross_size,
+        is_initialized,
+        local_rank,
+        local_size,
+        rank,
+        size,
+    )

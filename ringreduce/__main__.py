@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import sys
 
+_HELP = """\
+Usage: ringreduce COMMAND [OPTIONS]
+
+  ringreduce: collective communication for PyTorch.
+
+Commands:
+  bench   Measure on this machine.
+  doctor  Say what there is on this machine, and whether each path works.
+"""
+
 
 def main() -> int:
     """Run the command line; returns the exit status."""
-    if sys.argv[1:2] == ["doctor"]:  # for when things are broken: needs no extra
-        from ringreduce.doctor import command
+    from ringreduce.doctor import command, needs
 
-        return command.main(sys.argv[2:])
-    try:
-        import click  # noqa: F401
-        import rich  # noqa: F401
-    except ImportError as error:
-        print(f"ringreduce: the command line needs {error.name}: pip install 'ringreduce[bench]'", file=sys.stderr)
+    arguments = sys.argv[1:]
+    if arguments[:1] == ["doctor"]:  # for when things are broken: needs nothing
+        return command.main(arguments[1:])
+    if missing := needs.missing_for_the_command_line():
+        if not arguments or arguments[0] in ("-h", "--help"):
+            print(_HELP)
+        for check in missing:
+            print(f"ringreduce: {check.name}: {check.text}", file=sys.stderr)
         return 1
     from ringreduce import cli
 

@@ -9,16 +9,29 @@ import hashlib
 from collections.abc import Sequence
 
 from ringreduce.errors import RingreduceError
-from ringreduce.objects import allgather_object
+from ringreduce.objects import allgather_object, described, gather_bytes, raise_said
 from ringreduce.process_set import ProcessSet
 
 Description = tuple[str, str]  # a parameter's name, and what must agree about it
 _SHOWN = 5
+_SEPARATOR = b"\n"  # between a digest and a problem
 
 
 def digest(descriptions: Sequence[Description]) -> str:
     """Short for `descriptions`, in their order."""
     return hashlib.sha256(repr(list(descriptions)).encode()).hexdigest()
+
+
+def require_same(
+    what: str, descriptions: Sequence[Description], problem: Exception | None, process_set: ProcessSet
+) -> None:
+    """One small message: raise on every rank of the set if one has a `problem`, or describes something else."""
+    own = b"" if problem else digest(descriptions).encode()
+    gathered = gather_bytes(own + _SEPARATOR + described(problem), "ringreduce.agreement.digest", process_set)
+    digests, problems = zip(*(part.split(_SEPARATOR, 1) for part in gathered), strict=True)
+    raise_said(what, problem, problems, process_set)
+    if any(other != own for other in digests):
+        raise_difference(what, descriptions, process_set)
 
 
 def raise_difference(what: str, descriptions: Sequence[Description], process_set: ProcessSet) -> None:

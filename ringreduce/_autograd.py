@@ -1,144 +1,76 @@
-"""The collectives as differentiable functions.
+"""The collectives as differentiable functions: when that is wanted, and how each is called.
 
-    collective                  gradient
-    allreduce Average, Sum      allreduce with the same operation and scales
-    allgather                   reducescatter (Average): each rank's own rows
-    broadcast                   allreduce (Average) on the root, zeros elsewhere
-    reducescatter               allgather; times size for Sum
-    alltoall                    alltoall with the received splits
-
-A gradient is matched between ranks by its call's name, or by the number of the
-differentiable call, as the order in which autograd comes to it may differ by rank.
+The derivatives themselves are in `_derivatives` and `_linear`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from ringreduce import _context, _submit
+from ringreduce import _check
+from ringreduce._derivatives import linear, weighted
+from ringreduce._linear import Allreduce, Alltoall, FromRoot, GatherScatter
 from ringreduce.process_set import ProcessSet
 from ringreduce.reduction import ReduceOp
 
+_under_torch_func = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
+_LINEAR = (None, ReduceOp.Average, ReduceOp.Sum)
+
 
 def wanted(*tensors: Any) -> bool:
-    """Whether autograd will want to go back through a collective of these tensors."""
-    return torch.is_grad_enabled() and any(isinstance(tensor, Tensor) and tensor.requires_grad for tensor in tensors)
+    """Whether a derivative through a collective of these tensors may be asked for, in any mode."""
+    if _under_torch_func():
+        return True
+    if torch.is_grad_enabled() and any(isinstance(tensor, Tensor) and tensor.requires_grad for tensor in tensors):
+        return True
+    return forward_ad._current_level >= 0 and any(_check.has_tangent(tensor) for tensor in tensors)
 
 
-def apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
-    """`function.apply`, which torch leaves untyped."""
-    return function.apply(*arguments)  # type: ignore[no-untyped-call]
+def allreduce(
+    tensors: Sequence[Tensor], name: str | None, op: Any, prescale: float, postscale: float, process_set: ProcessSet
+) -> tuple[Tensor, ...]:
+    """Of one tensor or a group."""
+    scales = _check.scale("prescale_factor", prescale), _check.scale("postscale_factor", postscale)
+    call = Allreduce(name, process_set, op, *scales)
+    if op in _LINEAR:
+        return linear(call, tensors)
+    return weighted(call, Allreduce(None, process_set, ReduceOp.Sum), tensors)
 
 
-def _grad_name(name: str | None) -> str:
-    context = _context.require()
-    if name is not None:
-        return f"grad.{name}"
-    context.differentiable_calls += 1
-    return f"grad#{context.differentiable_calls}"
-
-
-class Allreduce(torch.autograd.Function):
-    """Of one tensor or a group; one output a tensor."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, name: str | None, op: Any, prescale: float, postscale: float,
-        process_set: ProcessSet, *tensors: Tensor,
-    ) -> tuple[Tensor, ...]:  # fmt: skip
-        ctx.call = (_grad_name(name), op, prescale, postscale, process_set)
-        handle = _submit.allreduce(tensors, False, name, op, prescale, postscale, process_set)
-        return tuple(handle.wait())
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        name, op, prescale, postscale, process_set = ctx.call
-        if op not in (None, ReduceOp.Average, ReduceOp.Sum):
-            raise NotImplementedError(
-                f"allreduce with op={ReduceOp(op).name} has no gradient; call it on "
-                "tensor.detach() where none is needed"
-            )
-        handle = _submit.allreduce(grads, False, name, op, prescale, postscale, process_set)
-        return (None, None, None, None, None, *handle.wait())
-
-
-class Allgather(torch.autograd.Function):
+def reducescatter(
+    tensor: Tensor, name: str | None, op: Any, prescale: float, postscale: float, process_set: ProcessSet
+) -> Tensor:
     """Along dimension 0."""
-
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor, name: str | None, process_set: ProcessSet) -> Tensor:
-        output, rows = _submit.allgather(tensor, name, process_set, wake=False).wait()
-        ctx.call = (_grad_name(name), rows, process_set)
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        name, rows, process_set = ctx.call
-        own = _submit.reducescatter(grad, name, ReduceOp.Average, 1.0, 1.0, process_set, rows)
-        return own.wait(), None, None
+    scales = _check.scale("prescale_factor", prescale), _check.scale("postscale_factor", postscale)
+    call = GatherScatter(name, process_set, False, op, *scales)
+    if op in _LINEAR:
+        call.factor = scales[0] * scales[1] * (process_set.size() if op == ReduceOp.Sum else 1)
+        (output,) = linear(call, [tensor])
+    else:
+        (output,) = weighted(call, GatherScatter(None, process_set, False, ReduceOp.Sum), [tensor])
+    return output
 
 
-class Broadcast(torch.autograd.Function):
+def allgather(tensor: Tensor, name: str | None, process_set: ProcessSet) -> Tensor:
+    """Along dimension 0."""
+    (output,) = linear(GatherScatter(name, process_set, True), [tensor])
+    return output
+
+
+def broadcast(tensor: Tensor, root_rank: int, name: str | None, process_set: ProcessSet) -> Tensor:
     """From a global rank."""
-
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor, root_rank: int, name: str | None, process_set: ProcessSet) -> Tensor:
-        ctx.call = (_grad_name(name), root_rank, process_set)
-        return _submit.broadcast(tensor, root_rank, False, name, process_set, wake=False).wait()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        name, root_rank, process_set = ctx.call
-        handle = _submit.allreduce([grad], False, name, ReduceOp.Average, 1.0, 1.0, process_set)
-        (reduced,) = handle.wait()
-        if _context.require().rank != root_rank:
-            reduced.zero_()
-        return reduced, None, None, None
+    (output,) = linear(FromRoot(name, process_set, root_rank), [tensor])
+    return output
 
 
-class Reducescatter(torch.autograd.Function):
-    """Along dimension 0."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, tensor: Tensor, name: str | None, op: Any, prescale: float, postscale: float,
-        process_set: ProcessSet,
-    ) -> Tensor:  # fmt: skip
-        ctx.call = (_grad_name(name), op, prescale * postscale, process_set)
-        return _submit.reducescatter(tensor, name, op, prescale, postscale, process_set, wake=False).wait()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        name, op, factor, process_set = ctx.call
-        if op not in (None, ReduceOp.Average, ReduceOp.Sum):
-            raise NotImplementedError(
-                f"reducescatter with op={ReduceOp(op).name} has no gradient; call it on "
-                "tensor.detach() where none is needed"
-            )
-        output, _ = _submit.allgather(grad, name, process_set, wake=False).wait()
-        if op == ReduceOp.Sum:
-            factor *= process_set.size()
-        return (output if factor == 1 else output * factor), None, None, None, None, None
-
-
-class Alltoall(torch.autograd.Function):
-    """Along dimension 0; outputs the rows and, as int32, how many came from each rank."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, tensor: Tensor, splits: Any, name: str | None, process_set: ProcessSet
-    ) -> tuple[Tensor, Tensor]:
-        output, rows = _submit.alltoall(tensor, splits, name, process_set, wake=False).wait()
-        ctx.call = (_grad_name(name), rows, process_set)
-        received = torch.tensor(rows, dtype=torch.int32)
-        ctx.mark_non_differentiable(received)
-        return output, received
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
-        name, rows, process_set = ctx.call
-        output, _rows = _submit.alltoall(grad, rows, name, process_set, wake=False).wait()
-        return output, None, None, None
+def alltoall(tensor: Tensor, splits: Any, name: str | None, process_set: ProcessSet) -> tuple[Tensor, list[int]]:
+    """Along dimension 0: the rows, and how many came from each rank."""
+    call = Alltoall(name, process_set, splits)
+    (output,) = linear(call, [tensor])
+    assert call.rows is not None
+    return output, call.rows

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import numbers
+import operator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ringreduce import _dtypes
 from ringreduce.reduction import ReduceOp
@@ -15,16 +19,39 @@ _OPS = "Average, Sum, Min, Max, Product"
 
 def tensor(argument: str, value: Any) -> int:
     """Check that `value` is a dense tensor which the core can move; returns its dtype code."""
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{argument}: expected a torch.Tensor, got {type(value).__name__}")
-    if value.layout is not torch.strided:
-        raise ValueError(f"{argument}: expected a dense tensor, got layout {value.layout}")
-    device(argument, value)
+    dense(argument, value)
     code = _dtypes.CODES.get(value.dtype)
     if code is None:
         allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in _dtypes.BY_CODE)
         raise ValueError(f"{argument}: dtype {value.dtype} is not supported; allowed: {allowed}")
+    memory(argument, value)
     return code
+
+
+def dense(argument: str, value: Any) -> None:
+    """Check that `value` is a dense tensor on a kind of device that is served."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{argument}: expected a torch.Tensor, got {type(value).__name__}")
+    if value.layout is not torch.strided or value.is_nested:
+        layout = "nested" if value.is_nested else f"layout {value.layout}"
+        raise ValueError(f"{argument}: expected a dense tensor, got {layout}")
+    device(argument, value)
+
+
+def memory(argument: str, value: Tensor) -> None:
+    """Check that the tensor's elements are somewhere: those of FakeTensor, of many subclasses, of zeros that
+    torch only pretends to have, and of storage that was freed are not.
+    """
+    try:
+        if value.data_ptr() or not value.numel():
+            return
+    except RuntimeError:  # torch's own words for some of them
+        pass
+    kind = "a torch.Tensor" if type(value) is Tensor else f"a {type(value).__name__}"
+    raise ValueError(
+        f"{argument}: got {kind} without memory of its own; pass one with values, such as "
+        "tensor.clone(), or the plain tensor that a subclass wraps"
+    )
 
 
 def device(argument: str, value: Tensor) -> None:
@@ -41,6 +68,18 @@ def writable(argument: str, value: Tensor) -> None:
             "differentiate; pass tensor.data or .detach(), call it under torch.no_grad(), or use "
             "the out-of-place form"
         )
+    if has_tangent(value):
+        raise ValueError(
+            f"{argument}: got a tensor with a tangent (forward-mode differentiation), which an in-place "
+            "collective would leave as it is; use the out-of-place form"
+        )
+
+
+def has_tangent(value: Any) -> bool:
+    """Whether the tensor carries a tangent of forward-mode differentiation."""
+    if forward_ad._current_level < 0 or not isinstance(value, Tensor):
+        return False
+    return forward_ad.unpack_dual(value).tangent is not None  # type: ignore[no-untyped-call]
 
 
 def with_rows(argument: str, value: Any) -> int:
@@ -70,7 +109,7 @@ def reduction(op: Any, dtype: torch.dtype) -> int:
 
 def scale(argument: str, factor: Any) -> float:
     """A prescale or postscale factor as a float."""
-    if isinstance(factor, (int, float)):
+    if isinstance(factor, (float, int, numbers.Real)):  # numpy's scalars are real numbers; to ask that first is slow
         return float(factor)
     raise TypeError(f"{argument}: expected a number, got {type(factor).__name__}")
 
@@ -79,6 +118,26 @@ def op_name(name: Any) -> None:
     """Check an operation's name."""
     if name is not None and not isinstance(name, str):
         raise TypeError(f"name: expected a str or None, got {type(name).__name__}")
+    if name is not None and not (name.isascii() or _is_unicode(name)):
+        raise ValueError(f"name: {name!r} has characters that are not Unicode text (lone surrogates)")
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def index(argument: str, value: Any) -> int:
+    """A whole number, of Python's or numpy's; not a bool."""
+    try:
+        if not isinstance(value, bool):
+            return operator.index(value)
+    except TypeError:
+        pass
+    raise TypeError(f"{argument}: expected an int, got {value!r}")
 
 
 def splits(value: Any, rows: int, size: int) -> list[int]:
@@ -93,7 +152,9 @@ def splits(value: Any, rows: int, size: int) -> list[int]:
         if value.dtype not in (torch.int32, torch.int64) or value.dim() != 1:
             raise ValueError(f"splits: expected a 1-D int32 tensor, got {value.dim()}-D {value.dtype}")
         value = value.tolist()
-    parts = [int(part) for part in value]
+    if not isinstance(value, Iterable):
+        raise TypeError(f"splits: expected one number a rank, got {value!r}")
+    parts = [index("splits", part) for part in value]
     if len(parts) != size or min(parts) < 0 or sum(parts) != rows:
         raise ValueError(f"splits: expected {size} non-negative numbers with the sum {rows} (dimension 0), got {parts}")
     return parts

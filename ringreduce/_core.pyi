@@ -6,8 +6,6 @@ Tensors pass as addresses (`data_ptr()`), element counts and dtype codes.
 from collections.abc import Sequence
 from typing import Any
 
-import numpy
-
 class RingreduceError(RuntimeError): ...
 class RingreduceTimeoutError(RingreduceError): ...  # a deadline passed; the operation is still in flight
 class PlanLeftError(RingreduceError): ...  # a rank has left the gradient plan in the middle of a step; all else goes on

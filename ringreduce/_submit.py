@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 from torch.utils.dlpack import from_dlpack
 
 from ringreduce import _check, _dtypes, _gpu
@@ -41,8 +43,11 @@ def _results_like(tensors: Sequence[Tensor], stream: int) -> list[Tensor]:
 
 
 def _copy_back(source: Tensor, target: Tensor) -> Tensor:
-    """Bring the result of an in-place operation to where the caller's tensor is."""
-    if source.data_ptr() != target.data_ptr():
+    """Bring the result of an in-place operation to where the caller's tensor is, and let autograd know."""
+    if source.data_ptr() == target.data_ptr():
+        increment_version(target)  # the core has written to it
+        return target
+    with torch.inference_mode() if target.is_inference() else nullcontext():
         target.detach().copy_(source)
     return target
 
@@ -135,7 +140,7 @@ def allgather(
     else:
         # Rows without elements: nothing shows how many there are, so their number is sent.
         stream = _gpu.NO_STREAM
-        source = torch.tensor([source.shape[0]])
+        source = torch.tensor([source.shape[0]], dtype=torch.int64, device="cpu")
         code = _dtypes.CODES[torch.int64]
         op = engine.allgather(set_id, name, source.data_ptr(), 1, row, code, (source,), stream, wake)
 
@@ -167,7 +172,7 @@ def reducescatter(
         rows = [share + (rank < more) for rank in range(process_set.size())]
     shape = (rows[process_set.rank()], *row)
     if stream == _gpu.NO_STREAM:
-        output = torch.empty(shape, dtype=source.dtype)
+        output = torch.empty(shape, dtype=source.dtype, device="cpu")
     else:
         output = _gpu.backend.empty(shape, source.dtype, _gpu.backend.index(tensor))
     submitted = engine.reducescatter(
@@ -195,7 +200,7 @@ def alltoall(
     counts = [part * width for part in parts]
     if not width:  # as in allgather: send the numbers of rows
         stream = _gpu.NO_STREAM
-        source, counts = torch.tensor(parts), [1] * len(parts)
+        source, counts = torch.tensor(parts, dtype=torch.int64, device="cpu"), [1] * len(parts)
         code = _dtypes.CODES[torch.int64]
     op = engine.alltoall(set_id, name, source.data_ptr(), counts, row, code, (source,), stream, wake)
 

@@ -5,7 +5,8 @@ matches the call between ranks (unnamed calls are matched by their order). Tenso
 on the CPU or on this rank's GPU, on the same kind of device on all ranks; non-contiguous ones are
 copied. On a GPU a call returns once the work is enqueued; the current stream waits for it. The
 forms with `_async` return a Handle for `poll` and `synchronize`, those that end in `_` write the
-result into their argument.
+result into their argument. What is differentiable is so any number of times, in forward mode and
+under torch.func too (docs/algorithms.md has the rules).
 
 Raises, in all of them: TypeError or ValueError on the calling rank for a bad argument, such
 as a name in flight or a rank outside the set; RingreduceError on every rank that takes part
@@ -15,10 +16,12 @@ if the ranks disagree about dtype, shape, operation, root or scale, if a peer is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.autograd.graph import increment_version
 
 from ringreduce import _autograd, _core, _submit
 from ringreduce.compression import Compression, Compressor, effective
@@ -29,12 +32,28 @@ from ringreduce.reduction import ReduceOp
 _core.use_exchange_api(Tensor)
 
 
+def _find_increment_version() -> Callable[[tuple[Tensor]], None]:
+    """What autograd must be told after a write: torch's own function, in a fifth of the public one's time."""
+    try:
+        torch._C._increment_version((torch.empty(0, device="cpu"),))
+    except (AttributeError, TypeError):  # older torch
+        return lambda tensors: increment_version(tensors[0])
+    return torch._C._increment_version
+
+
+_increment_version = _find_increment_version()
+
+
 def _only(tensors: list[Tensor]) -> Tensor:
     return tensors[0]
 
 
 def _named_tensor(_index: int) -> str:
     return "tensor"
+
+
+def _received_splits(rows: list[int]) -> Tensor:
+    return torch.tensor(rows, dtype=torch.int32, device="cpu")
 
 
 def allreduce(
@@ -55,14 +74,15 @@ def allreduce(
             no Min and Max.
         prescale_factor, postscale_factor: multiply the inputs, and the result.
 
-    Returns a new tensor with the same bits on all ranks. Differentiable for Average and Sum.
+    Returns a new tensor with the same bits on all ranks. Differentiable; for Min and Max, ranks that
+    tie share the gradient equally.
     """
     if compression is not Compression.none:
         compression = effective(compression, process_set)
     tensor, context = compression.compress(tensor)
     arguments = (name, op, prescale_factor, postscale_factor, process_set)
     if _autograd.wanted(tensor):
-        (result,) = _autograd.apply(_autograd.Allreduce, *arguments, tensor)
+        (result,) = _autograd.allreduce([tensor], *arguments)
     else:
         (result,) = _submit.allreduce([tensor], False, *arguments, _named_tensor, wake=False).wait()
     return compression.decompress(result, context)
@@ -97,8 +117,10 @@ def allreduce_(
     if (
         engine is not None
         and name is None
+        and forward_ad._current_level < 0
         and engine.allreduce_plain(process_set.process_set_id or 0, tensor, op, prescale_factor, postscale_factor)
     ):
+        _increment_version((tensor,))
         return tensor
     return allreduce_async_(tensor, name, op, prescale_factor, postscale_factor, process_set).wait()
 
@@ -129,7 +151,7 @@ def grouped_allreduce(
     """`allreduce` of several tensors as one operation for each dtype among them.
 
     The tensors may have different shapes; their number and order is the same on all ranks.
-    Returns new tensors in the same order. Differentiable for Average and Sum.
+    Returns new tensors in the same order. Differentiable.
     """
     if compression is not Compression.none:
         compression = effective(compression, process_set)
@@ -137,7 +159,7 @@ def grouped_allreduce(
     inputs = [tensor for tensor, _ in pairs]
     arguments = (name, op, prescale_factor, postscale_factor, process_set)
     if _autograd.wanted(*inputs):
-        results = _autograd.apply(_autograd.Allreduce, *arguments, *inputs)
+        results = list(_autograd.allreduce(inputs, *arguments))
     else:
         results = _submit.allreduce(inputs, False, *arguments, wake=False).wait()
     return [compression.decompress(result, context) for result, (_, context) in zip(results, pairs, strict=True)]
@@ -194,8 +216,7 @@ def broadcast(
     Differentiable: the averaged gradient on the root, zeros elsewhere.
     """
     if _autograd.wanted(tensor):
-        result: Tensor = _autograd.apply(_autograd.Broadcast, tensor, root_rank, name, process_set)
-        return result
+        return _autograd.broadcast(tensor, root_rank, name, process_set)
     return _submit.broadcast(tensor, root_rank, False, name, process_set, wake=False).wait()
 
 
@@ -238,8 +259,7 @@ def allgather(tensor: Tensor, name: str | None = None, process_set: ProcessSet =
     Differentiable: each rank gets the average of its rows' gradients.
     """
     if _autograd.wanted(tensor):
-        result: Tensor = _autograd.apply(_autograd.Allgather, tensor, name, process_set)
-        return result
+        return _autograd.allgather(tensor, name, process_set)
     return _submit.allgather(tensor, name, process_set, wake=False).wait()[0]
 
 
@@ -265,14 +285,14 @@ def reducescatter(
         tensor: one dimension at least; the first `shape[0] % size` ranks get one row more.
         compression, op, prescale_factor, postscale_factor: as in `allreduce`.
 
-    Returns a new tensor with this rank's rows. Differentiable for Average and Sum.
+    Returns a new tensor with this rank's rows. Differentiable.
     """
     if compression is not Compression.none:
         compression = effective(compression, process_set)
     tensor, context = compression.compress(tensor)
     arguments = (name, op, prescale_factor, postscale_factor, process_set)
     if _autograd.wanted(tensor):
-        result: Tensor = _autograd.apply(_autograd.Reducescatter, tensor, *arguments)
+        result = _autograd.reducescatter(tensor, *arguments)
     else:
         result = _submit.reducescatter(tensor, *arguments, wake=False).wait()
     return compression.decompress(result, context)
@@ -306,10 +326,10 @@ def alltoall(
     int32 on the CPU. Differentiable.
     """
     if _autograd.wanted(tensor):
-        output, received = _autograd.apply(_autograd.Alltoall, tensor, splits, name, process_set)
+        output, rows = _autograd.alltoall(tensor, splits, name, process_set)
     else:
-        output, received = alltoall_async(tensor, splits, name, process_set).wait()
-    return output if splits is None else (output, received)
+        output, rows = _submit.alltoall(tensor, splits, name, process_set, wake=False).wait()
+    return output if splits is None else (output, _received_splits(rows))
 
 
 def alltoall_async(
@@ -320,7 +340,7 @@ def alltoall_async(
 ) -> Handle[tuple[Tensor, Tensor]]:
     """`alltoall` without waiting; its result is always the pair (rows, received_splits)."""
     handle = _submit.alltoall(tensor, splits, name, process_set)
-    return handle.map(lambda result: (result[0], torch.tensor(result[1], dtype=torch.int32)))
+    return handle.map(lambda result: (result[0], _received_splits(result[1])))
 
 
 def barrier(process_set: ProcessSet = global_process_set) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from ringreduce import _context
+from ringreduce import _check, _context
 
 if TYPE_CHECKING:
     from ringreduce._core import Engine
@@ -74,8 +74,7 @@ class ProcessSet:
 
     def set_rank(self, argument: str, rank: int) -> int:
         """Convert a global rank to this set's; ValueError naming `argument` if it has none."""
-        if isinstance(rank, bool) or not isinstance(rank, int):
-            raise TypeError(f"{argument}: expected an int, got {type(rank).__name__}")
+        rank = _check.index(argument, rank)
         ranks = self.registered_ranks()
         if rank not in ranks:
             raise ValueError(f"{argument}: {rank} is not a global rank of the process set; its ranks are {ranks}")
@@ -99,11 +98,13 @@ class ProcessSet:
 
 def _checked_ranks(ranks: Any) -> list[int]:
     try:
-        result = sorted(ranks)
+        given = sorted(ranks)
     except TypeError as error:
         raise ValueError(f"ranks_or_comm: expected ranks or an mpi4py communicator, got {ranks!r}") from error
-    if any(isinstance(rank, bool) or not isinstance(rank, int) for rank in result):
-        raise ValueError(f"ranks_or_comm: ranks are ints, got {result!r}")
+    try:
+        result = [_check.index("ranks_or_comm", rank) for rank in given]
+    except TypeError:
+        raise ValueError(f"ranks_or_comm: ranks are ints, got {given!r}") from None
     if len(set(result)) != len(result):
         raise ValueError(f"ranks_or_comm: each rank may appear once, got {result!r}")
     return result

@@ -5,53 +5,53 @@ Only values move: no optimizer step is run to create state, so nothing else chan
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ringreduce import _context, _gpu, _submit
-from ringreduce.objects import broadcast_object
+from ringreduce import _agreement, _check, _gpu, _parameters, _submit
+from ringreduce.objects import broadcast_object, raise_together
 from ringreduce.process_set import ProcessSet, global_process_set
 
 
 def broadcast_parameters(
-    params: Mapping[str, Tensor] | Sequence[tuple[str, Tensor]],
+    params: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]],
     root_rank: int = 0,
     process_set: ProcessSet = global_process_set,
 ) -> None:
     """Overwrite the parameters on all ranks with those of the root.
 
     Args:
-        params: a state_dict, or a list of (name, tensor), as `list(model.named_parameters())`;
-            the same names, shapes and dtypes on all ranks.
-        root_rank: global rank whose values count.
+        params: a state_dict, its items(), or a list of (name, tensor), as
+            `list(model.named_parameters())`; the same names, shapes and dtypes on all ranks. Any
+            dense tensor of any dtype; one that repeats its memory (`expand`) does so on all ranks.
+        root_rank: global rank whose values count, the same on all ranks.
 
-    Raises ValueError for anything else, a generator for one (it can be read only once).
+    Raises, before anything is overwritten: ValueError for anything else, such as a generator (it can
+    be read only once) or a sparse tensor, if all ranks make that mistake; RingreduceError on every
+    rank if only some do, or if the ranks' parameters differ, with the names and what differs.
     """
-    if isinstance(params, Mapping):
-        items = sorted(params.items())
-    elif isinstance(params, (list, tuple)):
-        items = [p for p in params if isinstance(p, tuple) and len(p) == 2]
-        if len(items) != len(params):
-            raise ValueError("params: expected a list of (name, tensor) pairs")
-    else:
-        raise ValueError(f"params: expected a state_dict or a list of (name, tensor), got {type(params).__name__}")
-    _broadcast_all([(n, t) for n, t in items if t is not None], root_rank, process_set)
+    process_set.usable_engine()
+    process_set.set_rank("root_rank", root_rank)
+    descriptions = [("root_rank", str(root_rank))]
+    targets: list[tuple[str, Tensor]] = []
+    problem = None
+    try:
+        for name, tensor in _parameters.named_tensors(params):
+            _check.op_name(name)
+            targets.append((f"parameter.{len(targets)}.{name}", _parameters.target(f"params: {name!r}", tensor)))
+            descriptions.append((name, _parameters.described(tensor)))
+    except Exception as error:
+        problem = error
+    _agreement.require_same("broadcast_parameters", descriptions, problem, process_set)
+    _broadcast_all(targets, root_rank, process_set)
 
 
-def _broadcast_all(items: Sequence[tuple[str, Tensor]], root_rank: int, process_set: ProcessSet) -> None:
-    for name, tensor in items:
-        if not isinstance(tensor, Tensor):
-            raise ValueError(
-                f"params: {name!r} is a {type(tensor).__name__}, expected a tensor "
-                "(broadcast_object sends other objects)"
-            )
+def _broadcast_all(targets: Sequence[tuple[str, Tensor]], root_rank: int, process_set: ProcessSet) -> None:
     with torch.no_grad():
-        handles = [
-            _submit.broadcast(tensor, root_rank, True, f"parameter.{name}", process_set) for name, tensor in items
-        ]
+        handles = [_submit.broadcast(tensor, root_rank, True, name, process_set) for name, tensor in targets]
         for handle in handles:
             handle.wait()
 
@@ -80,25 +80,44 @@ def broadcast_optimizer_state(
         root_rank: global rank whose state counts.
         model: accepted for programs written for Horovod, and not needed.
 
-    Raises ValueError for LBFGS, whose state belongs to one sequence of function values.
+    Raises ValueError for LBFGS, whose state belongs to one sequence of function values;
+    RingreduceError on every rank if the state cannot be taken or loaded on one.
     """
-    if isinstance(optimizer, torch.optim.LBFGS):
-        raise ValueError("optimizer: the state of LBFGS cannot be broadcast")
-    is_root = _context.require().rank == root_rank
+    process_set.usable_engine()
+    is_root = process_set.set_rank("root_rank", root_rank) == process_set.rank()
+    what, label = "broadcast_optimizer_state", "ringreduce.optimizer_state"
     tensors: list[Tensor] = []
-    state = _take_tensors(optimizer.state_dict(), tensors) if is_root else None
-    state = broadcast_object(state, root_rank, "ringreduce.optimizer_state", process_set)
-    if not is_root:
-        state = _make_tensors(state, tensors)
-    items = [(f"optimizer.{index}", tensor) for index, tensor in enumerate(tensors)]
-    _broadcast_all(items, root_rank, process_set)
-    if not is_root:
-        optimizer.load_state_dict(state)
+    state = problem = None
+    try:
+        if isinstance(optimizer, torch.optim.LBFGS):
+            raise ValueError("optimizer: the state of LBFGS cannot be broadcast")
+        if is_root:
+            state = _take_tensors(optimizer.state_dict(), tensors)
+    except Exception as error:
+        problem = error
+    raise_together(what, problem, f"{label}.taken", process_set)
+    state = broadcast_object(state, root_rank, label, process_set)
+    targets = []
+    try:
+        if not is_root:
+            state = _make_tensors(state, tensors)
+        targets = [(f"optimizer.{i}", _parameters.target("optimizer", tensor)) for i, tensor in enumerate(tensors)]
+    except Exception as error:
+        problem = error
+    raise_together(what, problem, f"{label}.made", process_set)
+    _broadcast_all(targets, root_rank, process_set)
+    try:
+        if not is_root:
+            optimizer.load_state_dict(state)
+    except Exception as error:
+        problem = error
+    raise_together(what, problem, f"{label}.loaded", process_set)
 
 
 def _take_tensors(tree: Any, tensors: list[Tensor]) -> Any:
     """`tree` with each tensor moved to `tensors` and a description in its place."""
     if isinstance(tree, Tensor):
+        _parameters.target("optimizer: a tensor of its state", tree)
         tensors.append(tree)
         return _TensorLike(tuple(tree.shape), tree.dtype, _gpu.backend.holds(tree))
     return _rebuilt(tree, lambda leaf: _take_tensors(leaf, tensors))
@@ -107,8 +126,10 @@ def _take_tensors(tree: Any, tensors: list[Tensor]) -> Any:
 def _make_tensors(tree: Any, tensors: list[Tensor]) -> Any:
     """The reverse: an empty tensor for each description, listed in the same order."""
     if isinstance(tree, _TensorLike):
-        empty = _gpu.backend.empty if tree.on_gpu else torch.empty
-        tensors.append(empty(tree.shape, dtype=tree.dtype))
+        if tree.on_gpu:
+            tensors.append(_gpu.backend.empty(tree.shape, tree.dtype))
+        else:
+            tensors.append(torch.empty(tree.shape, dtype=tree.dtype, device="cpu"))
         return tensors[-1]
     return _rebuilt(tree, lambda leaf: _make_tensors(leaf, tensors))
 

@@ -79,6 +79,7 @@ bool read_plain_tensor(nb::handle tensor, PlainAllreduce* plain) {
   if (read_tensor(tensor.ptr(), &t) != 0) return PyErr_Clear(), false;
   size_t count = 0;
   if (t.device.device_type != kOnCpu || !find_dtype(t.dtype, &plain->dtype) || !is_contiguous(t, &count)) return false;
+  if (!t.data && count) return false;  // a FakeTensor, zeros without memory, freed storage
   plain->data = static_cast<char*>(t.data) + t.byte_offset;
   plain->bytes = count * info(plain->dtype).size;
   plain->shape = t.shape;

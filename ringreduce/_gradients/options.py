@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ringreduce import _check
 from ringreduce.compression import Compressor
 from ringreduce.process_set import ProcessSet
 from ringreduce.reduction import ReduceOp
@@ -92,11 +93,10 @@ def check_groups(num_groups: Any, groups: Any, parameters: Sequence[Tensor]) -> 
 
 def check_passes(passes: Any) -> int:
     """backward_passes_per_step."""
-    if isinstance(passes, bool) or not isinstance(passes, int):
-        raise TypeError(f"backward_passes_per_step: expected an int, got {passes!r}")
+    passes = _check.index("backward_passes_per_step", passes)
     if passes < 1:
         raise ValueError(f"backward_passes_per_step: expected 1 or more, got {passes}")
-    return passes
+    return int(passes)
 
 
 def check_reduction(op: Any, predivide_factor: float) -> ReduceOp:

@@ -8,24 +8,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 import torch
 
 import ringreduce as rr
 from ringreduce import _context, _core, _gpu, _nccl
+from ringreduce.doctor.check import FAILED, OK, SKIPPED, Check
 from ringreduce.doctor.facts import gpu_in_torch
 
-OK, FAILED, SKIPPED = "ok", "failed", "skipped"
 _BYTES = 4096  # of a segment that is made to see that it can be
-
-
-class Check(NamedTuple):
-    """What was tried, how it went ("ok", "failed", "skipped"), and why or how."""
-
-    name: str
-    status: str
-    text: str = ""
 
 
 class Skip(Exception):

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ringreduce.doctor.checks import FAILED, Check
+from ringreduce.doctor.check import FAILED, Check
 
 
 def as_json(facts: Mapping[str, Any], ranks: Sequence[Mapping[str, Any]], checks: Sequence[Check]) -> str:
@@ -25,7 +25,8 @@ def as_text(facts: Mapping[str, Any], ranks: Sequence[Mapping[str, Any]], checks
     lines = []
     for title, section in facts.items():
         lines += [title, *_rows(section), ""]
-    lines += ["ranks", *_rows({f"rank {number}": _rank(rank) for number, rank in enumerate(ranks)}), ""]
+    if ranks:
+        lines += ["ranks", *_rows({f"rank {number}": _rank(rank) for number, rank in enumerate(ranks)}), ""]
     lines += ["checks", *_rows({check.name: f"{check.status:<8} {check.text}".rstrip() for check in checks}), ""]
     failed = [check.name for check in checks if check.status == FAILED]
     lines.append("All works." if not failed else f"Does not work: {', '.join(failed)}.")

@@ -18,7 +18,7 @@ from ringreduce.doctor import checks, command
 
 def main() -> int:
     """The command on GPU 0, 1, ... of the doubles, by rank."""
-    fake = _gpu.backend = FakeCuda(os.environ["RINGREDUCE_CUDA_LIBRARY"], command._launched_rank())
+    fake = _gpu.backend = FakeCuda(os.environ["RINGREDUCE_CUDA_LIBRARY"], command.launched_rank())
     fake.double.rr_double_use_device(fake.device)
     checks.gpu_in_torch = lambda: ""
     status = command.main(sys.argv[1:])

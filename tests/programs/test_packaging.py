@@ -3,68 +3,21 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 import sys
 import tarfile
-import venv
 from pathlib import Path
 
 import pytest
+from runner.source_tree import bare_python, run, site_packages
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 import setup_cuda  # noqa: E402
 
-SOURCES = (
-    "csrc",
-    "ringreduce",
-    "setup.py",
-    "setup_objects.py",
-    "setup_cuda.py",
-    "pyproject.toml",
-    "MANIFEST.in",
-    "README.md",
-    "LICENSE",
-)
-
-
-def run(*command: object, cwd: Path, cuda: bool = True) -> subprocess.CompletedProcess[str]:
-    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    if not cuda:
-        env["RINGREDUCE_CUDA"] = "0"
-    return subprocess.run(
-        [str(c) for c in command], cwd=cwd, env=env, capture_output=True, text=True, timeout=900, check=False
-    )
-
-
-@pytest.fixture(scope="module")
-def tree(tmp_path_factory):
-    """A copy of the sources, with the objects that are built already, so that they aren't built again."""
-    copy = tmp_path_factory.mktemp("source")
-    ignore = shutil.ignore_patterns("*.so", "__pycache__", "_core.so")
-    for name in SOURCES:
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, copy / name, ignore=ignore)
-        else:
-            shutil.copy2(ROOT / name, copy / name)
-    if (ROOT / "build" / "objects").is_dir():
-        shutil.copytree(ROOT / "build" / "objects", copy / "build" / "objects", ignore=ignore)
-    return copy
-
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory):
-    """A Python with nothing but pip; skips where pip finds no package registry."""
-    directory = tmp_path_factory.mktemp("venv")
-    venv.create(directory, with_pip=True)
-    python = directory / "bin" / "python"
-    probe = run(
-        python, "-m", "pip", "download", "-q", "--no-deps", "-d", directory / "probe", "nanobind", cwd=directory
-    )
-    if probe.returncode:
-        pytest.skip("pip reaches no package registry")
-    return python
+    return bare_python(tmp_path_factory.mktemp("venv"))
 
 
 def has_toolkit() -> bool:
@@ -74,10 +27,6 @@ def has_toolkit() -> bool:
     except setup_cuda.NotBuilt:
         return False
     return os.environ.get("RINGREDUCE_CUDA") != "0"
-
-
-def site_packages(python: Path) -> Path:
-    return next((python.parent.parent / "lib").glob("python*/site-packages"))
 
 
 def assert_installed(python: Path, cwd: Path) -> None:

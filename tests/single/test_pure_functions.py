@@ -8,6 +8,7 @@ import torch
 from ringreduce._agreement import difference
 from ringreduce._gradients.layout import lay_out, view_like
 from ringreduce._launcher import check_size
+from ringreduce._parameters import may_overlap
 from ringreduce.errors import RingreduceError
 
 F32, F64 = torch.float32, torch.float64
@@ -111,3 +112,22 @@ def test_sizes_that_fit(size, environment):
 def test_sizes_that_do_not(size, environment):
     with pytest.raises(RingreduceError, match=f"started 4 ranks .* size {size}: because"):
         check_size(size, environment, "because")
+
+
+@pytest.mark.parametrize(
+    ("tensor", "expected"),
+    [
+        (torch.empty(3, 4), False),
+        (torch.empty(3, 4).t()[::2], False),
+        (torch.empty(2, 3, 4, 5).to(memory_format=torch.channels_last), False),
+        (torch.empty(()), False),
+        (torch.empty(1, 3).expand(1, 3), False),
+        (torch.empty(3, 0).expand(3, 0), False),
+        (torch.empty(1, 3).expand(4, 3), True),
+        (torch.empty(()).expand(2), True),
+        (torch.empty(9).unfold(0, 3, 1), True),
+        (torch.empty(9).unfold(0, 3, 3), False),
+    ],
+)
+def test_memory_that_is_there_twice(tensor, expected):
+    assert may_overlap(tensor.shape, tensor.stride()) is expected
