@@ -32,6 +32,7 @@ class Context:
     size: int
     host_of: list[int]  # world rank -> host, numbered by first appearance
     comm: Any  # our duplicate of the MPI communicator, None without MPI
+    sharing: str = "memfd"  # how the job's ranks share memory, see _segments.py
     sets: dict[int, ProcessSet] = field(default_factory=dict)
     names: set[tuple[str, int, str]] = field(default_factory=set)  # (kind, set, name) in flight
     gpu: Gpu | None = None  # attached with the first GPU tensor

@@ -51,6 +51,8 @@ class Engine {
 
   Status add_set(int id, const std::vector<int>& ranks, std::shared_ptr<Segment> segment);
   Status remove_set(int id);
+  // Whether this rank has no operation in flight on the set; true where it has no such set.
+  bool set_idle(int id);
   Status submit(int set_id, Submission submission, bool wake, OpRef* op);
   // A small one is usually done on return, with a null *op; else *op is to be waited for.
   Status allreduce(int set_id, const PlainAllreduce& plain, OpRef* op);

@@ -39,6 +39,8 @@ struct SetConfig {
 class ProcessSet {
  public:
   static size_t segment_bytes(int local_size, size_t chunk_bytes);
+  // The part of it that is reserved from the start: what most programs touch.
+  static size_t reserved_bytes(int local_size, size_t chunk_bytes);
   explicit ProcessSet(const SetConfig& config);
 
   Status submit(const OpRef& op);
