@@ -52,7 +52,7 @@ def init(comm: Any = None, process_sets: Iterable[ProcessSet | Iterable[int]] | 
     with _deadline() as now:
         now("MPI starts (MPI_Init, MPI_Comm_dup)")
         comm = _mpi.communicator(comm)
-        now("the ranks meet")
+        now("the ranks meet" + ("" if comm is None else f" (this is rank {comm.rank} of {comm.size})"))
         _mpi.free_retired(comm)
         try:
             _context.current = _meet(comm)

@@ -78,7 +78,7 @@ def check_size(size: int, environ: Mapping[str, str], explanation: str) -> None:
 
 def _too_small(size: int, launched: int, variable: str, explanation: str) -> RingreduceError:
     return RingreduceError(
-        f"the launcher started {launched} ranks ({variable}), but this process sees a "
+        f"the launcher started {launched} ranks ({variable}; to run alone, unset it), but this process sees a "
         f"world of size {size}: {explanation}"
     )
 

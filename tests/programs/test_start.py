@@ -88,10 +88,7 @@ def test_a_launcher_may_be_started_by_a_rank(run):
     assert LAUNCHER is not None
     code = f"""
     if RANK == 1:
-        env = {{k: v for k, v in os.environ.items() if not k.startswith(OF_MPI)}}
-        env |= {dict(clean_environment())!r}
-        env |= {{k: v for k, v in os.environ.items() if k.startswith("RINGREDUCE_")}}
-        print("child:", child({LAUNCHER.command(2, "-c")!r} + [code], env))
+        print("child:", child({LAUNCHER.command(2, "-c")!r} + [code]))
     rr.barrier()
     """
     done = run(2, CHILD + code)
