@@ -54,6 +54,7 @@ def init(comm: Any = None, process_sets: Iterable[ProcessSet | Iterable[int]] | 
         comm = _mpi.communicator(comm)
         now("the ranks meet" + ("" if comm is None else f" (this is rank {comm.rank} of {comm.size})"))
         _mpi.free_retired(comm)
+        _register_exit()  # what fails from here on fails on all ranks, and all end MPI
         try:
             _context.current = _meet(comm)
         except BaseException:
@@ -148,7 +149,6 @@ def _meet(comm: Any) -> _context.Context:
     global_process_set.bind(0, list(range(size)), engine)
     if everyone[rank].gpus is not None:
         _placement.settle(rank, _roster.seats(everyone, host_of))
-    _register_exit()
     return context
 
 

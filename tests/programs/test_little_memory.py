@@ -181,6 +181,7 @@ def test_not_even_enough_to_begin_with(run):
         print("told:", error)
     """
     done = run(4, code, shm="2M", NO_MEMFD="1")
+    assert done.returncode == 0, done.stderr  # whoever catches it may end as usual
     told = said(done, "told:")
     assert len(told) == 4, done.stdout + done.stderr
     assert len(set(told)) == 1
