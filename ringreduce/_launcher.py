@@ -78,8 +78,8 @@ def check_size(size: int, environ: Mapping[str, str], explanation: str) -> None:
 
 def _too_small(size: int, launched: int, variable: str, explanation: str) -> RingreduceError:
     return RingreduceError(
-        f"the launcher started {launched} ranks ({variable}; to run alone, unset it), but this process sees a "
-        f"world of size {size}: {explanation}"
+        f"the launcher started {launched} ranks ({variable}), but this process sees a "
+        f"world of size {size}: {explanation}; to run alone, unset {variable.split()[0]}"
     )
 
 

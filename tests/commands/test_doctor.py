@@ -63,7 +63,7 @@ def test_a_broken_setting_is_named():
 def test_the_wrong_launcher_is_named():
     done = alone(PMI_SIZE="4", PMI_RANK="0")
     assert done.returncode == 1
-    assert "the launcher started 4 ranks (PMI_SIZE" in done.stdout
+    assert "the launcher started 4 ranks (PMI_SIZE)" in done.stdout
 
 
 @pytest.mark.skipif(LAUNCHER is None, reason="no mpirun on this machine")
