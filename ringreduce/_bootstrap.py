@@ -10,33 +10,22 @@ together and with the same text.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import socket
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
-from ringreduce import _context, _mpi, _placement, _segments
-from ringreduce._core import Engine, load_settings
-from ringreduce._gpu_report import Report, Seat
+from ringreduce import _context, _mpi, _placement, _roster, _segments
+from ringreduce._core import Deadline, Engine, load_settings, setting_texts, wire_format
 from ringreduce._membership import add_process_set
+from ringreduce._version import __version__
 from ringreduce.errors import RingreduceError
 from ringreduce.process_set import ProcessSet, global_process_set
 
 _CLOSE_TIMEOUT_S = 10.0  # how long shutdown lets the engine's thread finish what it does
+_START_TIMEOUT_S = 20.0  # what init has at least: starting MPI takes some seconds
 _initialised_by: int | None = None  # pid that registered the exit handler
-
-
-class _Rank(NamedTuple):
-    """What a rank tells all others when they meet."""
-
-    host_id: str | None  # RINGREDUCE_HOST_ID
-    shm_leader: int  # first rank with which MPI says it shares memory
-    hostname: str
-    pid: int
-    cores: frozenset[int]
-    settings: tuple[tuple[str, int | str], ...]  # those that must agree
-    problem: str | None  # a setting that cannot be read
-    gpus: Report | None  # None: no GPU
 
 
 def init(comm: Any = None, process_sets: Iterable[ProcessSet | Iterable[int]] | None = None) -> None:
@@ -47,22 +36,68 @@ def init(comm: Any = None, process_sets: Iterable[ProcessSet | Iterable[int]] | 
             that includes this one; by default all ranks that the launcher started.
         process_sets: sets to register at once, as by `add_process_set`, the same on all ranks.
 
-    Raises RingreduceError if the launcher started another number of ranks than MPI sees, or
-    if the ranks of a host cannot share memory; ValueError for a bad `comm`.
+    Raises RingreduceError if the launcher started another number of ranks than MPI sees, if
+    the ranks of a host cannot share memory, if the ranks run different builds, or in a process
+    that a rank started and that is none itself; ValueError for a bad `comm`, and while running
+    for another `comm` or for `process_sets` that are not registered. If it raises, the library
+    is not running. The process ends with a message if other ranks do not come to `init` within
+    RINGREDUCE_TIMEOUT (20 s at least), as nothing can interrupt MPI while it waits for them.
     """
+    chosen = list(process_sets or ())
     if _context.current is not None:
+        _check_same(_context.current, comm, chosen)
         return
     if _context.forked_from is not None:
         _context.raise_not_running()
-    comm = _mpi.communicator(comm)
-    _mpi.free_retired(comm)
+    with _deadline() as now:
+        now("MPI starts (MPI_Init, MPI_Comm_dup)")
+        comm = _mpi.communicator(comm)
+        now("the ranks meet" + ("" if comm is None else f" (this is rank {comm.rank} of {comm.size})"))
+        _mpi.free_retired(comm)
+        _register_exit()  # what fails from here on fails on all ranks, and all end MPI
+        try:
+            _context.current = _meet(comm)
+        except BaseException:
+            _mpi.retire(comm)
+            raise
     try:
-        _context.current = _meet(comm)
+        for process_set in chosen:
+            add_process_set(process_set)
     except BaseException:
-        _mpi.retire(comm)
+        shutdown()
         raise
-    for process_set in process_sets or ():
-        add_process_set(process_set)
+
+
+def _check_same(context: _context.Context, comm: Any, process_sets: list[Any]) -> None:
+    """ValueError if a second `init` asks for something else than what runs."""
+    if comm is not None:
+        _mpi.check_same(comm, context.comm)
+    registered = list(context.sets.values())
+    for one in process_sets:
+        wanted = one if isinstance(one, ProcessSet) else ProcessSet(one)
+        if wanted not in registered and (wanted is one or wanted.ranks not in [known.ranks for known in registered]):
+            raise ValueError(f"process_sets: ringreduce runs already, without {wanted}; call add_process_set()")
+
+
+@contextlib.contextmanager
+def _deadline() -> Iterator[Callable[[str], None]]:
+    """Ends the process if the block takes too long; what is yielded says what is being done."""
+    with contextlib.suppress(ValueError):  # of a setting: told when the ranks meet
+        load_settings()
+    seconds = max(float(dict(setting_texts())["RINGREDUCE_TIMEOUT"]), _START_TIMEOUT_S)
+
+    def message(doing: str) -> str:
+        return (
+            f"ringreduce: init() has waited for {seconds:g} s (RINGREDUCE_TIMEOUT) in process {os.getpid()} on "
+            f"{socket.gethostname()} while {doing}: not all ranks of the job call init(), or one has ended or hangs; "
+            "MPI cannot be interrupted, so this process ends"
+        )
+
+    deadline = Deadline(seconds, message("beginning"))
+    try:
+        yield lambda doing: deadline.say(message(doing))
+    finally:
+        deadline.cancel()
 
 
 def shutdown() -> None:
@@ -84,15 +119,17 @@ def _stop(context: _context.Context) -> None:
 def _meet(comm: Any) -> _context.Context:
     rank, size = (comm.rank, comm.size) if comm is not None else (0, 1)
     exchange = comm.allgather if comm is not None else lambda item: [item]
-    everyone: list[_Rank] = exchange(_introduce(comm, rank))
-    _check_settings(everyone)
-    host_of = _number_hosts(everyone)
+    _roster.check_builds(exchange(f"version {__version__}, wire format {wire_format()}"))
+    everyone: list[_roster.Rank] = exchange(_roster.introduce(comm, rank))
+    _roster.check_settings(everyone)
+    host_of = _roster.number_hosts(everyone)
     local = [r for r in range(size) if host_of[r] == host_of[rank]]
-    shared = _segments.share(Engine.segment_bytes(host_of, host_of[rank]), rank, range(size), host_of, exchange)
-    # Ranks that cannot reach each other's /proc do not know each other's pids either.
-    pids = [everyone[r].pid for r in local] if shared.kind == "memfd" else []
+    nbytes, reserve = Engine.segment_bytes(host_of, host_of[rank])
+    shared = _segments.share(nbytes, rank, range(size), host_of, exchange, reserve)
+    know_pids = len({everyone[r].pid_namespace for r in local}) == 1
+    pids = [everyone[r].pid for r in local] if know_pids else []
     assert shared.segment is not None
-    crowding = _crowding(everyone)
+    crowding = _roster.crowding(everyone)
     engine = problem = None
     try:
         engine = Engine(
@@ -107,76 +144,12 @@ def _meet(comm: Any) -> _context.Context:
     problems = [p for p in exchange(problem) if p is not None]
     if engine is None or problems:
         raise RingreduceError("the engine cannot be started: " + "; ".join(problems))
-    context = _context.Context(engine, rank, size, host_of, comm)
+    context = _context.Context(engine, rank, size, host_of, comm, shared.kind)
     context.sets[0] = global_process_set
     global_process_set.bind(0, list(range(size)), engine)
     if everyone[rank].gpus is not None:
-        _placement.settle(rank, _seats(everyone, host_of))
-    _register_exit()
+        _placement.settle(rank, _roster.seats(everyone, host_of))
     return context
-
-
-def _introduce(comm: Any, rank: int) -> _Rank:
-    leader = rank
-    if comm is not None:
-        from mpi4py import MPI
-
-        neighbours = comm.Split_type(MPI.COMM_TYPE_SHARED)
-        leader = neighbours.bcast(rank)
-        neighbours.Free()
-    settings: tuple[tuple[str, int | str], ...] = ()
-    problem = None
-    try:
-        settings = load_settings()
-    except ValueError as error:
-        problem = str(error)
-    return _Rank(
-        os.environ.get("RINGREDUCE_HOST_ID"), leader, socket.gethostname(), os.getpid(),
-        frozenset(os.sched_getaffinity(0)), settings, problem, _placement.look(os.environ),
-    )  # fmt: skip
-
-
-def _check_settings(everyone: list[_Rank]) -> None:
-    for rank, one in enumerate(everyone):
-        if one.problem is not None:
-            raise ValueError(f"rank {rank}: {one.problem}")
-    for rank, one in enumerate(everyone):
-        for (name, value), (_, first) in zip(one.settings, everyone[0].settings, strict=True):
-            if value != first:
-                raise RingreduceError(
-                    f"{name} is {first} on rank 0 and {value} on rank {rank}: set it alike on all ranks "
-                    "(mpirun passes a variable on to other hosts only when told to, as with -x or -genv)"
-                )
-
-
-def _number_hosts(everyone: list[_Rank]) -> list[int]:
-    """World rank -> host, numbered by first appearance."""
-    without = [r for r, one in enumerate(everyone) if one.host_id is None]
-    if without and len(without) < len(everyone):
-        raise RingreduceError(
-            f"RINGREDUCE_HOST_ID is not set on rank(s) {without}, but on others: set it on all ranks or on none"
-        )
-    keys = [one.shm_leader if one.host_id is None else one.host_id for one in everyone]
-    order = list(dict.fromkeys(keys))
-    return [order.index(key) for key in keys]
-
-
-def _seats(everyone: list[_Rank], host_of: list[int]) -> list[Seat]:
-    taken = [0] * (max(host_of) + 1)
-    seats = []
-    for rank, (host, one) in enumerate(zip(host_of, everyone, strict=True)):
-        seats.append(Seat(rank, host, one.hostname, taken[host], one.cores, one.gpus))
-        taken[host] += 1
-    return seats
-
-
-def _crowding(everyone: list[_Rank]) -> dict[str, float]:
-    """Ranks for each core, by machine (pretended hosts share a machine)."""
-    result = {}
-    for name in {one.hostname for one in everyone}:
-        there = [one for one in everyone if one.hostname == name]
-        result[name] = len(there) / len(frozenset().union(*(one.cores for one in there)))
-    return result
 
 
 def _register_exit() -> None:

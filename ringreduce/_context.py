@@ -34,6 +34,7 @@ class Context:
     size: int
     host_of: list[int]  # world rank -> host, numbered by first appearance
     comm: Any  # our duplicate of the MPI communicator, None without MPI
+    sharing: str = "memfd"  # how the job's ranks share memory, see _segments.py
     sets: dict[int, ProcessSet] = field(default_factory=dict)
     # The handles that live and were not synchronized, by (kind, set, name).
     names: dict[tuple[str, int, str], ref[Handle[Any]]] = field(default_factory=dict)

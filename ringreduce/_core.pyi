@@ -22,14 +22,27 @@ class Segment:
     """Memory shared by the ranks of one host."""
 
     @staticmethod
-    def create(kind: str, nbytes: int) -> Segment: ...  # kind: "memfd" or "posix"
+    def create(kind: str, nbytes: int, reserve: int) -> Segment: ...  # kind: "memfd" or "posix"; how much will be reserved at once
     @staticmethod
-    def open(path: str, nbytes: int) -> Segment: ...
+    def open(offer: tuple[str, int, int, int], nbytes: int) -> Segment: ...  # the creator's offer
+    @property
+    def offer(self) -> tuple[str, int, int, int]: ...  # path, device, inode, secret
+    # Before the first touch of these bytes, where the system may have no memory for them (/dev/shm); by any rank, also again.
+    def reserve(self, offset: int, nbytes: int) -> None: ...
     @property
     def path(self) -> str: ...
     @property
     def nbytes(self) -> int: ...
     def unlink(self) -> None: ...
+
+def wire_format() -> str: ...  # what must be equal on all ranks for them to understand each other
+
+class Deadline:
+    """Ends the process with `message`, from a thread of its own, unless it is cancelled in time."""
+
+    def __init__(self, seconds: float, message: str) -> None: ...
+    def say(self, message: str) -> None: ...  # instead of the message before
+    def cancel(self) -> None: ...
 
 class Op:
     """One submitted operation."""
@@ -97,7 +110,7 @@ class Engine:
         rank: int,
         size: int,
         host_of: list[int],  # world rank -> host index 0..H-1, numbered by first appearance
-        segment: Segment,  # the world set's segment of this host, nbytes = segment_bytes(host_of, host)
+        segment: Segment,  # the world set's segment of this host, nbytes = segment_bytes(host_of, host)[0]
         mpi_comm: int,  # mpi4py.MPI._addressof(duplicated communicator); 0 where size == 1 or one host only
         oversubscribed: bool,  # more ranks than cores on some host: never spin
         peer_pids: list[int],  # pid of every local rank in local order, [] where unknown
@@ -107,8 +120,10 @@ class Engine:
 
     # Process sets. Set 0 is the world and exists already. Every member calls add_set.
     @staticmethod
-    def segment_bytes(host_of: list[int], host: int) -> int: ...  # of a set: the host of each of its ranks; this host
+    # Of a set: the host of each of its ranks; this host. Returns the bytes of its segment, and how many are reserved at once.
+    def segment_bytes(host_of: list[int], host: int) -> tuple[int, int]: ...
     def add_set(self, set_id: int, ranks: list[int], segment: Segment) -> None: ...
+    def set_idle(self, set_id: int) -> bool: ...  # no operation of this rank in flight on it
     def remove_set(self, set_id: int) -> None: ...
 
     # Submissions. `name` None: matched by the set's counter of unnamed operations. `keep`: an object that the core keeps
@@ -154,8 +169,9 @@ class Plan:
     Created by every member with the same arguments (agree on them first, through allgather_object).
     """
 
+    # buckets: (elements, dtype code). Bytes, and how many of the first ones are sure to be touched.
     @staticmethod
-    def segment_bytes(local_size: int, buckets: list[tuple[int, int]]) -> int: ...  # (elements, dtype code)
+    def segment_bytes(local_size: int, buckets: list[tuple[int, int]]) -> tuple[int, int]: ...
     def __init__(self, engine: Engine, set_id: int, buckets: list[tuple[int, int]], op: int,
                  prescale: float, postscale: float, segment: Segment, channel: int) -> None: ...
     # A part of this rank's bucket, in bytes, on one of its two sides: uint8[nbytes] in the arena, for torch.from_dlpack.

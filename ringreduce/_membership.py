@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ringreduce import _context, _segments
@@ -24,28 +25,26 @@ def add_process_set(process_set: ProcessSet | Iterable[int] | Any) -> ProcessSet
     Returns the registered ProcessSet, the same object if one was given.
 
     Raises ValueError for ranks out of range and for a set that is registered already;
-    RingreduceError if the ranks disagree about the set.
+    RingreduceError if the ranks disagree about the set, or if any of them cannot add it. Then
+    no rank has it, and a next set may get its number.
     """
-    if not isinstance(process_set, ProcessSet):
-        process_set = ProcessSet(process_set)
     context = _context.require()
-    ranks = _requested_ranks(context, process_set)
-    _agree(context, "add", ranks)
+    try:
+        chosen = process_set if isinstance(process_set, ProcessSet) else ProcessSet(process_set)
+        ranks = _requested_ranks(context, chosen)
+    except (ValueError, TypeError) as error:
+        _agree(f"{type(error).__name__}: {error}")
+        raise
+    _agree(f"add {ranks}")
     set_id = next(i for i in range(1, len(context.sets) + 2) if i not in context.sets)
-    nbytes = Engine.segment_bytes([context.host_of[r] for r in ranks], context.host_of[context.rank])
-    shared = _segments.share(
-        nbytes, context.rank, ranks, context.host_of,
-        lambda item: allgather_object(item, name=_EXCHANGE),
-    )  # fmt: skip
-    member = shared.segment is not None
-    if shared.segment is not None:
-        context.engine.add_set(set_id, ranks, shared.segment)
-    context.engine.split_gpu(set_id).wait()
-    context.sets[set_id] = process_set
-    process_set.bind(set_id, ranks, context.engine if member else None)
-    # Nobody submits to the set before every member has it.
-    allgather_object(None, name=_EXCHANGE)
-    return process_set
+    nbytes, reserve = Engine.segment_bytes([context.host_of[r] for r in ranks], context.host_of[context.rank])
+    segment = _segments.share(nbytes, context.rank, ranks, context.host_of, _exchange, reserve).segment
+    _on_all_ranks(context, set_id, lambda: None if segment is None else context.engine.add_set(set_id, ranks, segment))
+    _on_all_ranks(context, set_id, lambda: context.engine.split_gpu(set_id).wait())
+    # Every member has the set: only now may anybody submit to it.
+    context.sets[set_id] = chosen
+    chosen.bind(set_id, ranks, None if segment is None else context.engine)
+    return chosen
 
 
 def remove_process_set(process_set: ProcessSet) -> bool:
@@ -53,18 +52,45 @@ def remove_process_set(process_set: ProcessSet) -> bool:
 
     Returns False for the global set and for a set that is not registered, else True. The
     set's number may be given to the next set that is added.
+
+    Raises ValueError on all ranks if any has an operation on the set that is not done: wait
+    for it, and call again. Until then the set is as usable as before.
     """
     context = _context.require()
     set_id = process_set.process_set_id
     if not set_id or context.sets.get(set_id) is not process_set:
         return False
-    _agree(context, "remove", process_set.registered_ranks())
-    del context.sets[set_id]
+    _agree(f"remove {process_set.registered_ranks()}")
+    busy = [rank for rank, idle in enumerate(_exchange(context.engine.set_idle(set_id))) if not idle]
+    if busy:
+        raise ValueError(
+            f"process_set: {process_set} still has operations in flight on rank(s) {busy}; wait for them, "
+            "then remove it"
+        )
     member = process_set.engine is not None
-    process_set.unbind()
     if member:
         context.engine.remove_set(set_id)
+    del context.sets[set_id]
+    process_set.unbind()
     return True
+
+
+def _exchange(item: Any) -> list[Any]:
+    return allgather_object(item, name=_EXCHANGE)
+
+
+def _on_all_ranks(context: _context.Context, set_id: int, step: Callable[[], object]) -> None:
+    """One step in adding a set. If it fails on any rank, the set is taken back on all, and all raise."""
+    problem = None
+    try:
+        step()
+    except (ValueError, RuntimeError) as error:
+        problem = f"rank {context.rank}: {error}"
+    problems = [one for one in _exchange(problem) if one is not None]
+    if problems:
+        with contextlib.suppress(ValueError, RuntimeError):  # it was not added here
+            context.engine.remove_set(set_id)
+        raise RingreduceError("the process set cannot be added: " + "; ".join(problems))
 
 
 def _requested_ranks(context: _context.Context, process_set: ProcessSet) -> list[int]:
@@ -84,15 +110,16 @@ def _requested_ranks(context: _context.Context, process_set: ProcessSet) -> list
 def _communicator_ranks(context: _context.Context, comm: Any) -> list[int]:
     """The ranks of a communicator that its members give; others give MPI.COMM_NULL."""
     mine: list[int] | None = sorted(comm.allgather(context.rank)) if comm else None
-    given = [ranks for ranks in allgather_object(mine, name=_EXCHANGE) if ranks is not None]
+    given = [ranks for ranks in _exchange(mine) if ranks is not None]
     if not given or any(ranks != given[0] for ranks in given):
         raise RingreduceError(f"the ranks gave communicators with different members: {given}")
     agreed: list[int] = given[0]
     return agreed
 
 
-def _agree(context: _context.Context, action: str, ranks: list[int]) -> None:
-    requests = allgather_object((action, ranks), name=_EXCHANGE)
-    if any(request != (action, ranks) for request in requests):
-        said = "; ".join(f"rank {r}: {what} {which}" for r, (what, which) in enumerate(requests))
-        raise RingreduceError(f"the ranks disagree about a process set: {said}")
+def _agree(mine: str) -> None:
+    """RingreduceError on all ranks unless all say the same: what they ask for, or why they refuse."""
+    said = _exchange(mine)
+    if any(one != mine for one in said):
+        listed = "; ".join(f"rank {rank}: {one}" for rank, one in enumerate(said))
+        raise RingreduceError(f"the ranks disagree about a process set: {listed}")

@@ -57,12 +57,14 @@ def communicator(comm: Any) -> Any:
     `comm` is an mpi4py communicator, a list of MPI world ranks, or None for all ranks, whose
     number is then compared with what the launcher says.
     """
+    _launcher.check_mark(os.environ)
     mpi, reason = load()
     if mpi is None:
         if comm is not None:
             raise ValueError(f"comm: MPI cannot be used here ({reason})")
         _launcher.check_size(1, os.environ, f"MPI cannot be used here ({reason})")
         return None
+    _launcher.mark(os.environ)
     world = mpi.COMM_WORLD
     if comm is None:
         library = mpi.Get_library_version().split("\n")[0].split(",")[0]
@@ -75,12 +77,21 @@ def communicator(comm: Any) -> Any:
     elif isinstance(comm, mpi.Intracomm):
         ours = comm.Dup()
     else:
-        ours = _subset(world, comm)
+        ours = world.Create_group(_group(world, comm))
     ours.Set_errhandler(mpi.ERRORS_RETURN)
     return ours
 
 
-def _subset(world: Any, ranks: Any) -> Any:
+def check_same(comm: Any, running: Any) -> None:
+    """ValueError unless `comm`, as given to `init`, has the ranks of the communicator that is in use."""
+    from mpi4py import MPI
+
+    group = comm.group if isinstance(comm, MPI.Intracomm) else _group(MPI.COMM_WORLD, comm)
+    if running is None or MPI.Group.Compare(group, running.group) != MPI.IDENT:
+        raise ValueError(f"comm: ringreduce runs already, on other ranks than {comm!r}; call shutdown() first")
+
+
+def _group(world: Any, ranks: Any) -> Any:
     try:
         chosen = sorted(ranks)
     except TypeError:
@@ -90,7 +101,7 @@ def _subset(world: Any, ranks: Any) -> Any:
             "comm: expected an mpi4py intracommunicator or a list of MPI world ranks with "
             f"this one ({world.rank}), got {ranks!r}"
         )
-    return world.Create_group(world.group.Incl(chosen))
+    return world.group.Incl(chosen)
 
 
 def retire(comm: Any) -> None:

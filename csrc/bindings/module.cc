@@ -17,7 +17,9 @@
 
 #include "bindings/support.h"
 #include "bindings/tensor.h"
+#include "common/deadline.h"
 #include "common/log.h"
+#include "engine/wire_format.h"
 #include "transport/mpi_net.h"
 
 namespace nb = nanobind;
@@ -111,21 +113,43 @@ std::vector<BucketSpec> specs(const std::vector<std::pair<size_t, int>>& buckets
 
 void bind_segment(nb::module_& m) {
   nb::class_<Segment>(m, "Segment")
-      .def_static("create", [](const std::string& kind, size_t bytes) {
+      .def_static("create", [](const std::string& kind, size_t bytes, size_t reserve) {
         std::shared_ptr<Segment> segment;
         raise_if(without_gil([&] {
-          return Segment::create(kind == "posix" ? Segment::Kind::kPosix : Segment::Kind::kMemfd, bytes, &segment);
+          return Segment::create(kind == "posix" ? Segment::Kind::kPosix : Segment::Kind::kMemfd, bytes, reserve, &segment);
         }));
         return segment;
-      }, "kind"_a, "nbytes"_a)
-      .def_static("open", [](const std::string& path, size_t bytes) {
+      }, "kind"_a, "nbytes"_a, "reserve"_a)
+      .def_static("open", [](const nb::tuple& offer, size_t bytes) {
         std::shared_ptr<Segment> segment;
-        raise_if(without_gil([&] { return Segment::open(path, bytes, &segment); }));
+        const SegmentOffer at{nb::cast<std::string>(offer[0]), nb::cast<uint64_t>(offer[1]), nb::cast<uint64_t>(offer[2]),
+                                nb::cast<uint64_t>(offer[3])};
+        raise_if(without_gil([&] { return Segment::open(at, bytes, &segment); }));
         return segment;
-      }, "path"_a, "nbytes"_a)
+      }, "offer"_a, "nbytes"_a)
+      .def_prop_ro("offer", [](const Segment& s) {
+        return nb::make_tuple(s.offer().path, s.offer().device, s.offer().inode, s.offer().secret);
+      })
+      .def("reserve", [](const Segment& self, size_t offset, size_t bytes) {
+        Status status;
+        {
+          nb::gil_scoped_release release;
+          status = self.reserve(offset, bytes);
+        }
+        raise_if(status);
+      }, "offset"_a, "nbytes"_a)
       .def_prop_ro("path", [](const Segment& s) { return s.path(); })
       .def_prop_ro("nbytes", [](const Segment& s) { return s.size(); })
       .def("unlink", &Segment::unlink);
+}
+
+// What init() needs to begin with.
+void bind_start(nb::module_& m) {
+  m.def("wire_format", &wire_format);
+  nb::class_<Deadline>(m, "Deadline")
+      .def(nb::init<double, std::string>(), "seconds"_a, "message"_a)
+      .def("say", &Deadline::say, "message"_a)
+      .def("cancel", &Deadline::cancel);
 }
 
 void bind_op(nb::module_& m) {
@@ -273,12 +297,17 @@ void bind_engine(nb::module_& m) {
     int rails = INT_MAX;
     for (const auto& [at, ranks] : ranks_on) rails = std::min(rails, ranks);
     const size_t chunk = settings().chunk(static_cast<int>(ranks_on.size()), rails);
-    return ProcessSet::segment_bytes(std::max(1, ranks_on[host]), chunk);
+    const int locals = std::max(1, ranks_on[host]);
+    return std::make_pair(ProcessSet::segment_bytes(locals, chunk), ProcessSet::reserved_bytes(locals, chunk));
   }, "host_of"_a, "host"_a);
   c.def("add_set", [](PyEngine& self, int set_id, const std::vector<int>& ranks, std::shared_ptr<Segment> segment) {
     Engine& engine = self.get();
     raise_if(without_gil([&] { return engine.add_set(set_id, ranks, std::move(segment)); }));
   }, "set_id"_a, "ranks"_a, "segment"_a);
+  c.def("set_idle", [](PyEngine& self, int set_id) {
+    Engine& engine = self.get();
+    return without_gil([&] { return engine.set_idle(set_id); });
+  }, "set_id"_a);
   c.def("remove_set", [](PyEngine& self, int set_id) {
     Engine& engine = self.get();
     raise_if(without_gil([&] { return engine.remove_set(set_id); }));
@@ -298,7 +327,7 @@ void bind_engine(nb::module_& m) {
 void bind_plan(nb::module_& m) {
   nb::class_<PyPlan>(m, "Plan")
       .def_static("segment_bytes", [](int local_size, const std::vector<std::pair<size_t, int>>& buckets) {
-        return Plan::segment_bytes(local_size, specs(buckets));
+        return std::make_pair(Plan::segment_bytes(local_size, specs(buckets)), Plan::reserved_bytes(local_size, specs(buckets)));
       }, "local_size"_a, "buckets"_a)
       .def("__init__", [](PyPlan* self, PyEngine& engine, int set_id, const std::vector<std::pair<size_t, int>>& buckets, int op,
                           double prescale, double postscale, std::shared_ptr<Segment> segment, int64_t channel) {
@@ -313,6 +342,7 @@ void bind_plan(nb::module_& m) {
       .def("part", [](const PyPlan& self, int bucket, int side, size_t offset, size_t bytes) {
         if (side < 0 || side >= Plan::kSides || offset + bytes > self.plan->bytes(bucket))
           throw nb::value_error("a part of a bucket ends within it, on side 0 or 1");
+        if (side) raise_if(self.plan->reserve(bucket, side));
         return view(self.plan->buffer(bucket, side) + offset, bytes, self.segment);
       }, "bucket"_a, "side"_a, "offset"_a, "nbytes"_a)
       .def("launch", [](const PyPlan& self, int bucket, int side) {
@@ -375,6 +405,7 @@ NB_MODULE(_core, m) {
   m.def("log", [](int level, const std::string& message) { log(level, message); }, "level"_a, "message"_a);
   m.def("use_exchange_api", &use_exchange_api, "tensor_type"_a);
   bind_segment(m);
+  bind_start(m);
   bind_op(m);
   bind_engine(m);
   bind_plan(m);

@@ -126,6 +126,12 @@ Status Engine::remove_set(int id) {
   return Status::ok();
 }
 
+bool Engine::set_idle(int id) {
+  Lock lock(mutex_);
+  const auto at = sets_.find(id);
+  return at == sets_.end() || at->second->idle();
+}
+
 // The event says when the tensors have their values.
 static Status begin_on_gpu(const std::shared_ptr<Device>& device, Op* op) {
   if (!device) return {Code::kInvalid, "no GPU is attached to this rank"};

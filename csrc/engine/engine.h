@@ -56,6 +56,8 @@ class Engine {
 
   Status add_set(int id, const std::vector<int>& ranks, std::shared_ptr<Segment> segment);
   Status remove_set(int id);
+  // Whether this rank has no operation in flight on the set; true where it has no such set.
+  bool set_idle(int id);
   Status submit(int set_id, Submission submission, bool wake, OpRef* op);
   // All of them; or none, and an error.
   Status submit(int set_id, std::vector<Submission> group, bool wake, std::vector<OpRef>* ops);

@@ -21,19 +21,21 @@ struct OpTable::Header {
   alignas(64) std::atomic<uint64_t> complete_size;
 };
 
-size_t OpTable::bytes(int local_size) {
-  return round_up(sizeof(Header), kLine) + kMaxPending * (sizeof(Entry) + kInlineBytes * (local_size + size_t{1})) +
-         round_up(kMaxPending * sizeof(Decision), kLine) + round_up(kMaxPending * sizeof(uint32_t), kLine);
+size_t OpTable::bytes() {
+  return round_up(sizeof(Header), kLine) + kMaxPending * sizeof(Entry) + round_up(kMaxPending * sizeof(Decision), kLine) +
+         round_up(kMaxPending * sizeof(uint32_t), kLine);
 }
 
-OpTable::OpTable(char* memory, int local_size, int local, Bell* bell)
-    : locals_(local_size), local_(local), bell_(bell) {
+size_t OpTable::data_bytes(int local_size, size_t entries) { return entries * kInlineBytes * (local_size + size_t{1}); }
+
+OpTable::OpTable(Segment* segment, size_t at, size_t data, int local_size, int local, Bell* bell)
+    : segment_(segment), data_(segment->data() + data), locals_(local_size), local_(local), bell_(bell) {
+  char* memory = segment->data() + at;
   auto take = [&memory](size_t bytes) { return memory += round_up(bytes, kLine), memory - round_up(bytes, kLine); };
   header_ = reinterpret_cast<Header*>(take(sizeof(Header)));
   entries_ = reinterpret_cast<Entry*>(take(kMaxPending * sizeof(Entry)));
   log_ = reinterpret_cast<Decision*>(take(kMaxPending * sizeof(Decision)));
   complete_ = reinterpret_cast<uint32_t*>(take(kMaxPending * sizeof(uint32_t)));
-  data_ = take(kMaxPending * kInlineBytes * (locals_ + size_t{1}));
 }
 
 uint32_t OpTable::find(const Key& key) const {
@@ -68,6 +70,19 @@ uint32_t OpTable::allocate(const Post& post) {
   return at;
 }
 
+// Room for the data of `post`, of which most operations have none.
+Status OpTable::reserve(uint32_t index, const Post& post) {
+  Entry& entry = entries_[index];
+  if (entry.reserved || !post.inline_bytes) return Status::ok();
+  const Status status = segment_->reserve(static_cast<size_t>(result(index) - segment_->data()), room());
+  entry.reserved = status.is_ok();
+  if (!entry.reserved && !entry.arrived) {
+    unlink(index);
+    free_locked(index);
+  }
+  return status;
+}
+
 void OpTable::unlink(uint32_t index) {
   uint32_t* at = &header_->chains[entries_[index].key.a % kChains];
   while (*at != index + 1) at = &entries_[*at - 1].next;
@@ -80,6 +95,8 @@ Status OpTable::post(const Post& post, bool to_leader, bool* posted, uint32_t* i
   uint32_t at = find(post.key);
   if (!at) at = allocate(post);
   *posted = at != 0;
+  const Status reserved = at ? reserve(at - 1, post) : Status::ok();
+  if (!reserved.is_ok()) return header_->lock.unlock(), reserved;
   if (at) {
     *index = at - 1;
     Entry& entry = entries_[*index];

@@ -23,6 +23,7 @@
 #include "common/status.h"
 #include "collectives/submission.h"
 #include "transport/bell.h"
+#include "transport/segment.h"
 #include "transport/shm_lock.h"
 
 namespace ringreduce {
@@ -56,6 +57,7 @@ struct alignas(64) Entry {
   uint32_t arrived;   // local ranks that have posted
   uint32_t inline_bytes;
   bool mismatch, inlined;
+  bool reserved;      // its room for data, once and for all
   std::atomic<uint32_t> readers;  // local ranks that have not yet taken the decision
   uint64_t arrived_mask[kMaxLocal / 64];
 };
@@ -68,11 +70,13 @@ struct Decision {
 
 class OpTable {
  public:
-  static size_t bytes(int local_size);
+  static size_t bytes();  // without the entries' data
+  // Of the data of so many entries. All take much, but the lowest are used first.
+  static size_t data_bytes(int local_size, size_t entries = kMaxPending);
 
   OpTable() = default;
-  // `memory` is zeroed shared memory: the state of an empty table.
-  OpTable(char* memory, int local_size, int local, Bell* bell);
+  // At these offsets of `segment` is zeroed memory: the state of an empty table.
+  OpTable(Segment* segment, size_t memory, size_t data, int local_size, int local, Bell* bell);
 
   // False in *posted when the table is full: try again later.
   // With `to_leader`, a complete entry is queued for the leader instead of being decided.
@@ -92,7 +96,7 @@ class OpTable {
   Entry& entry(uint32_t index) const { return entries_[index]; }
   // An entry's room for data: the result, then the ranks' slots. Close together, since the system
   // gives memory by pages.
-  char* result(uint32_t index) const { return data_ + index * kInlineBytes * (locals_ + size_t{1}); }
+  char* result(uint32_t index) const { return data_ + index * room(); }
   char* slot(uint32_t index, int local, size_t slot_bytes) const { return result(index) + slot_bytes * (size_t{1} + local); }
   // Takes this rank's submission back; false in *withdrawn if all local ranks have posted.
   Status withdraw(uint32_t entry, bool* withdrawn);
@@ -100,8 +104,10 @@ class OpTable {
 
  private:
   struct Header;
+  size_t room() const { return kInlineBytes * (locals_ + size_t{1}); }  // of one entry's data
   uint32_t find(const Key& key) const;
   uint32_t allocate(const Post& post);
+  Status reserve(uint32_t entry, const Post& post);
   void unlink(uint32_t entry);
   void free_locked(uint32_t entry);
   void reduce_inline(uint32_t entry, const Post& post);
@@ -112,6 +118,7 @@ class OpTable {
   Entry* entries_ = nullptr;
   Decision* log_ = nullptr;
   uint32_t* complete_ = nullptr;
+  Segment* segment_ = nullptr;
   char* data_ = nullptr;
   int locals_ = 1, local_ = 0;
   uint64_t taken_complete_ = 0;

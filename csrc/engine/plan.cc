@@ -31,6 +31,15 @@ size_t Plan::segment_bytes(int local_size, const std::vector<BucketSpec>& bucket
   return layout(local_size, buckets).total;
 }
 
+size_t Plan::reserved_bytes(int local_size, const std::vector<BucketSpec>& buckets) {
+  const Layout at = layout(local_size, buckets);
+  return at.data + local_size * at.stride;
+}
+
+Status Plan::reserve(int bucket, int side) const {
+  return segment_->reserve(buffer(bucket, side) - segment_->data(), bytes(bucket));
+}
+
 Plan::Plan(const Topology& topology, const std::vector<BucketSpec>& buckets, Reduction reduction, Scale scale,
            std::shared_ptr<Segment> segment, Net* net, Bell* bell, PlanId id, std::shared_ptr<Departures> departures)
     : id_(id), topology_(topology), reduction_(reduction), scale_(scale), segment_(std::move(segment)), bell_(bell),

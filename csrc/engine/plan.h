@@ -45,6 +45,8 @@ struct BucketSpec {
 class Plan {
  public:
   static size_t segment_bytes(int local_size, const std::vector<BucketSpec>& buckets);
+  // How many of the first bytes are touched in any case: up to the end of side 0.
+  static size_t reserved_bytes(int local_size, const std::vector<BucketSpec>& buckets);
 
   Plan(const Topology& topology, const std::vector<BucketSpec>& buckets, Reduction reduction, Scale scale,
        std::shared_ptr<Segment> segment, Net* net, Bell* bell, PlanId id, std::shared_ptr<Departures> departures);
@@ -55,6 +57,8 @@ class Plan {
   char* buffer(int bucket, int side) const { return data(bucket, topology_.local(), side); }
   char* buffer(int bucket) const { return buffer(bucket, buckets_[bucket].side); }  // on the side of its last launch
   size_t bytes(int bucket) const { return buckets_[bucket].bytes; }
+  // Makes sure that a bucket can be touched on a side.
+  Status reserve(int bucket, int side) const;
   size_t arena_bytes() const { return stride_; }  // of one side of all this rank's buckets, from buffer(0, side) on
 
   void launch(int bucket, int side = 0);
@@ -103,7 +107,7 @@ class Plan {
   struct Shared;
 
   char* data(int bucket, int local, int side) const {
-    return data_ + (local * kSides + side) * stride_ + buckets_[bucket].offset;
+    return data_ + (side * topology_.local_size() + local) * stride_ + buckets_[bucket].offset;
   }
   // Where a rank of this host has a bucket that all of them have launched.
   char* data(int bucket, int local) const;

@@ -42,10 +42,27 @@ Status because_of(const Status& status, const Op& op) noexcept {
   }
 }
 
+// Of synchronous programs, and some more.
+constexpr size_t kFirstEntries = 16;
+
+// header, table | staging | data of the table's entries
+struct Layout {
+  size_t staging, data, total;
+};
+
+Layout layout(int local_size, size_t chunk_bytes) {
+  Layout at{};
+  at.staging = round_up(sizeof(SetHeader) + OpTable::bytes(), 4096);
+  at.data = round_up(at.staging + Stream::staging_bytes(local_size, chunk_bytes), 4096);
+  at.total = at.data + OpTable::data_bytes(local_size);
+  return at;
+}
+
 }  // namespace
 
-size_t ProcessSet::segment_bytes(int local_size, size_t chunk_bytes) {
-  return round_up(sizeof(SetHeader) + OpTable::bytes(local_size), 4096) + Stream::staging_bytes(local_size, chunk_bytes);
+size_t ProcessSet::segment_bytes(int local_size, size_t chunk_bytes) { return layout(local_size, chunk_bytes).total; }
+size_t ProcessSet::reserved_bytes(int local_size, size_t chunk_bytes) {
+  return layout(local_size, chunk_bytes).data + OpTable::data_bytes(local_size, kFirstEntries);
 }
 
 ProcessSet::ProcessSet(const SetConfig& config) : config_(config), by_entry_(kMaxPending) {
@@ -58,10 +75,10 @@ ProcessSet::ProcessSet(const SetConfig& config) : config_(config), by_entry_(kMa
   header_ = reinterpret_cast<SetHeader*>(memory);
   if (!config_.bell) config_.bell = &header_->bell;
   const int locals = topology().local_size();
-  table_ = OpTable(memory + sizeof(SetHeader), locals, topology().local(), config_.bell);
-  char* staging = memory + round_up(sizeof(SetHeader) + OpTable::bytes(locals), 4096);
+  const Layout at = layout(locals, config_.chunk_bytes);
+  table_ = OpTable(config_.segment.get(), sizeof(SetHeader), at.data, locals, topology().local(), config_.bell);
   channel_.topology = &config_.topology;
-  channel_.stream = Stream(&header_->stream, staging, locals, config_.chunk_bytes, config_.bell);
+  channel_.stream = Stream(&header_->stream, memory + at.staging, locals, config_.chunk_bytes, config_.bell);
   channel_.net = config_.net;
   channel_.first_tag = config_.channel * Channel::kTags;
   gpu_.channel = &channel_;

@@ -41,6 +41,8 @@ struct SetConfig {
 class ProcessSet {
  public:
   static size_t segment_bytes(int local_size, size_t chunk_bytes);
+  // The part of it that is reserved from the start: what most programs touch.
+  static size_t reserved_bytes(int local_size, size_t chunk_bytes);
   explicit ProcessSet(const SetConfig& config);
 
   // A group is taken in as a whole or refused as a whole (a name is in flight, an argument is bad).

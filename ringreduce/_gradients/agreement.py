@@ -114,7 +114,7 @@ def build(
     for slot in slots:
         slot.reset()
     with agreed_channel(meeting.name, meeting.exchange) as channel:
-        memory = _memory(slots, buckets, channel, options)
+        memory = _memory(slots, buckets, channel, options, meeting.name)
     return GradientPlan(buckets, slots, len(buckets) - 1 if early else 0, memory, guard)
 
 
@@ -129,16 +129,16 @@ def _buckets(slots: Sequence[Slot], order: Sequence[int], options: Options) -> l
     return lay_out(dense, numels, wire, bucket_bytes=limit) or [Bucket(torch.float32)]
 
 
-def _memory(slots: Sequence[Slot], buckets: list[Bucket], channel: int, options: Options) -> BucketMemory:
+def _memory(slots: Sequence[Slot], buckets: list[Bucket], channel: int, options: Options, name: str) -> BucketMemory:
     spec = [(bucket.elements, _dtypes.CODES[bucket.dtype]) for bucket in buckets]
     factor = options.gradient_predivide_factor
     op, scales, process_set = int(options.op), (1.0 / factor, factor), options.process_set
     gpu = _gpu_of(slots)
     if gpu is None:
-        return Arena(make_arena(spec, op, *scales, process_set, channel), buckets)
+        return Arena(make_arena(spec, op, *scales, process_set, channel, name), buckets)
     return GpuMemory(
-        buckets, spec, gpu, op, *scales, process_set, channel,
-        lambda: make_arena(spec, op, *scales, process_set, channel),
+        buckets, spec, gpu, op, *scales, process_set, channel, name,
+        lambda: make_arena(spec, op, *scales, process_set, channel, name),
     )  # fmt: skip
 
 

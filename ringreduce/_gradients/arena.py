@@ -115,7 +115,7 @@ class Arena:
 
 def make_arena(
     spec: Sequence[tuple[int, int]], op: int, prescale: float, postscale: float,
-    process_set: ProcessSet, channel: int,
+    process_set: ProcessSet, channel: int, name: str,
 ) -> Plan:  # fmt: skip
     """The core's plan, in a segment that the ranks of a host share. By all ranks of the set.
 
@@ -123,18 +123,20 @@ def make_arena(
         spec: (elements, dtype code) of each bucket.
         channel: number that is free on all ranks of the set, for messages between hosts.
         op, prescale, postscale: the reduction.
+        name: of the optimizer.
     """
     context = _context.require()
-    segment = _share(context, spec, process_set)
+    segment = _share(context, spec, process_set, name)
     return Plan(context.engine, process_set.process_set_id or 0, spec, op, prescale, postscale, segment, channel)
 
 
-def _share(context: _context.Context, spec: Sequence[tuple[int, int]], process_set: ProcessSet) -> Segment:
+def _share(context: _context.Context, spec: Sequence[tuple[int, int]], process_set: ProcessSet, name: str) -> Segment:
     members = process_set.registered_ranks()
     local = [r for r in members if context.host_of[r] == context.host_of[context.rank]]
+    nbytes, reserve = Plan.segment_bytes(len(local), list(spec))
     shared = _segments.share(
-        Plan.segment_bytes(len(local), list(spec)), context.rank, members, context.host_of,
-        lambda item: allgather_object(item, "ringreduce.arena", process_set),
+        nbytes, context.rank, members, context.host_of,
+        lambda item: allgather_object(item, f"{name}.arena", process_set), reserve,
     )  # fmt: skip
     assert shared.segment is not None
     return shared.segment

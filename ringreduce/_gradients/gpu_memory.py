@@ -35,6 +35,8 @@ class GpuMemory:
         spec: (elements, dtype code) of each bucket.
         index: the GPU.
         op, prescale, postscale: the reduction.
+        channel: number that is free on all ranks of the set.
+        name: of the optimizer.
         channel: of the plan.
         make_host_plan: the same buckets on the CPU, for where NCCL cannot be used.
     """
@@ -43,15 +45,16 @@ class GpuMemory:
 
     def __init__(
         self, buckets: Sequence[Bucket], spec: Sequence[tuple[int, int]], index: int, op: int, prescale: float,
-        postscale: float, process_set: ProcessSet, channel: int, make_host_plan: Callable[[], Plan],
+        postscale: float, process_set: ProcessSet, channel: int, name: str,
+        make_host_plan: Callable[[], Plan],
     ) -> None:  # fmt: skip
         engine, set_id = _context.require().engine, process_set.process_set_id or 0
         self._gpu: Gpu = _gpu.attached(index)
         # How a set's operations run is known after its first.
         probe = _gpu.backend.empty((1,), torch.float32, index).zero_()
-        _submit.allreduce([probe], True, "ringreduce.gpu_plan", ReduceOp.Sum, 1.0, 1.0, process_set).wait()
+        _submit.allreduce([probe], True, f"{name}.gpu_plan", ReduceOp.Sum, 1.0, 1.0, process_set).wait()
         path, _why = engine.gpu_path(set_id)
-        infos = allgather_object(engine.gpu_info(set_id), "ringreduce.gpu_plan", process_set)
+        infos = allgather_object(engine.gpu_info(set_id), f"{name}.gpu_plan", process_set)
         self._host = make_host_plan() if path == "host" else None
         self._buckets = buckets
         self.flat = [self._allocate(bucket.elements, bucket.dtype) for bucket in buckets]

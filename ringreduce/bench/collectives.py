@@ -63,8 +63,8 @@ class Buffers:
         """One bucket in the arena, as DistributedOptimizer has them."""
         context, everyone = _context.require(), range(self.job.size)
         spec = [(self.elements, _dtypes.CODES[self.data.dtype])]
-        nbytes = Plan.segment_bytes(context.local_size, spec)
-        shared = _segments.share(nbytes, self.job.rank, everyone, context.host_of, self.job.comm.allgather)
+        nbytes, reserve = Plan.segment_bytes(context.local_size, spec)
+        shared = _segments.share(nbytes, self.job.rank, everyone, context.host_of, self.job.comm.allgather, reserve)
         assert shared.segment is not None
         channel = agree_channel(self.job.comm.allgather(context.engine.offer_channel()), 0)
         plan = Plan(context.engine, 0, spec, SUM, 1.0, 1.0, shared.segment, channel)

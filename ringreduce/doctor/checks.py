@@ -60,7 +60,7 @@ def _segments() -> str:
     works, problems = [], []
     for kind in ("memfd", "posix"):
         try:
-            _core.Segment.create(kind, _BYTES).unlink()
+            _core.Segment.create(kind, _BYTES, _BYTES).unlink()
             works.append(kind)
         except (RuntimeError, OSError) as error:
             problems.append(f"{kind}: {error}")

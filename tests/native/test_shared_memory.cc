@@ -2,11 +2,17 @@
 #include <atomic>
 #include <cstdint>
 #include <filesystem>
+#include <fstream>
 #include <memory>
 #include <new>
+#include <sstream>
 #include <string>
 #include <thread>
 
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -71,7 +77,7 @@ TEST(bell_with_an_old_ticket_does_not_sleep_and_a_timeout_ends_a_sleep) {
 
 static void check_shared(const Segment& creator, size_t bytes) {
   std::shared_ptr<Segment> second;
-  CHECK_OK(Segment::open(creator.path(), bytes, &second));
+  CHECK_OK(Segment::open(creator.offer(), bytes, &second));
   CHECK_EQ(second->size(), bytes);
   CHECK(second->data() != creator.data());
   CHECK_EQ(static_cast<int>(creator.data()[bytes - 1]), 0);  // new memory is zero
@@ -82,7 +88,7 @@ static void check_shared(const Segment& creator, size_t bytes) {
 TEST(segment_is_shared_by_path) {
   for (Segment::Kind kind : {Segment::Kind::kMemfd, Segment::Kind::kPosix}) {
     std::shared_ptr<Segment> segment;
-    CHECK_OK(Segment::create(kind, 10'000, &segment));
+    CHECK_OK(Segment::create(kind, 10'000, 10'000, &segment));
     check_shared(*segment, 10'000);
   }
 }
@@ -96,12 +102,12 @@ TEST(segment_and_bell_between_processes) {
     std::atomic<int> turn{0};
   };
   std::shared_ptr<Segment> segment;
-  CHECK_OK(Segment::create(Segment::Kind::kMemfd, 4096, &segment));
+  CHECK_OK(Segment::create(Segment::Kind::kMemfd, 4096, 4096, &segment));
   auto* shared = new (segment->data()) Shared;
   const pid_t child = fork();
   if (child == 0) {
     std::shared_ptr<Segment> own;
-    CHECK_OK(Segment::open(segment->path(), 4096, &own));
+    CHECK_OK(Segment::open(segment->offer(), 4096, &own));
     auto* in_child = reinterpret_cast<Shared*>(own->data());
     ping_pong(&in_child->bell, &in_child->turn, 1, kRounds);
     std::_Exit(0);
@@ -124,14 +130,14 @@ static int names_in_dev_shm() {
 
 TEST(segment_of_posix_kind_leaves_no_name_behind) {
   std::shared_ptr<Segment> segment, opened;
-  CHECK_OK(Segment::create(Segment::Kind::kPosix, 4096, &segment));
+  CHECK_OK(Segment::create(Segment::Kind::kPosix, 4096, 4096, &segment));
   CHECK_EQ(names_in_dev_shm(), 1);
-  CHECK_OK(Segment::open(segment->path(), 4096, &opened));
+  CHECK_OK(Segment::open(segment->offer(), 4096, &opened));
   segment->unlink();
   CHECK_EQ(names_in_dev_shm(), 0);
   opened->data()[0] = 1;  // the mapping outlives the name
   CHECK_EQ(static_cast<int>(segment->data()[0]), 1);
-  CHECK_OK(Segment::create(Segment::Kind::kPosix, 4096, &segment));
+  CHECK_OK(Segment::create(Segment::Kind::kPosix, 4096, 4096, &segment));
   CHECK_EQ(names_in_dev_shm(), 1);
   segment.reset();  // without unlink()
   CHECK_EQ(names_in_dev_shm(), 0);
@@ -139,13 +145,82 @@ TEST(segment_of_posix_kind_leaves_no_name_behind) {
 
 TEST(segment_errors_say_which_and_why) {
   std::shared_ptr<Segment> segment, opened;
-  Status status = Segment::open("shm:/ringreduce-no-such", 4096, &opened);
+  Status status = Segment::open({"shm:/ringreduce-no-such"}, 4096, &opened);
   CHECK(status.code() == Code::kSystem);
   CHECK(status.text().find("shm:/ringreduce-no-such: No such file") != std::string::npos);
-  CHECK_OK(Segment::create(Segment::Kind::kMemfd, 4096, &segment));
-  status = Segment::open(segment->path(), 8192, &opened);
-  CHECK(status.text().find(segment->path() + " has 4096 bytes, not the 8192 expected") != std::string::npos);
+  CHECK_OK(Segment::create(Segment::Kind::kMemfd, 4096, 4096, &segment));
+  status = Segment::open(segment->offer(), 8192, &opened);
+  CHECK(status.text().find(segment->path() + " has 8192 bytes, not the 12288 expected") != std::string::npos);
   CHECK(opened == nullptr);
+}
+
+// What /proc/PID/fd/N of another PID namespace may lead to: a file of somebody else.
+TEST(segment_is_no_other_file) {
+  std::shared_ptr<Segment> segment, opened;
+  CHECK_OK(Segment::create(Segment::Kind::kMemfd, 4096, 4096, &segment));
+  const std::string name = "/dev/shm/ringreduce-" + std::to_string(getpid()) + "-others-file";
+  const std::string contents(8192, 'A');
+  std::ofstream(name) << contents;
+  SegmentOffer offer = segment->offer();
+  offer.path = name;
+  CHECK(Segment::open(offer, 4096, &opened).text().find(name + " is here another file") != std::string::npos);
+  struct stat info;
+  CHECK_EQ(stat(name.c_str(), &info), 0);
+  offer.device = info.st_dev;  // as if numbers of another machine met those of a file here
+  offer.inode = info.st_ino;
+  CHECK(Segment::open(offer, 4096, &opened).text().find("does not have the secret") != std::string::npos);
+  CHECK(opened == nullptr);
+  std::stringstream left;
+  left << std::ifstream(name).rdbuf();
+  CHECK(left.str() == contents);
+  CHECK_EQ(unlink(name.c_str()), 0);
+}
+
+TEST(segment_of_another_kind_of_file_is_not_even_opened) {
+  std::shared_ptr<Segment> segment, opened;
+  CHECK_OK(Segment::create(Segment::Kind::kMemfd, 4096, 4096, &segment));
+  SegmentOffer offer = segment->offer();
+  offer.path = "/dev/shm/ringreduce-" + std::to_string(getpid()) + "-pipe";
+  CHECK_EQ(mkfifo(offer.path.c_str(), 0600), 0);
+  const int reader = open(offer.path.c_str(), O_RDONLY | O_NONBLOCK);
+  CHECK(reader >= 0);
+  CHECK(!Segment::open(offer, 4096, &opened).is_ok());
+  pollfd watched{reader, POLLIN, 0};
+  CHECK_EQ(poll(&watched, 1, 0), 0);  // no writer has come and gone, which would be POLLHUP
+  close(reader);
+  CHECK_EQ(unlink(offer.path.c_str()), 0);
+}
+
+static int64_t blocks(const Segment& segment) {
+  struct stat info;
+  CHECK_EQ(stat(("/dev/shm" + segment.path().substr(4)).c_str(), &info), 0);
+  return info.st_blocks * 512;
+}
+
+TEST(segment_reserves_what_it_is_asked_to) {
+  std::shared_ptr<Segment> segment;
+  CHECK_OK(Segment::create(Segment::Kind::kPosix, 64 << 20, 4096, &segment));
+  CHECK_EQ(blocks(*segment), int64_t{4096});  // the secret
+  CHECK_OK(segment->reserve(4096, 9 << 20));
+  CHECK_EQ(blocks(*segment), int64_t{4096} + (9 << 20));
+  segment->data()[8192] = 42;
+  CHECK_OK(segment->reserve(0, 12 << 20));  // again, and more
+  CHECK_EQ(static_cast<int>(segment->data()[8192]), 42);
+  CHECK_EQ(blocks(*segment), int64_t{4096} + (12 << 20));
+}
+
+TEST(segment_says_what_is_missing) {
+  struct statvfs fs;
+  CHECK_EQ(statvfs("/dev/shm", &fs), 0);
+  if (!fs.f_blocks) return;  // without a limit
+  const size_t too_much = fs.f_bavail * fs.f_frsize + (1 << 20);
+  std::shared_ptr<Segment> segment;
+  const Status status = Segment::create(Segment::Kind::kPosix, too_much, too_much, &segment);
+  CHECK(status.code() == Code::kSystem);
+  CHECK(status.text().find("MiB of shared memory are needed, and /dev/shm has ") != std::string::npos);
+  CHECK(status.text().find("--shm-size=") != std::string::npos);
+  CHECK(segment == nullptr);
+  CHECK_EQ(names_in_dev_shm(), 0);
 }
 
 TEST(segment_in_process_is_zeroed_and_page_aligned) {

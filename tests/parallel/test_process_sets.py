@@ -9,6 +9,7 @@ import torch
 from oracle import WORLD, assert_same, average_ulps, make, reduced, several_chunks
 
 import ringreduce as rr
+from ringreduce import _context
 
 
 @pytest.fixture
@@ -195,6 +196,74 @@ def test_ranks_that_disagree_about_a_set(rank, size):
     with pytest.raises(rr.RingreduceError, match="disagree"):
         rr.add_process_set([0] if rank == 0 else [size - 1])
     assert rr.allreduce(torch.ones(1), op=rr.Sum).item() == size
+
+
+def test_one_rank_asks_for_what_cannot_be(rank, size):
+    """No rank waits for it, and all are told the same."""
+    needs(size, 2)
+    with pytest.raises(rr.RingreduceError, match="disagree") as raised:
+        rr.add_process_set([1_000] if rank == 0 else [0])
+    assert len(set(rr.allgather_object(str(raised.value)))) == 1
+
+
+def test_a_set_with_operations_in_flight_stays(rank, size, add):
+    """Whoever has them, all ranks are refused, and the set works as before."""
+    needs(size, 3)
+    process_set = add([0, size - 1])
+    x = make(rank, 10_007, torch.float32)
+    target = {"process_set": process_set, "name": "in flight", "op": rr.Sum}
+    handle = rr.allreduce_async(x, **target) if rank == 0 else None
+    rr.barrier()
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"in flight on rank\(s\) \[0\]"):
+            rr.remove_process_set(process_set)
+    assert process_set.included() == (rank in (0, size - 1))
+    if rank == size - 1:
+        handle = rr.allreduce_async(x, **target)
+    if handle is not None:
+        assert_same(rr.synchronize(handle), reduced([0, size - 1], 10_007, torch.float32, rr.Sum), "in flight")
+        again = rr.allgather(torch.tensor([rank]), process_set=process_set)
+        assert again.tolist() == [0, size - 1]
+
+
+@pytest.mark.hosts
+@pytest.mark.parametrize("step", ["add_set", "split_gpu"])
+def test_a_set_that_one_member_cannot_add(rank, size, step, monkeypatch):
+    """No rank has it, and the next set gets its number."""
+    needs(size, 2)
+    context = _context.require()
+
+    class Failing:
+        """The engine, with a step that fails on the last rank."""
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(engine, name)
+
+        def add_set(self, *arguments: object) -> None:
+            if step == "add_set" and rank == size - 1:
+                raise RuntimeError("no room here")
+            engine.add_set(*arguments)
+
+        def split_gpu(self, set_id: int) -> Failing:
+            engine.split_gpu(set_id).wait()
+            return self
+
+        def wait(self) -> None:
+            if rank == size - 1:
+                raise RuntimeError("no room here")
+
+    engine = context.engine
+    monkeypatch.setattr(context, "engine", Failing())
+    process_set = rr.ProcessSet([size - 1])
+    with pytest.raises(rr.RingreduceError, match=f"cannot be added: rank {size - 1}: no room here"):
+        rr.add_process_set(process_set)
+    monkeypatch.undo()
+    assert process_set.process_set_id is None
+    assert sorted(context.sets) == [0]
+    assert rr.add_process_set(process_set).process_set_id == 1
+    if process_set.included():
+        assert rr.allreduce(torch.ones(1), op=rr.Sum, process_set=process_set).item() == 1
+    rr.remove_process_set(process_set)
 
 
 def test_add_and_remove_many_times(rank, size):

@@ -94,6 +94,14 @@ def test_the_same_parameters_in_another_order():
         (4, {"SLURM_STEP_NUM_TASKS": "1"}),
         (4, {"PMIX_RANK": "3", "MPI_LOCALNRANKS": "2"}),
         (1, {"PMI_SIZE": "", "OMPI_COMM_WORLD_SIZE": "many"}),
+        # The shell of salloc, the script of sbatch: there are tasks, but nobody has started them.
+        (1, {"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_JOB_ID": "7"}),
+        (1, {"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_STEP_ID": "4294967291"}),
+        (1, {"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_STEP_ID": "4294967290", "SLURM_STEP_NUM_TASKS": "1"}),
+        (1, {"WORLD_SIZE": "4"}),  # somebody's own
+        (1, {"WORLD_SIZE": "4", "RANK": "0", "MASTER_ADDR": "here", "OMPI_COMM_WORLD_SIZE": "1"}),  # a pod of several
+        (4, {"WORLD_SIZE": "8", "RANK": "0", "MASTER_ADDR": "here", "OMPI_COMM_WORLD_SIZE": "4"}),
+        (1, {"OMPI_COMM_WORLD_SIZE": "1", "SLURM_STEP_NUM_TASKS": "4"}),  # mpirun -np 1 in srun --pty bash
     ],
 )
 def test_sizes_that_fit(size, environment):
@@ -107,6 +115,13 @@ def test_sizes_that_fit(size, environment):
         (1, {"PMI_SIZE": "4"}),
         (1, {"PMIX_RANK": "3"}),
         (2, {"MPI_LOCALNRANKS": "4"}),
+        (1, {"WORLD_SIZE": "4", "RANK": "0", "MASTER_ADDR": "here"}),
+        (1, {"WORLD_SIZE": "4", "TORCHELASTIC_RUN_ID": "none", "SLURM_STEP_NUM_TASKS": "1"}),  # srun -n1 torchrun
+        (1, {"SLURM_NTASKS": "4", "SLURM_STEP_ID": "0", "SLURM_PROCID": "0"}),
+        (1, {"SLURM_STEP_NUM_TASKS": "4"}),
+        (1, {"FLUX_JOB_SIZE": "4"}),
+        (1, {"PALS_RANKID": "3"}),
+        (1, {"HOROVOD_SIZE": "4"}),
     ],
 )
 def test_sizes_that_do_not(size, environment):
