@@ -164,7 +164,7 @@ class Reducer:
         slot.came = self._pass_number
         slot.has_come()
         if not ends:  # nobody tells when this pass is over: step() reduces, and until then p.grad is local
-            slot.note_version()
+            slot.note()
             return
         if self._plan is None:
             self._order.append(slot.index)
@@ -277,14 +277,18 @@ class Reducer:
         if self._alone():
             return
         if self._syncing:
-            try:
-                if self._plan is not None:
-                    self._plan.leave(why)
-                else:
-                    self._meeting.give_up(why)
-            except RingreduceError:
-                pass  # the library is shut down or broken: the others know
+            self._tell(why)
         self._forget_pass()
+
+    def _tell(self, why: str) -> None:
+        """The peers, who wait for this rank or come to, get an error that says why it does not come."""
+        try:
+            if self._plan is not None:
+                self._plan.leave(why)
+            else:
+                self._meeting.give_up(why)
+        except RingreduceError:
+            pass  # the library is shut down or broken: the others know
 
     def _forget_pass(self) -> None:
         """Nothing of a failed pass stays: the next one begins anew, with a plan that all agree on."""
@@ -302,7 +306,13 @@ class Reducer:
         """Before step(): make up for reductions that no backward pass has made."""
         if self._alone():
             return
-        self._check_local_gradients()
+        try:
+            self._check_local_gradients()
+        except RingreduceError as error:  # others may have skipped this step: they hear of it
+            self._syncing = True
+            self._tell(str(error))
+            self._forget_pass()
+            raise
         self.launch()
         self.complete()
         if self._local or not self._done:
@@ -426,7 +436,7 @@ class Reducer:
 
     def _note_local_gradients(self) -> None:
         for slot in self._slots:
-            slot.note_version()
+            slot.note()
 
     def _check_local_gradients(self) -> None:
         for slot in self._slots:

@@ -20,7 +20,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ringreduce import _core
 from ringreduce._gradients.holders import Watched
+
+_SAMPLED = 64  # values
 
 
 class Kind(enum.IntEnum):
@@ -40,6 +43,16 @@ def same_memory(tensor: Tensor, other: Tensor) -> bool:
     return tensor.is_sparse and tensor._values().data_ptr() == other._values().data_ptr()
 
 
+def _sample(gradient: Tensor) -> int:
+    """Changes with whatever scales a gradient: a digest of some of its values; on a GPU the count of changes."""
+    if gradient.device.type != "cpu":
+        return gradient._version
+    values = gradient._values() if gradient.is_sparse else gradient
+    step = max(1, values.numel() // _SAMPLED)
+    sample = values.flatten()[::step].contiguous()
+    return _core.digest([(sample.data_ptr(), sample.nbytes)])[0]
+
+
 def layout_of(parameter: Tensor) -> tuple[object, ...]:
     """What a bucket's place for a gradient is made for; it may change under a parameter."""
     return parameter.dtype, parameter.stride(), parameter.shape
@@ -50,7 +63,7 @@ class Slot:
 
     __slots__ = (
         "appeared", "aside", "bucket", "came", "delivered", "handed", "home", "index", "kind", "late", "layout",
-        "local", "moved", "name", "parameter", "place", "placed", "saved", "version", "view",
+        "local", "moved", "name", "noted", "parameter", "place", "placed", "saved", "view",
         "was_delivered",
     )  # fmt: skip
 
@@ -74,7 +87,7 @@ class Slot:
         self.late = False  # p.grad came again when its bucket was under way already
         self.appeared = False  # a rank has a gradient, and there is no place for it yet
         self.came = 0  # the backward pass in which the gradient came last
-        self.version = -1  # of a local p.grad at the end of the last pass
+        self.noted: tuple[Tensor, int] | None = None  # a local p.grad at the end of the last pass, and its sample
 
     def reset(self) -> None:
         """A new plan is made for the parameter as it is now."""
@@ -92,7 +105,9 @@ class Slot:
     def is_delivered(self) -> bool:
         """Whether p.grad is, or was made from, the result of a reduction."""
         grad = self.parameter.grad
-        return grad is not None and (self.delivered or (self.handed is not None and same_memory(grad, self.handed)))
+        if grad is None or self.local or self.placed:
+            return False
+        return self.delivered or (self.handed is not None and same_memory(grad, self.handed))
 
     def is_local(self) -> bool:
         """Whether p.grad holds something that was not reduced yet."""
@@ -116,26 +131,25 @@ class Slot:
             self.aside, self.parameter.grad, self.moved = grad, None, True
         return self.moved
 
-    def note_version(self) -> None:
+    def note(self) -> None:
         """At the end of a pass that only accumulates: what is done to a local p.grad from now on is seen."""
-        grad = self.parameter.grad
-        self.version = grad._version if self.local and grad is not None else -1
+        grad = self.gradient()
+        self.noted = (grad, _sample(grad)) if self.local and grad is not None else None
 
     def was_edited(self) -> bool:
         """Whether a local p.grad was changed in place since then."""
-        version, self.version = self.version, -1
-        grad = self.parameter.grad
-        edited = version >= 0 and grad is not None and grad._version != version
-        if not edited:
-            self.version = version
-        return edited
+        noted, grad = self.noted, self.parameter.grad
+        if noted is None or grad is None or not same_memory(grad, noted[0]) or _sample(grad) == noted[1]:
+            return False
+        self.noted = None
+        return True
 
     def has_come(self) -> None:
         """p.grad has the gradient."""
         if not self.local:
             self.was_delivered = self.delivered
         self.local, self.moved, self.delivered = True, False, False
-        self.version = -1
+        self.noted = None
 
     def put_back(self) -> None:
         """No gradient came after `before_gradient` (autograd.grad() does that): undo it."""
@@ -232,7 +246,7 @@ class Slot:
         """Nothing is under way, nothing is local."""
         self.aside = self.saved = None
         self.local = self.placed = self.moved = self.late = False
-        self.version = -1
+        self.noted = None
 
     def clear(self) -> None:
         """The gradient is being cleared: nothing of it counts any more."""
