@@ -193,7 +193,7 @@ class GpuPlan:
     """
 
     # buckets: (device address, elements, dtype code); the memory outlives close() by the GPU's work.
-    # host: where gpu_path says "host": a Plan with the same buckets, through which the data goes.
+    # host: where gpu_path says "host": a Plan with the same buckets, through which the data goes; its channel counts.
     def __init__(self, engine: Engine, set_id: int, infos: list[bytes], buckets: list[tuple[int, int, int]], op: int,
                  prescale: float, postscale: float, host: Plan | None, channel: int) -> None: ...
     @property

@@ -77,7 +77,7 @@ Status Engine::add_gpu_plan(int set_id, const std::vector<GpuInfo>& infos, const
   const GpuReduction reduction{s.reduction(), op == kAverage, Scale{prescale, postscale}, set->topology().size};
   if (!host) RR_TRY(Communicator::connect(device_, infos, set->topology(), GpuPlan::calls(buckets, reduction), &communicator));
   *plan = std::make_shared<GpuPlan>(communicator, set->topology().world, buckets, reduction, std::move(through),
-                                    PlanId{set_id, channel});
+                                    PlanId{set_id, host ? host->id().channel : channel});
   gpu_plans_.push_back(*plan);
   if (host && !host->left().is_ok()) return (*plan)->leave(0, host->left());
   return register_plan((*plan)->id());

@@ -126,7 +126,7 @@ void Engine::remove_plan(const std::shared_ptr<Plan>& plan) {
   if (at == plans_.end()) return;
   plans_.erase(at);
   if (!plan->net() || !plan->left().is_ok()) return;
-  if (plan->net()->busy()) {  // nobody drives any more
+  if (plan->net()->busy() || !broken_.is_ok()) {  // nobody drives any more; of what has failed, parts may be on their way
     draining_[plan->id().channel] = {plan->net(), plan, 0};
     return;
   }

@@ -23,7 +23,7 @@ from torch import Tensor
 
 import ringreduce as rr
 from ringreduce import _context, _dtypes, _nccl
-from ringreduce._core import SUM, GpuPlan
+from ringreduce._core import SUM, GpuPlan, agree_channel
 from ringreduce.bench.collectives import Buffers
 from ringreduce.bench.gpu_device import GpuDevice
 from ringreduce.bench.job import Job
@@ -120,7 +120,8 @@ def _plan(job: Job, bucket: Tensor, closing: ExitStack, on_nccl: bool) -> GpuPla
         closing.enter_context(buffers.closing)
     infos = job.comm.allgather(engine.gpu_info(0))
     spec = (bucket.data_ptr(), bucket.numel(), _dtypes.CODES[bucket.dtype])
-    plan = GpuPlan(engine, 0, infos, [spec], SUM, 1.0, 1.0, host)
+    channel = agree_channel(job.comm.allgather(engine.offer_channel()))
+    plan = GpuPlan(engine, 0, infos, [spec], SUM, 1.0, 1.0, host, channel)
     closing.callback(plan.close)
     return plan
 

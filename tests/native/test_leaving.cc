@@ -238,6 +238,26 @@ TEST(a_removed_plan_keeps_its_memory_until_its_messages_are_over) {
   });
 }
 
+// The peer never comes: the message is not over when the engine closes.
+TEST(closing_keeps_the_memory_of_messages_on_their_way) {
+  for (const bool remove : {false, true}) {
+    World world(hosts({0, 1}, 0));
+    Agreement agreement(world);
+    world.run([&](int rank, Engine& engine) {
+      std::shared_ptr<Plan> plan = make_plan(world, agreement, rank, engine);
+      if (rank == 0) {
+        CHECK_OK(engine.launch(*plan, 0));
+        const std::weak_ptr<Plan> ghost = plan;
+        if (remove) engine.remove_plan(plan);
+        plan.reset();
+        engine.close(0.05);
+        CHECK(!ghost.expired());
+      }
+      world.meet();
+    });
+  }
+}
+
 // A rank that is through with its plan may not know that others were still in it.
 TEST(a_plan_is_left_by_those_that_are_still_in_it) {
   World world(hosts({0, 1}));
