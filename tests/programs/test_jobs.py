@@ -158,6 +158,29 @@ def test_an_exception_on_every_rank(start):
     assert "reason of rank" in output
 
 
+@pytest.mark.parametrize("mode", ["warn", "error", "off", "one rank's own"])
+def test_ranks_that_drift_apart(start, mode):
+    code = """
+        if os.environ["RINGREDUCE_DRIFT"] == "one rank's own":
+            rank = os.environ.get("OMPI_COMM_WORLD_RANK") or os.environ["PMI_RANK"]
+            os.environ["RINGREDUCE_DRIFT"] = "off" if int(rank) else "error"
+        rr.init()
+        torch.manual_seed(rr.rank())
+        model = torch.nn.Linear(3, 2)
+        optimizer = rr.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model.named_parameters())
+        model(torch.ones(1, 3)).sum().backward()
+        optimizer.step()
+        print("trained")
+    """
+    status, output = start(2, code, {"RINGREDUCE_DRIFT": mode}).finish()
+    drifted = "drifted apart before the first step: 'weight' differs between rank 0 and rank 1" in output
+    assert drifted == (mode in ("warn", "error")), output
+    assert ("DriftError: " in output) == (mode == "error"), output
+    assert ("RINGREDUCE_DRIFT is error on rank 0 and off on rank 1" in output) == (mode == "one rank's own"), output
+    assert output.count("trained") == (2 if mode in ("warn", "off") else 0), output
+    assert (status == 0) == (mode in ("warn", "off")), output
+
+
 def test_a_rank_that_shuts_down_while_peers_wait(start):
     """Those that wait for it get an error instead of waiting for ever."""
     status, output = start(

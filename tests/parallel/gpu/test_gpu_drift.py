@@ -115,7 +115,7 @@ def test_a_model_that_moves(gpu, rank, size, said):
 
 def test_training(gpu, rank, size, said):
     model = gpu.module(make_model(lambda: nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))))
-    optimizer = rr.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model.named_parameters())
+    optimizer = rr.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.001), model.named_parameters())
     for step in range(WINDOWS + 20):
         optimizer.zero_grad()
         model(torch.full((2, 4), rank + step % 3 - 1.0)).square().sum().backward()
@@ -126,3 +126,4 @@ def test_training(gpu, rank, size, said):
                 model[1].weight.data[0] += 1
     assert len(said()[0]) == (size > 1)
     assert all("'1.weight' differs" in text for text in said()[0])
+    assert all(p.isfinite().all() for p in model.parameters())
