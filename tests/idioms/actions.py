@@ -14,6 +14,7 @@ from program import OPTIMIZERS, Program
 
 LOCAL = "gradients are changed while they are local"
 MIXED = "what is changed is partly local, partly reduced"
+LOOK = "side.look(optimizers)"
 GRAPH = "backward(create_graph=True)"
 
 CLEARS = (
@@ -51,7 +52,7 @@ CONVERSIONS = (
     "model.share_memory()",
     "model.to(memory_format=torch.channels_last)",
     "for p in model.parameters(): p.data = p.data.clone()",
-    "nn.utils.vector_to_parameters(nn.utils.parameters_to_vector(model.parameters()).detach().clone(), model.parameters())",
+    "nn.utils.vector_to_parameters(nn.utils.parameters_to_vector(model.parameters()).detach(), model.parameters())",
     "model.double()",
     "model.float()",
     "model.bfloat16().float()",
@@ -102,12 +103,13 @@ class Writer:
         return 5e-2 if self.half else 2e-5 if self.single else 1e-6 if self.program.optimizer == "LBFGS" else 1e-9
 
     def end(self) -> None:
-        if self.holds and not self.local:
-            self.look()
+        self.look()
         self.add("return model")
 
     def look(self) -> None:
-        self.add("side.look(optimizers)")
+        """Reduced gradients are the same on both sides."""
+        if self.holds and not self.local and self.lines[-1] != LOOK:
+            self.add(LOOK)
 
     def wrap(self) -> None:
         make = OPTIMIZERS[self.program.optimizer]
@@ -175,8 +177,7 @@ class Writer:
         else:
             self.add(f"{loss}.backward()")
         self.passed(times, held=variant == 1)
-        if self.holds and not self.local:
-            self.look()
+        self.look()
 
     def do_raise(self, variant: int, batch: int) -> None:
         """An exception on all ranks; then gradients are cleared, or simply the next pass starts anew."""

@@ -1,9 +1,9 @@
 """Runs a program on both sides and says how it went, the same text on every rank.
 
-    right                    both sides have the same parameters, all ranks the same bits
-    torch: ...               plain torch refuses the program, too
-    error: ...               a clear error on every rank, where the rules allow one
-    WRONG: ...               anything else
+right        both sides have the same parameters, gradients and losses, all ranks the same bits
+torch: ...   plain torch refuses the program, too
+error: ...   a clear error on every rank, where the rules allow one
+WRONG ...    anything else
 """
 
 from __future__ import annotations

@@ -6,6 +6,8 @@ rules (docs/gradients.md) say what they do, and notes where the rules allow an e
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from actions import Writer
@@ -31,11 +33,16 @@ class Source:
         return f"{HEAD}{self.text}\n\ncompare(program, {process_set!r}, rounding={self.rounding})\n"
 
 
-def source(program: Program) -> Source:
+def source(program: Program, without: Sequence[str] = ()) -> Source:
+    """`without`: texts; actions in whose lines one of them is are left out."""
     writer = Writer(program, double=program.double or program.optimizer == "LBFGS")
     begin(writer, program)
     for name, variant, batch in program.actions:
+        before = copy.deepcopy(writer) if without else writer
+        at = len(writer.lines)
         getattr(writer, f"do_{name}")(variant, batch)
+        if any(text in line for text in without for line in writer.lines[at:]):
+            writer = before
     writer.end()
     text = "def program(side):\n" + "".join(f"    {line}\n" for line in writer.lines)
     return Source(text, {line + 2: why for line, why in writer.allowed.items()}, writer.rounding())
