@@ -13,6 +13,7 @@ from __future__ import annotations
 from program import OPTIMIZERS, Program
 
 LOCAL = "gradients are changed while they are local"
+OLDER = "step() of an optimizer whose parameters another one has taken over"
 MIXED = "what is changed is partly local, partly reduced"
 LOOK = "side.look(optimizers)"
 GRAPH = "backward(create_graph=True)"
@@ -63,8 +64,8 @@ WEIGHTS = (
     "with torch.no_grad(): model.last.bias.set_(model.last.bias + 0.1)",
 )
 HOOKS = (
-    "optimizers[0].register_step_post_hook(lambda o, *_: [p.data.mul_(0.9) for p in parameters([o])])",
-    "optimizers[0].register_step_pre_hook(lambda o, *_: [p.grad.mul_(0.5) for p in dense([o])])",
+    "optimizers[0].register_step_post_hook(lambda o, *_: scale(0.9, (p.data for p in parameters([o]))))",
+    "optimizers[0].register_step_pre_hook(lambda o, *_: scale(0.5, (p.grad for p in dense([o]))))",
     "model.last.weight.register_hook(lambda g: g * 0.5)",
     "model.last.weight.register_post_accumulate_grad_hook(lambda p: (p.grad.mul_(2), None)[1])",
     'model.last.weight.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", p.grad * 2))',
@@ -94,6 +95,10 @@ class Writer:
 
     def add(self, *lines: str) -> None:
         self.lines += lines
+
+    def unlike(self, line: str) -> bool:
+        """Whether `line` means other parameters on the two sides: with sparse_as_dense one has dense gradients."""
+        return "dense(" in line and self.program.sparse_as_dense and "sparse" in self.program.features
 
     def allow(self, why: str) -> None:
         """From the next line on."""
@@ -186,7 +191,11 @@ class Writer:
             return
         if after == 4 and (self.holds or self.zeros or not self.exact or self.keeping):
             after = 0
-        self.add("with caught():", f"    side.loss(model, {batch}, raising={place}).backward()")
+        held = variant % 4 == 3
+        self.add(
+            f"with caught(){', side.no_sync(optimizers)' * held}:",
+            f"    side.loss(model, {batch}, raising={place}).backward()",
+        )
         self.used_extra |= not self.joined
         self.exact = self.exact and self.program.passes == 1
         if after < 4:
@@ -215,13 +224,11 @@ class Writer:
 
     def do_clear(self, variant: int, batch: int) -> None:
         variant = (0, 0, 0, 1, 1, 2, 3, 3, 4, 5, 6, 7, 8)[variant % 13]
-        if variant == 7 and "sparse" in self.program.features:
-            variant = 5
-        self.clear(variant)
+        self.clear(5 if self.unlike(CLEARS[variant]) else variant)
 
     def do_edit(self, variant: int, batch: int) -> None:
         variant %= len(EDITS)
-        if not self.holds or (self.local and variant >= LINEAR):
+        if not self.holds or (self.local and variant >= LINEAR) or self.unlike(EDITS[variant]):
             return
         if self.program.op == "Sum" and not self.delivered and not self.local:
             return
@@ -233,6 +240,8 @@ class Writer:
 
     def do_clip(self, variant: int, batch: int) -> None:
         if not self.holds or (self.program.op == "Sum" and not self.delivered and not self.local):
+            return
+        if self.unlike(CLIPS[0]):
             return
         if self.local and variant % 4 == 3:
             self.add("side.synchronize(optimizers)", CLIPS[variant % 2])
@@ -325,7 +334,7 @@ class Writer:
         if self.local:
             self.allow(LOCAL)
         self.add("for o in optimizers: scaler.unscale_(o)")
-        if clip and not inf:
+        if clip and not inf and not self.unlike(CLIPS[0]):
             self.add(CLIPS[0])
         self.add("for o in optimizers: scaler.step(o)", "scaler.update()")
         if inf:
@@ -358,20 +367,30 @@ class Writer:
 
     def do_hook(self, variant: int, batch: int) -> None:
         variant %= len(HOOKS)
+        if self.unlike(HOOKS[variant]):
+            return
         if variant not in self.hooked and not (variant < 2 and self.program.optimizer == "LBFGS"):
             self.hooked.add(variant)
             self.add(HOOKS[variant])
 
     def do_rewrap(self, variant: int, batch: int) -> None:
-        if self.program.op == "Sum" or self.local:
-            self.clear(0)
-        if variant % 3 == 0:
-            self.add("older = optimizers")
+        """A new optimizer for the same parameters; the older one is dropped, kept, or stepped once more."""
         if self.joined and "extra" in self.program.features:
             return
+        if self.program.op == "Sum" or self.local:
+            self.clear(0)
+        if variant % 3:
+            self.add("older = optimizers")
         self.wrap()
         self.hooked -= {0, 1}
         self.stepped()
+        if variant % 3 == 2 and self.program.optimizer != "LBFGS":
+            self.clear(0)
+            for _ in range(self.program.passes):
+                self.do_backward(0, batch)
+            self.allow(OLDER)
+            self.add("for o in older: o.step()")
+            self.stepped()
 
     def do_save(self, variant: int, batch: int) -> None:
         lbfgs = self.program.optimizer == "LBFGS"

@@ -78,7 +78,7 @@ class Judge:
             return judged(error, source), ""
         assert expected is not None
         assert found is not None
-        rounding = 0.0 if side.size == 1 else source.rounding
+        rounding = 0.0 if side.size == 1 and source.exact_alone else source.rounding
         return difference(expected, plain, found, side, rounding) or "right", digest(found, side)
 
     def restart(self) -> None:
@@ -108,7 +108,7 @@ def kind(verdict: str) -> str:
 
 def describe(error: BaseException) -> str:
     text = str(error).splitlines() or [""]
-    return f"{type(error).__name__}: {re.sub(r'[0-9]+', 'N', text[0])[:200]}"
+    return f"{type(error).__name__}: {re.sub(r'0x[0-9a-f]+|[0-9]+', 'N', text[0])[:200]}"
 
 
 def judged(error: BaseException, source: Source) -> str:

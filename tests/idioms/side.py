@@ -140,6 +140,11 @@ def gradients(loss: Tensor, optimizers: Optimizers) -> list[tuple[Tensor, Tensor
     return list(zip(ps, torch.autograd.grad(loss, ps, allow_unused=True), strict=True))
 
 
+def scale(factor: float, tensors: Iterable[Tensor]) -> None:
+    for t in tensors:
+        t.mul_(factor)
+
+
 @contextmanager
 def caught() -> Iterator[None]:
     try:
@@ -159,5 +164,5 @@ def saved(state: Any) -> Any:
 
 __all__ = [
     "Callable", "Net", "Side", "caught", "copy", "dense", "gradients", "nn", "parameters", "pickle", "present", "rr",
-    "saved", "torch",
+    "saved", "scale", "torch",
 ]  # fmt: skip

@@ -26,7 +26,8 @@ EARLY_HOOKS = (
 class Source:
     text: str  # defines program(side)
     allowed: dict[int, str]  # line (from 1) from which on an error is allowed, and why
-    rounding: float  # how far the two sides may be apart, relative to the largest parameter
+    rounding: float  # how far the two sides may be apart, relative to the largest number of a tensor
+    exact_alone: bool = True  # a set of one rank comes to the very bits of plain torch
 
     def show(self, process_set: str = "all") -> str:
         """What to put into a file and run with mpirun."""
@@ -45,7 +46,8 @@ def source(program: Program, without: Sequence[str] = ()) -> Source:
             writer = before
     writer.end()
     text = "def program(side):\n" + "".join(f"    {line}\n" for line in writer.lines)
-    return Source(text, {line + 2: why for line, why in writer.allowed.items()}, writer.rounding())
+    allowed = {line + 2: why for line, why in writer.allowed.items()}
+    return Source(text, allowed, writer.rounding(), exact_alone="sparse" not in program.features)
 
 
 def begin(writer: Writer, program: Program) -> None:
