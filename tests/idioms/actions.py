@@ -38,8 +38,8 @@ EDITS = (
     "for p in present(optimizers): p.grad = p.grad.clone()",
     "model.one.weight.grad, model.two.weight.grad = model.two.weight.grad, model.one.weight.grad",
     "for p in dense(optimizers)[:2]: p.grad.detach_().mul_(2)",
-    "for p in dense(optimizers): p.grad = p.grad.t().contiguous().t() if p.dim() == 2 else p.grad",
-    "for p in dense(optimizers): p.grad.data = p.grad.data.t().contiguous().t() * 0.5 if p.dim() == 2 else p.grad.data",
+    "for p in dense(optimizers): p.grad = transposed(p.grad)",
+    "for p in dense(optimizers): p.grad.data = transposed(p.grad.data)",
     "for p in dense(optimizers): p.grad.add_(p.detach(), alpha=0.01)",
     "for p in dense(optimizers): p.grad.copy_(p.grad.sign() * 0.01)",
     "for p in parameters(optimizers): p.grad = torch.full_like(p, 0.01)",
@@ -234,8 +234,8 @@ class Writer:
             return
         if variant == len(EDITS) - 1 and self.program.op == "Sum":
             return
-        if self.local and (self.delivered or self.old):
-            self.allow(MIXED)
+        if self.local:
+            self.allow(MIXED if self.delivered or self.old else LOCAL)
         self.add(EDITS[variant])
 
     def do_clip(self, variant: int, batch: int) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import sys
 import traceback
 import warnings
 from collections.abc import Callable
@@ -43,10 +44,16 @@ class Sets:
 
 
 def run(program: Callable[[Side], Net], side: Side) -> tuple[Net | None, BaseException | None]:
+    """The model that it has trained, or what it has raised, in a __del__ too."""
+    swallowed: list[BaseException] = []
+    hook, sys.unraisablehook = sys.unraisablehook, lambda found: swallowed.append(found.exc_value or Exception())
     try:
-        return program(side), None
+        model = program(side)
     except Exception as error:
         return None, error
+    finally:
+        sys.unraisablehook = hook
+    return (None, swallowed[0]) if swallowed else (model, None)
 
 
 class Judge:
