@@ -22,7 +22,7 @@ TAKE_SPARSE = ("SGD", "Adagrad")
 # Each with how often it is drawn alone.
 ALONE = {
     "backward": 6, "step": 3, "clear": 3, "edit": 4, "assign": 2, "clip": 2, "keep": 2, "raise": 2, "scaler": 1,
-    "convert": 2, "freeze": 1, "join": 1, "save": 1, "hook": 1, "rewrap": 1, "weights": 1,
+    "convert": 2, "freeze": 1, "join": 1, "save": 2, "hook": 2, "rewrap": 1, "weights": 1,
 }  # fmt: skip
 
 
