@@ -109,8 +109,8 @@ def summed_up(everyone: list[tuple[list[int], str, str]]) -> str:
 
 
 def kind(verdict: str) -> str:
-    """Its type, without what differs from rank to rank."""
-    return " ".join(verdict.split()[:2])
+    """right, torch, error or WRONG; who raises and who is told of it have errors of other types."""
+    return verdict.split()[0]
 
 
 def describe(error: BaseException) -> str:

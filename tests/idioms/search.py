@@ -29,6 +29,7 @@ from source import Source, source
 import ringreduce as rr
 
 BATCH = 250  # programs of one run of hypothesis, which ends at its first failure
+LEFT_OUT = "left out"
 SHRINKING = 60.0  # seconds for shrinking one
 
 
@@ -51,7 +52,7 @@ class Search:
     def verdict(self, program: Program) -> tuple[Source, str]:
         written = source(program, self.without)
         if any(text in written.text for text in self.without):  # an option or a feature
-            return written, "left out"
+            return written, LEFT_OUT
         key = f"{program.process_set}\n{written.text}"
         if key not in self.seen:
             if time.monotonic() > self.give_up:
@@ -67,6 +68,9 @@ class Search:
         if verdict.startswith("WRONG"):
             self.give_up = min(self.give_up, time.monotonic() + SHRINKING)
             raise Wrong(program)
+
+    def ran(self) -> int:
+        return sum(self.counts.values()) - self.counts[LEFT_OUT]
 
     def shrunk(self, program: Program) -> str:
         """What hypothesis has left can mostly be made smaller: without one action, or with one option less."""
@@ -125,8 +129,9 @@ def search(count: int, number: int, without: Sequence[str] = ()) -> Iterator[tup
         return
     try:
         finder = Search(judge, without)
-        for at in range(0, count, BATCH):
-            yield finder.run(min(BATCH, count - at), number + at), finder.counts
+        while finder.ran() < count:
+            yield finder.run(min(BATCH, count), number), finder.counts
+            number += 1
     finally:
         WORLD.bcast(None)
 

@@ -107,7 +107,7 @@ class Side:
 
     def start_anew(self, optimizers: Optimizers) -> None:
         """After an exception in backward(), plain torch has to be told; DistributedOptimizer has not."""
-        if not self.distributed:
+        if not self.distributed and self.size > 1:  # a set of one is as plain torch, which keeps what has come
             for p in parameters(optimizers):
                 p.grad = None
 

@@ -1,7 +1,6 @@
 """A program as Python: `source` writes the lines that `judge` runs and `search` prints.
 
-The writer follows what gradients stand for, so that only programs are written of which the
-rules (docs/gradients.md) say what they do, and notes where the rules allow an error.
+Actions that make no sense where they stand are left out, so that any part of a program is a program.
 """
 
 from __future__ import annotations
@@ -10,8 +9,8 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from actions import Writer
-from program import OPTIMIZERS, TAKE_SPARSE, Program
+from actions import Actions
+from program import TAKE_SPARSE, Program
 
 HEAD = "from judge import compare\nfrom side import *\n\n\n"
 EARLY_HOOKS = (
@@ -36,7 +35,7 @@ class Source:
 
 def source(program: Program, without: Sequence[str] = ()) -> Source:
     """`without`: texts; actions in whose lines one of them is are left out."""
-    writer = Writer(program, double=program.double or program.optimizer == "LBFGS")
+    writer = Actions(program, double=program.double or program.optimizer == "LBFGS")
     begin(writer, program)
     for name, variant, batch in program.actions:
         before = copy.deepcopy(writer) if without else writer
@@ -50,7 +49,7 @@ def source(program: Program, without: Sequence[str] = ()) -> Source:
     return Source(text, allowed, writer.rounding(), exact_alone="sparse" not in program.features)
 
 
-def begin(writer: Writer, program: Program) -> None:
+def begin(writer: Actions, program: Program) -> None:
     features = [f for f in program.features if f != "sparse" or program.optimizer in TAKE_SPARSE]
     made = [f'"{" ".join(features)}"'] if features else []
     made += ["dtype=torch.float64"] if writer.double else []
@@ -70,6 +69,3 @@ def begin(writer: Writer, program: Program) -> None:
         options.append("sparse_as_dense=True")
     writer.options = "".join(f", {option}" for option in options)
     writer.wrap()
-
-
-__all__ = ["OPTIMIZERS", "Source", "source"]
