@@ -114,8 +114,11 @@ def kind(verdict: str) -> str:
 
 
 def describe(error: BaseException) -> str:
-    text = str(error).splitlines() or [""]
-    return f"{type(error).__name__}: {re.sub(r'0x[0-9a-f]+|[0-9]+', 'N', text[0])[:200]}"
+    """Its type and first line, with nothing in it that differs from program to program."""
+    text = (str(error).splitlines() or [""])[0]
+    for pattern, name in ((r"'[^']*'", "'...'"), (r"0x[0-9a-f]+|[0-9]+", "N")):
+        text = re.sub(pattern, name, text)
+    return f"{type(error).__name__}: {text[:160]}"
 
 
 def judged(error: BaseException, source: Source) -> str:

@@ -140,6 +140,11 @@ def gradients(loss: Tensor, optimizers: Optimizers) -> list[tuple[Tensor, Tensor
     return list(zip(ps, torch.autograd.grad(loss, ps, allow_unused=True), strict=True))
 
 
+def unlike(a: Tensor | None, b: Tensor | None) -> bool:
+    """Whether one is missing, or only one is sparse."""
+    return a is None or b is None or a.is_sparse or b.is_sparse
+
+
 def transposed(t: Tensor) -> Tensor:
     """The same numbers with the strides of a transposed matrix."""
     return torch.empty_strided(t.shape, (1, t.shape[0]), dtype=t.dtype).copy_(t) if t.dim() == 2 else t.clone()
@@ -169,5 +174,5 @@ def saved(state: Any) -> Any:
 
 __all__ = [
     "Callable", "Net", "Side", "caught", "copy", "dense", "gradients", "nn", "parameters", "pickle", "present", "rr",
-    "saved", "scale", "torch", "transposed",
+    "saved", "scale", "torch", "transposed", "unlike",
 ]  # fmt: skip

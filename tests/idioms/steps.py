@@ -20,6 +20,7 @@ class Steps(Writer):
         self.let_go()
         self.add("def closure():", "    for o in optimizers: o.zero_grad()", f"    loss = side.loss(model, {batch})")
         if variant == 7:
+            self.views = True
             self.add("    for p, g in gradients(loss, optimizers): p.grad = g")
         else:
             self.add("    loss.backward()")

@@ -53,6 +53,7 @@ class Writer:
         self.keeping = False
         self.count, self.exact = 0, True  # passes of a group of backward_passes_per_step
         self.holds = self.local = self.delivered = self.old = self.zeros = False
+        self.assigned = False  # some of what is local has been assigned
 
     def add(self, *lines: str) -> None:
         self.lines += lines
@@ -105,7 +106,7 @@ class Writer:
         if not self.exact:
             self.local = self.delivered = True
         elif self.count == self.program.passes or self.program.passes == 1:
-            self.local, self.delivered = False, True
+            self.local, self.delivered, self.assigned = False, True, False
         else:
             self.local = True
 
@@ -129,12 +130,12 @@ class Writer:
         elif self.count:
             self.exact = self.program.passes == 1
         self.zeros = variant not in TO_NONE and (self.holds or self.zeros)
-        self.holds = self.local = self.old = False
+        self.holds = self.local = self.old = self.assigned = False
 
     def stepped(self) -> None:
         """step() has been written."""
         self.count, self.exact = 0, True
-        self.local = self.delivered = False
+        self.local = self.delivered = self.assigned = False
         self.old = self.holds
         if self.program.op == "Sum" and self.old:  # an old gradient is not known to be a sum
             self.clear(0)
