@@ -12,6 +12,7 @@
     split      the same with the ranks split over 2 pretended hosts: 1+1, 2+2, 1+3
     smoke      a part of it at 16 ranks
     mpich      tests/parallel at 2 and 4 ranks under MPICH, with the same built core
+    idioms     pytest tests/idioms at 2 and 3 ranks: random training programs
     gpu        pytest tests/gpu at 1 and 2 ranks: real GPUs, skipped where there is none
 
 From lint to hosts two stages run side by side; the others need all cores. The last line has the
@@ -38,7 +39,7 @@ from runner.pytest_stage import PytestStage
 from runner.results import StageReport, show_failures, show_summary
 
 SINGLE = ("commands", "programs", "single", "hosts")  # folders whose tests a single process runs
-KINDS = ("native", "sanitize", "lint", *SINGLE, "parallel", "split", "smoke", "mpich", "gpu")
+KINDS = ("native", "sanitize", "lint", *SINGLE, "parallel", "split", "smoke", "mpich", "idioms", "gpu")
 SPLITS = {"1+1": "0,1", "2+2": "0,0,1,1", "1+3": "0,1,1,1"}
 WIDTH = 2  # stages side by side
 
@@ -122,6 +123,9 @@ def stages(options: argparse.Namespace) -> Iterator[Stage]:
         mpich = mpich_launcher()
         for size in {2, 4} & set(sizes):
             yield pytest(f"MPICH, {size} ranks", size, "tests/parallel", under=mpich)
+    if "idioms" in wanted:
+        for size in {2, 3} & set(sizes):
+            yield pytest(f"idioms, {size} ranks", size, "tests/idioms", slow=2)
     if "gpu" in wanted:
         for size in {1, 2} & set(sizes):
             yield pytest(f"GPU, {size} rank{'s' * (size > 1)}", size, "tests/gpu", slow=2)
