@@ -178,10 +178,10 @@ def _exception_in_flight() -> str:
     """What the failing backward pass is about to raise, where Python knows it.
 
     C++ has fetched the exception from the interpreter, and puts it back when it reaches the program. Until then
-    it is an object without a traceback among the youngest; errors of C++ are no objects yet.
+    it is the youngest of the youngest objects that is an exception; errors of C++ are no objects yet.
     """
     for candidate in reversed(gc.get_objects(generation=0)):
-        if issubclass(type(candidate), BaseException) and candidate.__traceback__ is None:
+        if issubclass(type(candidate), BaseException):
             text = f"{type(candidate).__name__}: {candidate}"
             return text if len(text) <= 500 else text[:500] + "..."
     return "an exception in backward()"

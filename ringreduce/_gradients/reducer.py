@@ -84,6 +84,7 @@ class Reducer:
         self._repeats = False  # a gradient came twice in one pass (reentrant checkpointing)
         self._moved: list[Slot] = []  # set aside in this pass
         self._phase = Phase.BETWEEN
+        self._left: PlanLeftError | None = None  # a peer has given up this pass
         self._pass_number = 0
         self._holding = False  # under no_sync()
         self._passes = 0  # of the current group of backward_passes_per_step
@@ -172,12 +173,15 @@ class Reducer:
             self._plan.place(slot)
 
     def _launch_full(self) -> None:
-        if self._plan is None:
+        if self._plan is None or self._left is not None:
             return
         try:
             self._plan.launch_full()
         except PlanLeftError as error:
-            self._was_left(error)
+            if _REPLAN in str(error):
+                self._lose_plan()
+            else:  # raised at the end of this pass: it may fail on this rank in the same way before
+                self._left = error
 
     def _was_left(self, error: PlanLeftError) -> None:
         """A peer has given the plan up: raise its reason, or agree with all of them at the end of this pass."""
@@ -240,6 +244,8 @@ class Reducer:
         if self._phase is not Phase.PASS:
             return
         self._phase = Phase.BETWEEN
+        if self._left is not None:
+            self._was_left(self._left)
         if self._syncing:
             self._launch_rest()
         elif not self._alone():
@@ -292,7 +298,7 @@ class Reducer:
 
     def _forget_pass(self) -> None:
         """Nothing of a failed pass stays: the next one begins anew, with a plan that all agree on."""
-        self._phase = Phase.BETWEEN
+        self._phase, self._left = Phase.BETWEEN, None
         if self._syncing:
             self._passes = 0
             self._drop_plan()

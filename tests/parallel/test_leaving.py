@@ -8,23 +8,24 @@ import pytest
 import torch
 from torch.utils.dlpack import from_dlpack
 
-from ringreduce import _context, _dtypes, _plan
-from ringreduce._core import SUM, Plan, PlanLeftError, agree_channel
+from ringreduce import _context, _dtypes
+from ringreduce._core import SUM, Plan, PlanLeftError
+from ringreduce._gradients.arena import make_arena
+from ringreduce._gradients.channels import agreed_channel
 
 SIZES = [5, 100_000, 3000]
 WHY = "RuntimeError: out of memory"
 
 
 def make_plan(rr) -> Plan:
-    context = _context.require()
+    _context.require()
     spec = [(elements, _dtypes.CODES[torch.float32]) for elements in SIZES]
-    channel = agree_channel(rr.allgather_object(context.engine.offer_channel()))
-    segment = _plan._share_arena(context, spec, rr.global_process_set)
-    return Plan(context.engine, 0, spec, SUM, 1.0, 1.0, segment, channel)
+    with agreed_channel("test", rr.allgather_object) as channel:
+        return make_arena(spec, SUM, 1.0, 1.0, rr.global_process_set, channel, "test")
 
 
 def fill_and_launch(plan: Plan, bucket: int) -> torch.Tensor:
-    flat = from_dlpack(plan.buffer(bucket)).view(torch.float32)
+    flat = from_dlpack(plan.part(bucket, 0, 0, SIZES[bucket] * 4)).view(torch.float32)
     flat.fill_(bucket + 1)
     plan.launch(bucket)
     return flat

@@ -62,14 +62,21 @@ def test_a_second_backward_reduces_what_it_added(rank, size, op, clear):
         optimizer.step()
 
 
-def test_gradients_are_views_of_the_buckets():
+def test_gradients_are_aliases_of_the_buckets(size):
+    """In memory that the ranks share, each with a storage of its own; one rank alone has plain torch's."""
     model = make()
     optimizer = distributed(torch.optim.SGD(model.parameters(), lr=0.1), model)
     for x, y in batches(2):
         optimizer.zero_grad()
         loss_of(model, x, y).backward()
     dense = [p.grad for p in model.parameters() if p.grad is not None and not p.grad.is_sparse]
-    assert len({g.untyped_storage().data_ptr() for g in dense}) == 1
+    assert len({g.untyped_storage()._cdata for g in dense}) == len(dense)
+    if size > 1:
+        plan = optimizer._ringreduce_reducer._plan
+        buckets = [(flat.data_ptr(), flat.data_ptr() + flat.nbytes) for flat in plan._memory.flat]
+        assert all(any(begin <= g.data_ptr() < end for begin, end in buckets) for g in dense)
+    for g in dense:
+        g.detach_()  # no bucket's own tensor is handed out
     optimizer.zero_grad(set_to_none=False)
     assert all(g.count_nonzero() == 0 for g in dense)
 
