@@ -490,7 +490,8 @@ class Reducer:
         if self._plan is not None and self._plan.context is not _context.current:
             self._plan = None  # what was in flight has ended with an earlier life of the library
             self._phase = Phase.BETWEEN
-        if self._phase is Phase.REDUCING or (self._plan is not None and self._plan.next > 0):
+        under_way = self._left is not None or (self._plan is not None and self._plan.next > 0)
+        if self._phase is Phase.REDUCING or under_way:
             raise AssertionError(
                 "zero_grad() while gradients are being reduced; call it before backward() or after step()"
             )
