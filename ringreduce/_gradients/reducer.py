@@ -450,6 +450,12 @@ class Reducer:
 
     @staticmethod
     def _check_local_gradient(slot: Slot) -> None:
+        if slot.was_rewritten():
+            raise RingreduceError(
+                f"p.grad of {slot.name!r}, which the last step() has used, was written to since: whether it is this "
+                "rank's own or reduced cannot be told; assign a new tensor to p.grad (then it is reduced), or call "
+                "zero_grad()"
+            )
         if slot.was_edited():
             raise RingreduceError(
                 f"the gradient of {slot.name!r} was changed in place (clipped, unscaled) while it was still this "
@@ -473,7 +479,7 @@ class Reducer:
         self._steps += 1
         self._begin_group()
         for slot in self._slots:
-            slot.delivered = False
+            slot.step()
         if self._guard is not None and self._guarded is _context.current:
             self._guard.stepped()
 
