@@ -32,6 +32,7 @@ ASSIGNMENTS = (  # of g, a gradient of this rank's share
     "if unlike(p.grad, g): p.grad = g\n        else: p.grad.data = g",
 )
 ADDING = (1, 4)
+REPLACING = (0, 1, 2)  # p.grad is another tensor from then on
 
 
 class Edits(Writer):
@@ -82,6 +83,9 @@ class Edits(Writer):
         variant %= len(ASSIGNMENTS)
         if self.delivered or (self.old and variant in ADDING):
             return
+        if variant not in REPLACING and self.local:
+            variant = self.seldom(variant, 0, batch)
+            self.allow(LOCAL)
         if variant == 0:
             self.let_go()
         self.add(f"for p, g in gradients(side.loss(model, {batch}), optimizers):", f"    {ASSIGNMENTS[variant]}")

@@ -50,6 +50,8 @@ class Passes(Writer):
     def do_raise(self, variant: int, batch: int) -> None:
         """An exception on all ranks; then gradients are cleared, or simply the next pass starts anew."""
         place, after = 1 + variant % 3, variant // 3 % 5
+        if self.frozen:
+            place = 1  # elsewhere there may be no graph
         if self.program.passes > 1 and self.count >= self.program.passes:
             return
         if after == 4 and (self.holds or self.zeros or not self.exact or self.keeping):
