@@ -24,6 +24,8 @@ from typing import Any, Protocol
 import torch
 from torch.autograd.function import BackwardCFunction
 
+from ringreduce.errors import PlanLeftError
+
 _NODE_FRAMES = {BackwardCFunction.apply.__code__} | (
     {BackwardCFunction.apply_boxed.__code__} if hasattr(BackwardCFunction, "apply_boxed") else set()
 )
@@ -42,6 +44,9 @@ class Listener(Protocol):
 
     def failed(self, why: str) -> None:
         """The pass has raised an exception instead: never both."""
+
+    def abandon(self, why: str) -> None:
+        """The pass has failed on a peer."""
 
 
 class _Notice:
@@ -151,6 +156,10 @@ class _Finish:
         errors: list[BaseException] = []
         for step in ("launch", "complete"):
             for listener in self.listeners:
+                left = next((error for error in errors if isinstance(error, PlanLeftError)), None)
+                if left is not None:  # no part of a pass that has failed on a peer can complete
+                    listener.abandon(str(left))
+                    continue
                 try:
                     getattr(listener, step)()
                 except BaseException as error:  # the others must not stay behind with buckets in flight

@@ -33,6 +33,7 @@ from ringreduce import _context, _submit
 from ringreduce._gradients import agreement
 from ringreduce._gradients.backward import BackwardEnd
 from ringreduce._gradients.drift import DriftGuard
+from ringreduce._gradients.marks import Counts, Marks
 from ringreduce._gradients.names import optimizer_name
 from ringreduce._gradients.options import Options
 from ringreduce._gradients.plan import GradientPlan
@@ -92,6 +93,7 @@ class Reducer:
         self._done = False  # there was a reduction since step() or zero_grad()
         self._local = False  # a pass has accumulated since
         self._steps = 0
+        self._lost_passes, self._why_lost = 0, ""  # that only accumulated, and failed
         self.superseded = False  # another optimizer has taken a parameter over
         self.add(named)
 
@@ -127,6 +129,23 @@ class Reducer:
         if self._hooks[slot.index][1].id not in hooks:
             self._hook(slot)
 
+    def follow(self, parameters: Sequence[Tensor]) -> None:
+        """The optimizer has these parameters now: others are reduced no more."""
+        kept = {id(parameter) for parameter in parameters}
+        self._frozen = [pair for pair in self._frozen if id(pair[1]) in kept]
+        gone = [slot for slot in self._slots if id(slot.parameter) not in kept]
+        if not gone:
+            return
+        self._replan(f"its optimizer has given up {len(gone)} parameter(s), such as {gone[0].name!r}")
+        hooks = [self._hooks[slot.index] for slot in self._slots]
+        _remove({slot.index: hooks[slot.index] for slot in gone})
+        self._slots = [slot for slot in self._slots if id(slot.parameter) in kept]
+        self._hooks.clear()
+        for index, slot in enumerate(self._slots):
+            self._hooks[index] = hooks[slot.index]
+            slot.index = index
+        self._order = []
+
     def supersede(self) -> None:
         """Another optimizer has one of the parameters now: do nothing more."""
         self.superseded = True
@@ -147,6 +166,17 @@ class Reducer:
             self._moved.append(slot)
             self._end.arm()
 
+    @staticmethod
+    def _check_hooks(slot: Slot) -> None:
+        """A hook of the program's sees p.grad; where that was set aside, what it does is not what it means to do."""
+        hooks = getattr(slot.parameter, "_post_accumulate_grad_hooks", None) or ()
+        if slot.aside is not None and len(hooks) > 1:
+            raise RingreduceError(
+                f"{slot.name!r} has a post-accumulate hook, which would see only what this backward pass adds to the "
+                "gradient that the last one has left reduced: clear gradients between the passes, or run all but the "
+                "last one within optimizer.no_sync()"
+            )
+
     def after_gradient(self, slot: Slot) -> None:
         """Hook: p.grad has this parameter's gradient."""
         ends = self._end.arm()
@@ -160,6 +190,7 @@ class Reducer:
                 "by torch.autograd.grad(..., create_graph=True), reduce them by ringreduce.grouped_allreduce(), which "
                 "is differentiable, and assign them to p.grad"
             )
+        self._check_hooks(slot)
         if slot.came == self._pass_number:
             self._came_twice()
         slot.came = self._pass_number
@@ -270,7 +301,14 @@ class Reducer:
                 self._forget_pass()
                 raise
             self._phase = Phase.BETWEEN
-            self._finish(plan, said.late, said.steps_differ)
+            self._finish(plan, said)
+
+    def abandon(self, why: str) -> None:
+        """Another optimizer that took part in this pass has lost it, since it failed on a peer: so has this one."""
+        if self._phase is not Phase.BETWEEN and not self._alone():
+            self._tell(_REPLAN + why)
+            self._syncing = True
+            self._forget_pass()
 
     def failed(self, why: str) -> None:
         """The backward pass has raised an exception."""
@@ -284,6 +322,8 @@ class Reducer:
             return
         if self._syncing:
             self._tell(why)
+        else:
+            self._lost_passes, self._why_lost = self._lost_passes + 1, why
         self._forget_pass()
 
     def _tell(self, why: str) -> None:
@@ -352,7 +392,7 @@ class Reducer:
             if plan is None or plan.context is not _context.current:
                 plan = self._plan = self._agree()
             self._phase = Phase.REDUCING
-            plan.launch_rest(any(slot.late for slot in self._slots), self._steps)
+            plan.launch_rest(any(slot.late for slot in self._slots), Counts(self._steps, self._lost_passes))
         except PlanLeftError as error:
             self._was_left(error)
             self._launch_rest()
@@ -362,6 +402,9 @@ class Reducer:
                 self._plan.give_up_step()
             for slot in self._slots:
                 slot.unplace()  # gradients that are not cleared count as local again
+            raise
+        except RingreduceTimeoutError:
+            self._phase = Phase.BETWEEN  # gradients are local still: synchronize() goes on waiting
             raise
         except RingreduceError:
             self._forget_pass()
@@ -375,10 +418,10 @@ class Reducer:
             guard.report(whole=True)
         return agreement.build(self._slots, agreed, not self._repeats, self.options, self._meeting, guard)
 
-    def _finish(self, plan: GradientPlan, late: bool, steps_differ: bool) -> None:
+    def _finish(self, plan: GradientPlan, said: Marks) -> None:
         """The buckets are reduced on all ranks: what they did not take along."""
         reduce_sparse([slot for slot in self._slots if slot.kind is Kind.SPARSE], self.options, self._name)
-        if late:
+        if said.late:
             self._reduce_late()
         appeared = [slot for slot in self._slots if slot.appeared]
         if appeared:
@@ -387,8 +430,10 @@ class Reducer:
                 slot.appeared = False
             self._drop_plan()  # they get places
         self._reduced()
-        if steps_differ:
+        if said.steps_differ:
             self._raise_different_steps()
+        if said.lost_differ:
+            self._raise_lost_passes()
         if plan.drifted():
             self._drift_guard().report()
 
@@ -407,6 +452,17 @@ class Reducer:
         raise RingreduceError(
             f"the ranks have taken different numbers of optimizer steps ({said}): a step is taken by all ranks or by "
             "none; let all of them decide alike, as by ringreduce.allreduce() of what they decide on"
+        )
+
+    def _raise_lost_passes(self) -> None:
+        everyone = self._meeting.exchange((self._lost_passes, self._why_lost))
+        most = self._lost_passes = max(count for count, _ in everyone)
+        ranks = self.options.process_set.registered_ranks()
+        said = [f"rank {rank}: {why}" for rank, (count, why) in zip(ranks, everyone, strict=True) if count == most]
+        raise RingreduceError(
+            f"backward passes that only accumulate (under no_sync(), or before the last of a group) have failed on a part "
+            f"of the ranks ({'; '.join(said)}): what they had accumulated is missing in the reduced gradients; call "
+            "zero_grad() and begin the group anew on all ranks"
         )
 
     # The plan
