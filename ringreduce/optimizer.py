@@ -19,7 +19,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
 from ringreduce._gradients.options import Options, check_groups, check_passes, check_reduction, named_parameters_of
 from ringreduce._gradients.reducer import Reducer
@@ -188,16 +187,25 @@ def _reducing(closure: Callable[[], Any], reducer: Reducer) -> Callable[[], Any]
 
 
 # Which optimizer reduces a parameter's gradient: the newest.
-_owners: Any = WeakIdKeyDictionary()  # type: ignore[no-untyped-call]
+# By the parameters' ids, which are theirs as long as the reducer lives (weak references would forbid swap_tensors()).
+_owners: dict[int, weakref.ref[Reducer]] = {}
 
 
 def _take_over(named: Sequence[tuple[str, Tensor]], reducer: Reducer) -> None:
+    ours = weakref.ref(reducer)
     for _, parameter in named:
-        owner = _owners.get(parameter)
+        owner = _owners.get(id(parameter))
         older = owner() if owner is not None else None
         if older is not None and older is not reducer:
             older.supersede()
-        _owners[parameter] = weakref.ref(reducer)
+        _owners[id(parameter)] = ours
+    weakref.finalize(reducer, _forget, [id(parameter) for _, parameter in named], ours).atexit = False
+
+
+def _forget(ids: Sequence[int], reducer: weakref.ref[Reducer]) -> None:
+    for key in ids:
+        if _owners.get(key) is reducer:
+            del _owners[key]
 
 
 def _wrap(optimizer: torch.optim.Optimizer, named: list[tuple[str, Tensor]], options: Options) -> torch.optim.Optimizer:

@@ -187,12 +187,14 @@ def _exception_in_flight() -> str:
     """What the failing backward pass is about to raise, where Python knows it.
 
     C++ has fetched the exception from the interpreter, and puts it back when it reaches the program. Until then
-    it is the youngest of the youngest objects that is an exception; errors of C++ are no objects yet.
+    it is the youngest object that is an exception; errors of C++ are no objects yet. Among older objects there may be
+    others that somebody has kept, which have a traceback.
     """
-    for candidate in reversed(gc.get_objects(generation=0)):
-        if issubclass(type(candidate), BaseException):
-            text = f"{type(candidate).__name__}: {candidate}"
-            return text if len(text) <= 500 else text[:500] + "..."
+    for generation in range(3):
+        for candidate in reversed(gc.get_objects(generation=generation)):
+            if issubclass(type(candidate), BaseException) and (generation == 0 or candidate.__traceback__ is None):
+                text = f"{type(candidate).__name__}: {candidate}"
+                return text if len(text) <= 500 else text[:500] + "..."
     return "an exception in backward()"
 
 

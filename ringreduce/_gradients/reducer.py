@@ -123,9 +123,13 @@ class Reducer:
             register(after),  # type: ignore[no-untyped-call]
         )
 
+    def _hook_all_again(self) -> None:
+        for slot in self._slots:
+            self._hook_again(slot)
+
     def _hook_again(self, slot: Slot) -> None:
         """torch.utils.swap_tensors() takes a parameter's hooks away with its old content."""
-        hooks = getattr(slot.parameter, "_post_accumulate_grad_hooks", None) or ()
+        hooks = slot.parameter._post_accumulate_grad_hooks or ()
         if self._hooks[slot.index][1].id not in hooks:
             self._hook(slot)
 
@@ -362,6 +366,7 @@ class Reducer:
         self.launch()
         self.complete()
         if self._local or not self._done:
+            self._hook_all_again()
             self._syncing = True
             self._hook_new()
             self._check_plan()
@@ -369,8 +374,6 @@ class Reducer:
             self.complete()
         undelivered = [slot for slot in self._slots if not slot.delivered]
         if undelivered:
-            for slot in undelivered:
-                self._hook_again(slot)
             reduce_rest(undelivered, self.options, self._name)
 
     def reduced_loss(self, loss: Any) -> Any:
@@ -460,9 +463,9 @@ class Reducer:
         ranks = self.options.process_set.registered_ranks()
         said = [f"rank {rank}: {why}" for rank, (count, why) in zip(ranks, everyone, strict=True) if count == most]
         raise RingreduceError(
-            f"backward passes that only accumulate (under no_sync(), or before the last of a group) have failed on a part "
-            f"of the ranks ({'; '.join(said)}): what they had accumulated is missing in the reduced gradients; call "
-            "zero_grad() and begin the group anew on all ranks"
+            "backward passes that only accumulate (under no_sync(), or before the last of a group) have failed on a "
+            f"part of the ranks ({'; '.join(said)}): what they had accumulated is missing in the reduced gradients; "
+            "call zero_grad() and begin the group anew on all ranks"
         )
 
     # The plan
@@ -563,6 +566,7 @@ class Reducer:
             slot.clear()
         if self._plan is not None:
             self._plan.begin_step()
+        self._hook_all_again()
         self._phase = Phase.BETWEEN
         self._begin_group()
 
@@ -575,7 +579,7 @@ _is_compiling: Callable[[], bool] = getattr(torch.compiler, "is_compiling", lamb
 
 
 def _hook_pair(reducer: weakref.ref[Reducer], slot: Slot) -> tuple[Any, Any]:
-    """The hooks hold the reducer weakly: parameters may outlive their optimizer. torch.compile leaves them as they are."""
+    """The hooks hold the reducer weakly: parameters may outlive their optimizer. torch.compile leaves them alone."""
 
     def before() -> None:
         alive = reducer()
