@@ -343,8 +343,8 @@ class Reducer:
     def _forget_pass(self) -> None:
         """Nothing of a failed pass stays: the next one begins anew, with a plan that all agree on."""
         self._phase, self._left = Phase.BETWEEN, None
+        self._passes = 0
         if self._syncing:
-            self._passes = 0
             self._drop_plan()
         for slot in self._slots:
             slot.drop()
