@@ -196,7 +196,7 @@ def _take_over(named: Sequence[tuple[str, Tensor]], reducer: Reducer) -> None:
     for _, parameter in named:
         owner = _owners.get(id(parameter))
         older = owner() if owner is not None else None
-        if older is not None and older is not reducer:
+        if older is not None and older is not reducer and not older.superseded:
             older.supersede()
         _owners[id(parameter)] = ours
     weakref.finalize(reducer, _forget, [id(parameter) for _, parameter in named], ours).atexit = False

@@ -24,6 +24,7 @@ from typing import Any, Protocol
 import torch
 from torch.autograd.function import BackwardCFunction
 
+from ringreduce._gradients.compiled import is_compiled_autograd, untraced
 from ringreduce.errors import PlanLeftError
 
 _NODE_FRAMES = {BackwardCFunction.apply.__code__} | (
@@ -58,19 +59,11 @@ class _Notice:
 
     def __call__(self) -> None:
         self._failed = None
-        _untraced(self._ended)
+        untraced(self._ended)
 
     def __del__(self) -> None:
         if self._failed is not None:
             self._failed()
-
-
-def _call(function: Callable[[], None]) -> None:
-    function()
-
-
-# Within a program under torch.compile: what is called is not to be compiled.
-_untraced: Callable[[Callable[[], None]], None] = getattr(torch, "_disable_dynamo", lambda function: function)(_call)
 
 
 class BackwardEnd:
@@ -91,7 +84,7 @@ class BackwardEnd:
         if task == self._task:
             return self._ends
         self._task = task
-        self._ends = task != -1 and not _is_compiled_autograd()
+        self._ends = task != -1 and not is_compiled_autograd()
         if not self._ends:
             return False
         if self._armed:  # this task, or one within it that a hook has started
@@ -175,12 +168,6 @@ class _Finish:
 
 def _queue(callback: Callable[[], None]) -> None:
     torch.autograd.Variable._execution_engine.queue_callback(callback)
-
-
-def _is_compiled_autograd() -> bool:
-    module = sys.modules.get("torch._dynamo.compiled_autograd")
-    flags = ("compiled_autograd_enabled", "in_compiled_autograd_region")
-    return any(getattr(module, flag, False) for flag in flags)
 
 
 def _exception_in_flight() -> str:

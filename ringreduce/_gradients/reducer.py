@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from ringreduce import _context, _submit
-from ringreduce._gradients import agreement
+from ringreduce._gradients import agreement, hooks
 from ringreduce._gradients.backward import BackwardEnd
 from ringreduce._gradients.drift import DriftGuard
 from ringreduce._gradients.marks import Counts, Marks
@@ -76,8 +76,8 @@ class Reducer:
         self._guarded: _context.Context | None = None  # the life of the library that the guard is for
         self._slots: list[Slot] = []  # those with hooks, in registration order
         self._frozen: list[tuple[str, Tensor]] = []  # parameters without requires_grad so far
-        self._hooks: dict[int, tuple[Any, Any]] = {}  # of each slot
-        weakref.finalize(self, _remove, self._hooks).atexit = False
+        self._hooks: dict[int, hooks.Handles] = {}  # of each slot
+        weakref.finalize(self, hooks.remove, self._hooks.values()).atexit = False
         self._end = BackwardEnd(weakref.ref(self))
         self._plan: GradientPlan | None = None
         self._lost: list[GradientPlan] = []  # failed: their memory may still be in use
@@ -112,26 +112,13 @@ class Reducer:
         for name, parameter in new:
             slot = Slot(len(self._slots), name, parameter)
             self._slots.append(slot)
-            self._hook(slot)
+            self._hooks[slot.index] = hooks.hook(weakref.ref(self), slot)
         self._replan(f"it has {len(new)} more parameter(s) that require grad, such as {new[0][0]!r}")
 
-    def _hook(self, slot: Slot) -> None:
-        before, after = _hook_pair(weakref.ref(self), slot)
-        register = slot.parameter.register_post_accumulate_grad_hook
-        self._hooks[slot.index] = (
-            slot.parameter.register_hook(before),  # type: ignore[no-untyped-call]
-            register(after),  # type: ignore[no-untyped-call]
-        )
-
-    def _hook_all_again(self) -> None:
+    def _hook_again(self) -> None:
         for slot in self._slots:
-            self._hook_again(slot)
-
-    def _hook_again(self, slot: Slot) -> None:
-        """torch.utils.swap_tensors() takes a parameter's hooks away with its old content."""
-        hooks = slot.parameter._post_accumulate_grad_hooks or ()
-        if self._hooks[slot.index][1].id not in hooks:
-            self._hook(slot)
+            if not hooks.is_hooked(slot, self._hooks[slot.index]):
+                self._hooks[slot.index] = hooks.hook(weakref.ref(self), slot)
 
     def follow(self, parameters: Sequence[Tensor]) -> None:
         """The optimizer has these parameters now: others are reduced no more."""
@@ -141,19 +128,19 @@ class Reducer:
         if not gone:
             return
         self._replan(f"its optimizer has given up {len(gone)} parameter(s), such as {gone[0].name!r}")
-        hooks = [self._hooks[slot.index] for slot in self._slots]
-        _remove({slot.index: hooks[slot.index] for slot in gone})
+        handles = [self._hooks[slot.index] for slot in self._slots]
+        hooks.remove(handles[slot.index] for slot in gone)
         self._slots = [slot for slot in self._slots if id(slot.parameter) in kept]
         self._hooks.clear()
         for index, slot in enumerate(self._slots):
-            self._hooks[index] = hooks[slot.index]
+            self._hooks[index] = handles[slot.index]
             slot.index = index
         self._order = []
 
     def supersede(self) -> None:
         """Another optimizer has one of the parameters now: do nothing more."""
         self.superseded = True
-        _remove(self._hooks)
+        hooks.remove(self._hooks.values())
         self._drop_plan()
 
     def before_gradient(self, slot: Slot) -> None:
@@ -173,8 +160,8 @@ class Reducer:
     @staticmethod
     def _check_hooks(slot: Slot) -> None:
         """A hook of the program's sees p.grad; where that was set aside, what it does is not what it means to do."""
-        hooks = getattr(slot.parameter, "_post_accumulate_grad_hooks", None) or ()
-        if slot.aside is not None and len(hooks) > 1:
+        others = slot.parameter._post_accumulate_grad_hooks or ()
+        if slot.aside is not None and len(others) > 1:
             raise RingreduceError(
                 f"{slot.name!r} has a post-accumulate hook, which would see only what this backward pass adds to the "
                 "gradient that the last one has left reduced: clear gradients between the passes, or run all but the "
@@ -366,7 +353,7 @@ class Reducer:
         self.launch()
         self.complete()
         if self._local or not self._done:
-            self._hook_all_again()
+            self._hook_again()
             self._syncing = True
             self._hook_new()
             self._check_plan()
@@ -566,47 +553,10 @@ class Reducer:
             slot.clear()
         if self._plan is not None:
             self._plan.begin_step()
-        self._hook_all_again()
+        self._hook_again()
         self._phase = Phase.BETWEEN
         self._begin_group()
 
 
 def _shown(parameter: Tensor) -> str:
     return f"{tuple(parameter.shape)} {parameter.dtype} with strides {parameter.stride()}"
-
-
-_is_compiling: Callable[[], bool] = getattr(torch.compiler, "is_compiling", lambda: False)
-
-
-def _hook_pair(reducer: weakref.ref[Reducer], slot: Slot) -> tuple[Any, Any]:
-    """The hooks hold the reducer weakly: parameters may outlive their optimizer. torch.compile leaves them alone."""
-
-    def before() -> None:
-        alive = reducer()
-        if alive is not None:
-            alive.before_gradient(slot)
-
-    def after() -> None:
-        alive = reducer()
-        if alive is not None:
-            alive.after_gradient(slot)
-
-    return _not_traced(before), _not_traced(after)
-
-
-def _not_traced(hook: Callable[[], None]) -> Callable[[Tensor], None]:
-    broken_out = torch._disable_dynamo(hook) if hasattr(torch, "_disable_dynamo") else hook
-
-    def call(_tensor: Tensor) -> None:
-        if _is_compiling():
-            broken_out()
-        else:
-            hook()
-
-    return call
-
-
-def _remove(hooks: dict[int, tuple[Any, Any]]) -> None:
-    for pair in hooks.values():
-        for hook in pair:
-            hook.remove()
