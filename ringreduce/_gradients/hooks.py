@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -20,8 +21,8 @@ Handles = tuple[Any, Any]
 class Hooked(Protocol):
     """Who is called."""
 
-    def before_gradient(self, slot: Slot) -> None:
-        """A gradient is about to be accumulated."""
+    def before_gradient(self, slot: Slot, gradient: Tensor) -> None:
+        """`gradient` is about to be accumulated."""
 
     def after_gradient(self, slot: Slot) -> None:
         """p.grad has it."""
@@ -33,29 +34,29 @@ class _Hook:
     def __init__(self, hooked: weakref.ref[Any], slot: Slot) -> None:
         self._hooked, self._slot = hooked, slot
 
-    def __call__(self, _tensor: Tensor) -> None:
+    def __call__(self, tensor: Tensor) -> None:
         if is_compiling():
-            untraced(self._run)
+            untraced(partial(self._run, tensor))
         else:
-            self._run()
+            self._run(tensor)
 
-    def _run(self) -> None:
+    def _run(self, tensor: Tensor) -> None:
         raise NotImplementedError
 
 
 class _Before(_Hook):
     __slots__ = ()
 
-    def _run(self) -> None:
+    def _run(self, tensor: Tensor) -> None:
         hooked = self._hooked()
         if hooked is not None:
-            hooked.before_gradient(self._slot)
+            hooked.before_gradient(self._slot, tensor)
 
 
 class _After(_Hook):
     __slots__ = ()
 
-    def _run(self) -> None:
+    def _run(self, tensor: Tensor) -> None:
         hooked = self._hooked()
         if hooked is not None:
             hooked.after_gradient(self._slot)

@@ -161,6 +161,7 @@ class GradientPlan:
         """Whose gradients are there? Those whose are not contribute zeros, and are marked as absent."""
         placed = []
         for place, slot in enumerate(self._members[index]):
+            slot.check_hooks()
             if (slot.placed and slot.parameter.grad is not None) or (not slot.placed and slot.is_local()):
                 if slot.kind is Kind.DENSE:
                     placed.append(slot)

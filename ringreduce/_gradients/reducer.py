@@ -143,7 +143,7 @@ class Reducer:
         hooks.remove(self._hooks.values())
         self._drop_plan()
 
-    def before_gradient(self, slot: Slot) -> None:
+    def before_gradient(self, slot: Slot, gradient: Tensor) -> None:
         """Hook: a gradient of this parameter is about to be accumulated."""
         if self._alone():
             return
@@ -153,20 +153,11 @@ class Reducer:
                 self._comes_late(slot)
                 return
         self._check_local_gradient(slot)
+        slot.check_hooks()
         if slot.before_gradient():
             self._moved.append(slot)
             self._end.arm()
-
-    @staticmethod
-    def _check_hooks(slot: Slot) -> None:
-        """A hook of the program's sees p.grad; where that was set aside, what it does is not what it means to do."""
-        others = slot.parameter._post_accumulate_grad_hooks or ()
-        if slot.aside is not None and len(others) > 1:
-            raise RingreduceError(
-                f"{slot.name!r} has a post-accumulate hook, which would see only what this backward pass adds to the "
-                "gradient that the last one has left reduced: clear gradients between the passes, or run all but the "
-                "last one within optimizer.no_sync()"
-            )
+            slot.watch(gradient)
 
     def after_gradient(self, slot: Slot) -> None:
         """Hook: p.grad has this parameter's gradient."""
@@ -181,7 +172,8 @@ class Reducer:
                 "by torch.autograd.grad(..., create_graph=True), reduce them by ringreduce.grouped_allreduce(), which "
                 "is differentiable, and assign them to p.grad"
             )
-        self._check_hooks(slot)
+        slot.check_hooks()
+        slot.watch(slot.parameter.grad)
         if slot.came == self._pass_number:
             self._came_twice()
         slot.came = self._pass_number

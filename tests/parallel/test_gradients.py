@@ -855,15 +855,23 @@ def test_rewritten(size):
     same_everywhere(model)
 
 
-def test_hook_on_top(size):
+@pytest.mark.parametrize("early", [True, False])
+@pytest.mark.parametrize("how", ["in place", "replaced"])
+def test_hook_on_top(size, early, how):
     if size == 1:
         pytest.skip("needs 2 ranks")
     model = mlp()
-    model[0].weight.register_post_accumulate_grad_hook(lambda p: (p.grad.mul_(2), None)[1])
+    seen: list[float] = []
+    model[2].weight.register_post_accumulate_grad_hook(lambda p: seen.append(float(p.grad.norm())))  # may look
+    hook = (lambda p: (p.grad.mul_(2), None)[1]) if how == "in place" else lambda p: setattr(p, "grad", p.grad * 2)
+    if early:
+        model[0].weight.register_post_accumulate_grad_hook(hook)
     optimizer = rr.DistributedOptimizer(sgd(model), model.named_parameters())
+    if not early:
+        model[0].weight.register_post_accumulate_grad_hook(hook)
     x, y = data(1)[0]
     mse(model(share(x)), share(y)).backward()
-    raises_everywhere(rr.RingreduceError, "post-accumulate hook", mse(model(share(x)), share(y)).backward)
+    raises_everywhere(rr.RingreduceError, "post-accumulate hook of '0.weight'", mse(model(share(x)), share(y)).backward)
     optimizer.zero_grad()
     mse(model(share(x)), share(y)).backward()
     optimizer.step()
