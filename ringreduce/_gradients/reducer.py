@@ -117,8 +117,8 @@ class Reducer:
 
     def _hook_again(self) -> None:
         for slot in self._slots:
-            if not hooks.is_hooked(slot, self._hooks[slot.index]):
-                self._hooks[slot.index] = hooks.hook(weakref.ref(self), slot)
+            if slot.was_swapped():
+                hooks.hook_again(slot)
 
     def follow(self, parameters: Sequence[Tensor]) -> None:
         """The optimizer has these parameters now: others are reduced no more."""
@@ -336,6 +336,7 @@ class Reducer:
         if self._alone():
             return
         try:
+            self._check_unnoticed_gradients()
             self._check_local_gradients()
         except RingreduceError as error:  # others may have skipped this step: they hear of it
             self._syncing = True
@@ -345,7 +346,6 @@ class Reducer:
         self.launch()
         self.complete()
         if self._local or not self._done:
-            self._hook_again()
             self._syncing = True
             self._hook_new()
             self._check_plan()
@@ -481,6 +481,17 @@ class Reducer:
     def _note_local_gradients(self) -> None:
         for slot in self._slots:
             slot.note()
+
+    def _check_unnoticed_gradients(self) -> None:
+        for slot in self._slots:
+            if slot.was_swapped() and slot.parameter.grad is not None:
+                self._hook_again()
+                raise RingreduceError(
+                    f"{slot.name!r} was exchanged by torch.utils.swap_tensors() (in a conversion or load_state_dict() "
+                    "under torch.__future__.set_swap_module_params_on_conversion) after zero_grad(), and its gradient "
+                    "came without notice: was it reduced, or clipped before? Call optimizer.zero_grad() after that"
+                )
+        self._hook_again()
 
     def _check_local_gradients(self) -> None:
         for slot in self._slots:

@@ -63,8 +63,8 @@ class Slot:
     """State of one parameter. `bucket` and `place` are where its presence mark is."""
 
     __slots__ = (
-        "appeared", "aside", "bucket", "came", "delivered", "handed", "home", "index", "kind", "late", "layout",
-        "local", "moved", "name", "noted", "parameter", "place", "placed", "saved", "version", "view",
+        "appeared", "aside", "bucket", "came", "content", "delivered", "handed", "home", "index", "kind", "late",
+        "layout", "local", "moved", "name", "noted", "parameter", "place", "placed", "saved", "version", "view",
         "was_delivered", "watched",
     )  # fmt: skip
 
@@ -74,6 +74,7 @@ class Slot:
         self.parameter = parameter
         self.kind = Kind.UNSEEN
         self.bucket = self.place = -1
+        self.content = parameter._cdata  # what lies under the parameter, and has its hooks
         self.layout: tuple[object, ...] = ()
         self.view: Tensor | None = None
         self.home: Watched | None = None
@@ -102,6 +103,10 @@ class Slot:
         self.bucket, self.place = bucket, place
         self.view = self.home = None
         self.placed = False
+
+    def was_swapped(self) -> bool:
+        """Whether torch.utils.swap_tensors() has put something without hooks under the parameter."""
+        return bool(self.content != self.parameter._cdata)
 
     # Whose is p.grad?
 
