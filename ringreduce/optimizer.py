@@ -140,7 +140,8 @@ class DistributedMixin(torch.optim.Optimizer):
         self._ringreduce_parameters = now
         self._ringreduce_names = [names[id(parameter)] for parameter in now]
         if self._ringreduce_reducer is not None:
-            new = [(names[id(p)], p) for p in now if not any(p is other for other in known)]
+            before = set(map(id, known))
+            new = [(names[id(p)], p) for p in now if id(p) not in before]
             self._ringreduce_reducer.follow(now)
             self._ringreduce_reducer.add(new)
             _take_over(new, self._ringreduce_reducer)

@@ -167,6 +167,11 @@ class Slot:
         self.handed, self.version = None, -1
         return bool((grad._values() if grad.is_sparse else grad).count_nonzero() > 0)
 
+    def was_converted(self) -> bool:
+        """Whether the model was converted, and with it a p.grad that the last step has used."""
+        kept = self.version >= 0 and self.parameter.grad is not None and not self.delivered
+        return kept and self.layout != layout_of(self.parameter)
+
     def step(self) -> None:
         """The optimizer has used p.grad."""
         grad = self.parameter.grad
@@ -305,6 +310,7 @@ class Slot:
         """A pass has failed: what was not reduced is gone, what was delivered before it stays."""
         if self.saved is not None:  # other ranks may still write into the view
             self.aside = self.handed = self.saved
+            self.version = self.saved._version if self.version >= 0 else -1
         if self.local:
             self.delivered = self.was_delivered
         if self.local or self.placed or self.moved or self.aside is not None:

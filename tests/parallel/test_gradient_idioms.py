@@ -108,3 +108,45 @@ def test_wrapping_over_another_wrapper_removes_its_hooks_once(monkeypatch):
     loss_of(model, part(inputs(0))).backward()
     newer.step()
     assert_same_on_all_ranks(model)
+
+
+def test_a_model_that_is_converted_with_its_last_gradients(size):
+    """Summed over the ranks once more they would be wrong; an average of what is equal is right."""
+    if size == 1:
+        pytest.skip("needs 2 ranks")
+    for op in (rr.Sum, rr.Average):
+        model = mlp()
+        optimizer = distributed(torch.optim.SGD(model.parameters(), lr=0.1), model, op=op)
+        loss_of(model, part(inputs(0))).backward()
+        optimizer.step()
+        model.double()
+        backward = loss_of(model, part(inputs(1))).backward
+        if op is rr.Average:
+            backward()
+            optimizer.step()
+            assert_same_on_all_ranks(model)
+        else:
+            with pytest.raises(rr.RingreduceError, match="converted"):
+                backward()
+
+
+def test_gradients_that_are_never_cleared_outlive_a_pass_that_fails(size):
+    """Those of the last step are put back where they were, and nobody has written to them."""
+    if size == 1:
+        pytest.skip("needs 2 ranks")
+    model = mlp()
+    optimizer = distributed(torch.optim.SGD(model.parameters(), lr=0.1), model)
+    for step in range(6):
+        hook = None
+        if step == 3:
+            hook = model[0].weight.register_post_accumulate_grad_hook(lambda _: 1 / 0)
+        try:
+            loss_of(model, part(inputs(step))).backward()
+        except ZeroDivisionError:
+            assert step == 3
+            continue
+        finally:
+            if hook is not None:
+                hook.remove()
+        optimizer.step()
+    assert_same_on_all_ranks(model)
