@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Iterable
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from ringreduce._compiled import untraced
@@ -69,6 +70,14 @@ def hook(hooked: weakref.ref[Any], slot: Slot) -> Handles:
     before = parameter.register_hook(_Before(hooked, slot))  # type: ignore[no-untyped-call]
     after = parameter.register_post_accumulate_grad_hook(_After(hooked, slot))  # type: ignore[no-untyped-call]
     return before, after
+
+
+def is_in_graph(slot: Slot) -> bool:
+    """Whether the backward pass that goes on in this thread will bring a gradient."""
+    if torch._C._current_graph_task_id() == -1 or not slot.parameter.requires_grad:
+        return False
+    edge = torch.autograd.graph.get_gradient_edge(slot.parameter)
+    return bool(torch._C._will_engine_execute_node(edge.node))
 
 
 def hook_again(slot: Slot) -> None:

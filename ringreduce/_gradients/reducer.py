@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from ringreduce import _context
-from ringreduce._gradients import agreement, refusals
+from ringreduce._gradients import agreement, hooks, refusals
 from ringreduce._gradients.backward import BackwardEnd
 from ringreduce._gradients.drift import DriftGuard
 from ringreduce._gradients.marks import Counts, Marks
@@ -51,6 +51,9 @@ class Phase(enum.Enum):
     BETWEEN = enum.auto()
     PASS = enum.auto()  # gradients are coming
     REDUCING = enum.auto()  # all buckets are launched
+
+
+_living: weakref.WeakValueDictionary[int, Reducer] = weakref.WeakValueDictionary()
 
 
 class Reducer:
@@ -93,8 +96,10 @@ class Reducer:
         self._local = False  # a pass has accumulated since
         self._steps = 0
         self._lost_passes, self._why_lost = 0, ""  # that only accumulated, and failed
+        self._expected = False  # the backward pass that goes on will bring gradients
         self.superseded = False  # another optimizer has taken a parameter over
         self.add(named)
+        _living[self.serial] = self
 
     # Parameters and hooks
 
@@ -208,6 +213,17 @@ class Reducer:
         self._pass_number += 1
         self._update()
         self._check_plan()
+        for reference in _living.valuerefs():  # a copy: other threads may make optimizers
+            other = reference()
+            if other is not None:
+                other.expect()
+
+    def expect(self) -> None:
+        """An optimizer's pass has begun. If it will come to our parameters too, we hear of its failure before."""
+        if self._phase is not Phase.BETWEEN or self._expected or self.superseded or self._alone():
+            return
+        if any(hooks.is_in_graph(slot) for slot in self._slots):
+            self._expected = self._end.arm()
 
     def _check_plan(self) -> None:
         """Whether the plan still fits; before anything of this step is launched."""
@@ -229,6 +245,7 @@ class Reducer:
         for slot in self._moved:
             slot.put_back()  # where no gradient came: autograd.grad() does not touch p.grad
         self._moved.clear()
+        self._expected = False
         if self._phase is not Phase.PASS:
             return
         self._phase = Phase.BETWEEN
@@ -273,6 +290,9 @@ class Reducer:
         for slot in self._moved:
             slot.put_back()
         self._moved.clear()
+        if self._expected and self._phase is Phase.BETWEEN:
+            self._begin_pass(cleared=True)
+        self._expected = False
         if self._phase is not Phase.PASS:
             return
         self._phase = Phase.BETWEEN

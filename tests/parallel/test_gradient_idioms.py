@@ -150,3 +150,60 @@ def test_gradients_that_are_never_cleared_outlive_a_pass_that_fails(size):
                 hook.remove()
         optimizer.step()
     assert_same_on_all_ranks(model)
+
+
+class Failing(torch.autograd.Function):
+    """Raises in its backward while `now`."""
+
+    now = False
+
+    @staticmethod
+    def forward(_ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(_ctx, gradient):
+        if Failing.now:
+            raise ValueError("out of luck")
+        return gradient
+
+
+def failing_loss(model: nn.Module, x: Tensor) -> Tensor:
+    """Fails between the layers."""
+    return model[2](Failing.apply(model[1](model[0](x)))).square().mean()
+
+
+def test_one_failed_pass_over_gradients_that_are_never_cleared(rank, size):
+    """What was delivered before is put back, which is no write of the program's."""
+    model = mlp()
+    optimizer = distributed(torch.optim.SGD(model.parameters(), lr=0.1), model)
+    for step in range(6):
+        Failing.now = step == 3 and rank == size - 1
+        try:
+            failing_loss(model, part(inputs(step))).backward()
+            assert step != 3
+        except (ValueError, rr.RingreduceError):
+            assert step == 3
+        Failing.now = False
+        optimizer.step()
+    assert_same_on_all_ranks(model)
+
+
+@pytest.mark.parametrize("order", [(2, 0), (0, 2)])
+def test_a_pass_that_fails_between_two_optimizers(rank, size, order):
+    """The first layer's gradients have not come on the rank that fails; the peers of its optimizer hear of it."""
+    model = mlp()
+    optimizers = [distributed(torch.optim.SGD(model[at].parameters(), lr=0.1), model[at]) for at in order]
+    for step in range(6):
+        Failing.now = step in (0, 3) and rank == size - 1
+        try:
+            failing_loss(model, part(inputs(step))).backward()
+            assert step not in (0, 3)
+            for optimizer in optimizers:
+                optimizer.step()
+        except (ValueError, rr.RingreduceError):
+            assert step in (0, 3)
+        Failing.now = False
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+    assert_same_on_all_ranks(model)
