@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import copy
 import inspect
+import itertools
+import operator
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,7 +19,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
 from ringreduce._gradients.options import Options, check_groups, check_passes, check_reduction, named_parameters_of
 from ringreduce._gradients.reducer import Reducer
@@ -25,7 +26,6 @@ from ringreduce.compression import Compression, Compressor
 from ringreduce.errors import RingreduceError
 from ringreduce.process_set import ProcessSet, global_process_set
 from ringreduce.reduction import ReduceOp
-
 
 # Decorator of methods that torch.compile calls as they are: what they do is not to be traced.
 _not_compiled: Callable[[Any], Any] = getattr(torch, "_disable_dynamo", lambda method: method)
@@ -38,6 +38,7 @@ class DistributedMixin(torch.optim.Optimizer):
     _ringreduce_source: torch.optim.Optimizer  # the optimizer that was wrapped
     _ringreduce_options: Options
     _ringreduce_names: list[str]
+    _ringreduce_parameters: list[Tensor]  # as param_groups had them last, in the order of the names
     _ringreduce_reducer: Reducer | None  # None outside the process set: trains locally
     _ringreduce_synchronized = False  # synchronize() was called since the last step
     _ringreduce_skip = False  # under skip_synchronize()
@@ -86,6 +87,7 @@ class DistributedMixin(torch.optim.Optimizer):
             self._ringreduce_source._opt_called = True  # type: ignore[attr-defined]
         if reducer is None:
             return super().step(*args, **kwargs)
+        self._ringreduce_follow()
         if reducer.superseded:
             raise RingreduceError(
                 "step() of a DistributedOptimizer some of whose parameters are in a newer one, which reduces their "
@@ -100,12 +102,13 @@ class DistributedMixin(torch.optim.Optimizer):
 
     # torch wraps `step` of a class to run hooks, whenever an optimizer is made, loaded or copied: the plain class's
     # step runs them.
-    step.hooked = True  # type: ignore[attr-defined]
+    step.hooked = True
 
     @_not_compiled
     def zero_grad(self, *args: Any, **kwargs: Any) -> None:
         """Clear the gradients. AssertionError while a reduction is in flight."""
         if self._ringreduce_reducer is not None:
+            self._ringreduce_follow()
             self._ringreduce_reducer.cleared()
         super().zero_grad(*args, **kwargs)
 
@@ -115,9 +118,34 @@ class DistributedMixin(torch.optim.Optimizer):
         at = len(self.param_groups) - 1
         added = [(f"group{at}.{i}", parameter) for i, parameter in enumerate(self.param_groups[at]["params"])]
         self._ringreduce_names += [name for name, _ in added]
+        self._ringreduce_parameters += [parameter for _, parameter in added]
         if self._ringreduce_reducer is not None:
             self._ringreduce_reducer.add(added)
             _take_over(added, self._ringreduce_reducer)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As the optimizer's own. A scheduler that was made before wrapping goes on with what is loaded."""
+        super().load_state_dict(state_dict)
+        vars(self._ringreduce_source).update(state=self.state, param_groups=self.param_groups)
+
+    def _ringreduce_follow(self) -> None:
+        """Parameters may have been exchanged in param_groups by hand: those that are there are reduced."""
+        now = [parameter for group in self.param_groups for parameter in group["params"]]
+        known = self._ringreduce_parameters
+        if len(now) == len(known) and all(map(operator.is_, now, known)):
+            return
+        names = dict(zip(map(id, known), self._ringreduce_names, strict=True))
+        used, count = set(names.values()), itertools.count(len(known))
+        for parameter in now:
+            if id(parameter) not in names:
+                names[id(parameter)] = next(name for name in (f"exchanged.{i}" for i in count) if name not in used)
+        self._ringreduce_parameters = now
+        self._ringreduce_names = [names[id(parameter)] for parameter in now]
+        if self._ringreduce_reducer is not None:
+            new = [(names[id(p)], p) for p in now if not any(p is other for other in known)]
+            self._ringreduce_reducer.follow(now)
+            self._ringreduce_reducer.add(new)
+            _take_over(new, self._ringreduce_reducer)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickles as the plain optimizer, which loads without ringreduce."""
@@ -159,16 +187,25 @@ def _reducing(closure: Callable[[], Any], reducer: Reducer) -> Callable[[], Any]
 
 
 # Which optimizer reduces a parameter's gradient: the newest.
-_owners: WeakIdKeyDictionary = WeakIdKeyDictionary()
+# By the parameters' ids, which are theirs as long as the reducer lives (weak references would forbid swap_tensors()).
+_owners: dict[int, weakref.ref[Reducer]] = {}
 
 
 def _take_over(named: Sequence[tuple[str, Tensor]], reducer: Reducer) -> None:
+    ours = weakref.ref(reducer)
     for _, parameter in named:
-        owner = _owners.get(parameter)
+        owner = _owners.get(id(parameter))
         older = owner() if owner is not None else None
-        if older is not None and older is not reducer:
+        if older is not None and older is not reducer and not older.superseded:
             older.supersede()
-        _owners[parameter] = weakref.ref(reducer)
+        _owners[id(parameter)] = ours
+    weakref.finalize(reducer, _forget, [id(parameter) for _, parameter in named], ours).atexit = False
+
+
+def _forget(ids: Sequence[int], reducer: weakref.ref[Reducer]) -> None:
+    for key in ids:
+        if _owners.get(key) is reducer:
+            del _owners[key]
 
 
 def _wrap(optimizer: torch.optim.Optimizer, named: list[tuple[str, Tensor]], options: Options) -> torch.optim.Optimizer:
@@ -182,6 +219,7 @@ def _wrap(optimizer: torch.optim.Optimizer, named: list[tuple[str, Tensor]], opt
     result._ringreduce_source = optimizer
     result._ringreduce_options = options
     result._ringreduce_names = [name for name, _ in named]
+    result._ringreduce_parameters = [parameter for _, parameter in named]
     result._ringreduce_reducer = None
     if options.process_set.included():
         result._ringreduce_reducer = Reducer(named, options, _named_now(result))
@@ -197,8 +235,7 @@ def _named_now(optimizer: DistributedMixin) -> Callable[[], list[tuple[str, Tens
         one = alive()
         if one is None:
             return []
-        parameters = [p for group in one.param_groups for p in group["params"]]
-        return list(zip(one._ringreduce_names, parameters, strict=True))
+        return list(zip(one._ringreduce_names, one._ringreduce_parameters, strict=True))
 
     return named
 

@@ -1,6 +1,8 @@
 """The gradients of DistributedOptimizer, from autograd to p.grad.
 
     backward.py     notices that a backward pass ends, or fails
+    hooks.py        on each parameter, before and after a gradient is accumulated
+    compiled.py     programs under torch.compile
     reducer.py      the phases of a step: what happens to gradients, and when
     slot.py         one parameter: whose its gradient is, and where it lies
     plan.py         the buckets of a step, launched in order
@@ -9,6 +11,7 @@
     layout.py       which gradient goes where (pure functions)
     marks.py        what travels beside the gradients in the last bucket
     agreement.py    what the ranks agree on before there is a plan
+    channels.py     numbers for messages between hosts
     rest.py         gradients that no bucket took along
     sparse.py       gradients that are gathered
     drift*.py       whether all ranks still have the same parameters

@@ -24,7 +24,7 @@ from ringreduce._gradients.options import Options
 from ringreduce._gradients.plan import BucketMemory, GradientPlan
 from ringreduce._gradients.slot import Kind, Slot
 from ringreduce.compression import effective
-from ringreduce.errors import RingreduceError
+from ringreduce.errors import PlanLeftError, RingreduceTimeoutError
 from ringreduce.handle import Handle
 from ringreduce.process_set import ProcessSet
 
@@ -46,18 +46,28 @@ class Meeting:
     def __init__(self, name: str, process_set: ProcessSet) -> None:
         self.name = name
         self._set = process_set
+        self._waited: tuple[Any, Handle[Any]] | None = None  # (context, a message whose wait has timed out)
         self._given_up: tuple[Any, Handle[Any]] | None = None  # (context, our message that nobody waited for)
 
     def exchange(self, mine: Any) -> list[Any]:
-        """What all ranks of the set say, in their order. RingreduceError if one has failed."""
+        """What all ranks of the set say, in their order. PlanLeftError if one has failed."""
         given_up, self._given_up = self._given_up, None
         if given_up is not None and given_up[0] is _context.current:
             given_up[1].wait()
-        output, sizes = self._submit((True, mine)).wait()
+        if self._waited is None or self._waited[0] is not _context.current:
+            self._waited = (_context.current, self._submit((True, mine)))
+        try:
+            output, sizes = self._waited[1].wait()
+        except RingreduceTimeoutError:
+            raise  # what was said holds, and is waited for by the next call
+        except BaseException:
+            self._waited = None
+            raise
+        self._waited = None
         said = [pickle.loads(bytes(part.tolist())) for part in output.split(sizes)]
         failed = [(rank, why) for rank, (fine, why) in zip(self._set.registered_ranks(), said, strict=True) if not fine]
         if failed:
-            raise RingreduceError("; ".join(f"rank {rank} has left the gradient step: {why}" for rank, why in failed))
+            raise PlanLeftError("; ".join(f"rank {rank} has left the gradient step: {why}" for rank, why in failed))
         return [what for _, what in said]
 
     def give_up(self, why: str) -> None:

@@ -26,6 +26,7 @@ from ringreduce._gradients.slot import Slot, same_memory
 from ringreduce.objects import allgather_object
 from ringreduce.process_set import ProcessSet
 
+
 class Arena:
     """Memory and reductions of the buckets in shared memory.
 
@@ -127,7 +128,7 @@ def make_arena(
     """
     context = _context.require()
     segment = _share(context, spec, process_set, name)
-    return Plan(context.engine, process_set.process_set_id or 0, spec, op, prescale, postscale, segment, channel)
+    return Plan(context.engine, process_set.process_set_id or 0, list(spec), op, prescale, postscale, segment, channel)
 
 
 def _share(context: _context.Context, spec: Sequence[tuple[int, int]], process_set: ProcessSet, name: str) -> Segment:

@@ -24,6 +24,9 @@ from typing import Any, Protocol
 import torch
 from torch.autograd.function import BackwardCFunction
 
+from ringreduce._gradients.compiled import is_compiled_autograd, untraced
+from ringreduce.errors import PlanLeftError
+
 _NODE_FRAMES = {BackwardCFunction.apply.__code__} | (
     {BackwardCFunction.apply_boxed.__code__} if hasattr(BackwardCFunction, "apply_boxed") else set()
 )
@@ -43,6 +46,9 @@ class Listener(Protocol):
     def failed(self, why: str) -> None:
         """The pass has raised an exception instead: never both."""
 
+    def abandon(self, why: str) -> None:
+        """The pass has failed on a peer."""
+
 
 class _Notice:
     """What autograd calls when a graph task ends, and destroys when the task fails."""
@@ -53,19 +59,11 @@ class _Notice:
 
     def __call__(self) -> None:
         self._failed = None
-        _untraced(self._ended)
+        untraced(self._ended)
 
     def __del__(self) -> None:
         if self._failed is not None:
             self._failed()
-
-
-def _call(function: Callable[[], None]) -> None:
-    function()
-
-
-# Within a program under torch.compile: what is called is not to be compiled.
-_untraced: Callable[[Callable[[], None]], None] = getattr(torch, "_disable_dynamo", lambda function: function)(_call)
 
 
 class BackwardEnd:
@@ -86,7 +84,7 @@ class BackwardEnd:
         if task == self._task:
             return self._ends
         self._task = task
-        self._ends = task != -1 and not _is_compiled_autograd()
+        self._ends = task != -1 and not is_compiled_autograd()
         if not self._ends:
             return False
         if self._armed:  # this task, or one within it that a hook has started
@@ -151,6 +149,10 @@ class _Finish:
         errors: list[BaseException] = []
         for step in ("launch", "complete"):
             for listener in self.listeners:
+                left = next((error for error in errors if isinstance(error, PlanLeftError)), None)
+                if left is not None:  # no part of a pass that has failed on a peer can complete
+                    listener.abandon(str(left))
+                    continue
                 try:
                     getattr(listener, step)()
                 except BaseException as error:  # the others must not stay behind with buckets in flight
@@ -168,22 +170,18 @@ def _queue(callback: Callable[[], None]) -> None:
     torch.autograd.Variable._execution_engine.queue_callback(callback)
 
 
-def _is_compiled_autograd() -> bool:
-    module = sys.modules.get("torch._dynamo.compiled_autograd")
-    flags = ("compiled_autograd_enabled", "in_compiled_autograd_region")
-    return any(getattr(module, flag, False) for flag in flags)
-
-
 def _exception_in_flight() -> str:
     """What the failing backward pass is about to raise, where Python knows it.
 
     C++ has fetched the exception from the interpreter, and puts it back when it reaches the program. Until then
-    it is the youngest of the youngest objects that is an exception; errors of C++ are no objects yet.
+    it is the youngest object that is an exception; errors of C++ are no objects yet. Among older objects there may be
+    others that somebody has kept, which have a traceback.
     """
-    for candidate in reversed(gc.get_objects(generation=0)):
-        if issubclass(type(candidate), BaseException):
-            text = f"{type(candidate).__name__}: {candidate}"
-            return text if len(text) <= 500 else text[:500] + "..."
+    for generation in range(3):
+        for candidate in reversed(gc.get_objects(generation=generation)):
+            if issubclass(type(candidate), BaseException) and (generation == 0 or candidate.__traceback__ is None):
+                text = f"{type(candidate).__name__}: {candidate}"
+                return text if len(text) <= 500 else text[:500] + "..."
     return "an exception in backward()"
 
 

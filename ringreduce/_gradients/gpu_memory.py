@@ -190,4 +190,3 @@ class GpuMemory:
             )  # fmt: skip
         if groups:
             _gpu.backend.joined(self._stream())
-

@@ -31,7 +31,9 @@ class Watched:
 
     def is_held(self, *also_ours: Tensor | None) -> bool:
         """Whether there are more references than at the beginning, and than the owner's own others, if they are any."""
-        others = sum(other is not None and other is not self.tensor and shares(other, self.tensor) for other in also_ours)
+        others = sum(
+            other is not None and other is not self.tensor and shares(other, self.tensor) for other in also_ours
+        )
         return not CAN_COUNT or use_count(self.tensor) > self._ours + others
 
 

@@ -117,17 +117,17 @@ class GradientPlan:
     def launch_full(self) -> None:
         """Launch what is full and next in order."""
         while self.next < self.early and self._missing[self.next] == 0:
-            self._launch_next(late=False, steps=0)
+            self._launch_next(late=False, counts=marks.Counts())
 
-    def launch_rest(self, late: bool, steps: int) -> None:
+    def launch_rest(self, late: bool, counts: marks.Counts) -> None:
         """The backward pass has ended: launch what is left of the step, in order.
 
         Args:
             late: this rank has gradients that came too late for their buckets.
-            steps: how many steps this rank has taken.
+            counts: what this rank has counted.
         """
         while self.next < len(self.buckets):
-            self._launch_next(late, steps)
+            self._launch_next(late, counts)
 
     def give_up_step(self) -> None:
         """Join what was launched, or a CUDA graph that captured it could not be ended; then as `begin_step`."""
@@ -140,7 +140,7 @@ class GradientPlan:
             self._begun[bucket] = True
             self._memory.begin(bucket, self._members[bucket][: len(self.buckets[bucket].members)])
 
-    def _launch_next(self, late: bool, steps: int) -> None:
+    def _launch_next(self, late: bool, counts: marks.Counts) -> None:
         index = self.next
         self._begin(index)
         placed = self._settle(index)
@@ -152,7 +152,7 @@ class GradientPlan:
         if index == len(self.buckets) - 1:
             said, digest = self._tail()
             if self._memory.reads_at_once:
-                marks.write(said, late, steps)
+                marks.write(said, late, counts)
             self._guard.write(digest)
         self._memory.launch(index, placed)
         self.next += 1
@@ -161,7 +161,8 @@ class GradientPlan:
         """Whose gradients are there? Those whose are not contribute zeros, and are marked as absent."""
         placed = []
         for place, slot in enumerate(self._members[index]):
-            if slot.placed and slot.parameter.grad is not None or not slot.placed and slot.is_local():
+            slot.check_hooks()
+            if (slot.placed and slot.parameter.grad is not None) or (not slot.placed and slot.is_local()):
                 if slot.kind is Kind.DENSE:
                     placed.append(slot)
                     if not slot.placed:
@@ -185,7 +186,7 @@ class GradientPlan:
                 present = (self._presence(index) != 0).tolist()
             self._deliver(index, slots, present)
         self.begin_step()
-        return marks.read(self._tail()[0]) if self._memory.reads_at_once else marks.Marks(False, False)
+        return marks.read(self._tail()[0]) if self._memory.reads_at_once else marks.Marks()
 
     def _deliver(self, index: int, slots: Sequence[Slot], present: Sequence[bool]) -> None:
         there = [slot for slot, anywhere in zip(slots, present, strict=True) if anywhere and slot.kind is Kind.DENSE]

@@ -30,9 +30,10 @@ import torch
 from torch import Tensor
 
 from ringreduce import _context, _submit
-from ringreduce._gradients import agreement
+from ringreduce._gradients import agreement, hooks
 from ringreduce._gradients.backward import BackwardEnd
 from ringreduce._gradients.drift import DriftGuard
+from ringreduce._gradients.marks import Counts, Marks
 from ringreduce._gradients.names import optimizer_name
 from ringreduce._gradients.options import Options
 from ringreduce._gradients.plan import GradientPlan
@@ -75,8 +76,8 @@ class Reducer:
         self._guarded: _context.Context | None = None  # the life of the library that the guard is for
         self._slots: list[Slot] = []  # those with hooks, in registration order
         self._frozen: list[tuple[str, Tensor]] = []  # parameters without requires_grad so far
-        self._hooks: dict[int, tuple[Any, Any]] = {}  # of each slot
-        weakref.finalize(self, _remove, self._hooks).atexit = False
+        self._hooks: dict[int, hooks.Handles] = {}  # of each slot
+        weakref.finalize(self, hooks.remove, self._hooks.values()).atexit = False
         self._end = BackwardEnd(weakref.ref(self))
         self._plan: GradientPlan | None = None
         self._lost: list[GradientPlan] = []  # failed: their memory may still be in use
@@ -92,6 +93,7 @@ class Reducer:
         self._done = False  # there was a reduction since step() or zero_grad()
         self._local = False  # a pass has accumulated since
         self._steps = 0
+        self._lost_passes, self._why_lost = 0, ""  # that only accumulated, and failed
         self.superseded = False  # another optimizer has taken a parameter over
         self.add(named)
 
@@ -110,30 +112,38 @@ class Reducer:
         for name, parameter in new:
             slot = Slot(len(self._slots), name, parameter)
             self._slots.append(slot)
-            self._hook(slot)
+            self._hooks[slot.index] = hooks.hook(weakref.ref(self), slot)
         self._replan(f"it has {len(new)} more parameter(s) that require grad, such as {new[0][0]!r}")
 
-    def _hook(self, slot: Slot) -> None:
-        before, after = _hook_pair(weakref.ref(self), slot)
-        register = slot.parameter.register_post_accumulate_grad_hook
-        self._hooks[slot.index] = (
-            slot.parameter.register_hook(before),  # type: ignore[no-untyped-call]
-            register(after),  # type: ignore[no-untyped-call]
-        )
+    def _hook_again(self) -> None:
+        for slot in self._slots:
+            if not hooks.is_hooked(slot, self._hooks[slot.index]):
+                self._hooks[slot.index] = hooks.hook(weakref.ref(self), slot)
 
-    def _hook_again(self, slot: Slot) -> None:
-        """torch.utils.swap_tensors() takes a parameter's hooks away with its old content."""
-        hooks = getattr(slot.parameter, "_post_accumulate_grad_hooks", None) or ()
-        if self._hooks[slot.index][1].id not in hooks:
-            self._hook(slot)
+    def follow(self, parameters: Sequence[Tensor]) -> None:
+        """The optimizer has these parameters now: others are reduced no more."""
+        kept = {id(parameter) for parameter in parameters}
+        self._frozen = [pair for pair in self._frozen if id(pair[1]) in kept]
+        gone = [slot for slot in self._slots if id(slot.parameter) not in kept]
+        if not gone:
+            return
+        self._replan(f"its optimizer has given up {len(gone)} parameter(s), such as {gone[0].name!r}")
+        handles = [self._hooks[slot.index] for slot in self._slots]
+        hooks.remove(handles[slot.index] for slot in gone)
+        self._slots = [slot for slot in self._slots if id(slot.parameter) in kept]
+        self._hooks.clear()
+        for index, slot in enumerate(self._slots):
+            self._hooks[index] = handles[slot.index]
+            slot.index = index
+        self._order = []
 
     def supersede(self) -> None:
         """Another optimizer has one of the parameters now: do nothing more."""
         self.superseded = True
-        _remove(self._hooks)
+        hooks.remove(self._hooks.values())
         self._drop_plan()
 
-    def before_gradient(self, slot: Slot) -> None:
+    def before_gradient(self, slot: Slot, gradient: Tensor) -> None:
         """Hook: a gradient of this parameter is about to be accumulated."""
         if self._alone():
             return
@@ -143,9 +153,11 @@ class Reducer:
                 self._comes_late(slot)
                 return
         self._check_local_gradient(slot)
+        slot.check_hooks()
         if slot.before_gradient():
             self._moved.append(slot)
             self._end.arm()
+            slot.watch(gradient)
 
     def after_gradient(self, slot: Slot) -> None:
         """Hook: p.grad has this parameter's gradient."""
@@ -160,6 +172,8 @@ class Reducer:
                 "by torch.autograd.grad(..., create_graph=True), reduce them by ringreduce.grouped_allreduce(), which "
                 "is differentiable, and assign them to p.grad"
             )
+        slot.check_hooks()
+        slot.watch(slot.parameter.grad)
         if slot.came == self._pass_number:
             self._came_twice()
         slot.came = self._pass_number
@@ -270,7 +284,14 @@ class Reducer:
                 self._forget_pass()
                 raise
             self._phase = Phase.BETWEEN
-            self._finish(plan, said.late, said.steps_differ)
+            self._finish(plan, said)
+
+    def abandon(self, why: str) -> None:
+        """Another optimizer that took part in this pass has lost it, since it failed on a peer: so has this one."""
+        if self._phase is not Phase.BETWEEN and not self._alone():
+            self._tell(_REPLAN + why)
+            self._syncing = True
+            self._forget_pass()
 
     def failed(self, why: str) -> None:
         """The backward pass has raised an exception."""
@@ -284,6 +305,8 @@ class Reducer:
             return
         if self._syncing:
             self._tell(why)
+        else:
+            self._lost_passes, self._why_lost = self._lost_passes + 1, why
         self._forget_pass()
 
     def _tell(self, why: str) -> None:
@@ -299,8 +322,8 @@ class Reducer:
     def _forget_pass(self) -> None:
         """Nothing of a failed pass stays: the next one begins anew, with a plan that all agree on."""
         self._phase, self._left = Phase.BETWEEN, None
+        self._passes = 0
         if self._syncing:
-            self._passes = 0
             self._drop_plan()
         for slot in self._slots:
             slot.drop()
@@ -322,6 +345,7 @@ class Reducer:
         self.launch()
         self.complete()
         if self._local or not self._done:
+            self._hook_again()
             self._syncing = True
             self._hook_new()
             self._check_plan()
@@ -329,8 +353,6 @@ class Reducer:
             self.complete()
         undelivered = [slot for slot in self._slots if not slot.delivered]
         if undelivered:
-            for slot in undelivered:
-                self._hook_again(slot)
             reduce_rest(undelivered, self.options, self._name)
 
     def reduced_loss(self, loss: Any) -> Any:
@@ -352,7 +374,7 @@ class Reducer:
             if plan is None or plan.context is not _context.current:
                 plan = self._plan = self._agree()
             self._phase = Phase.REDUCING
-            plan.launch_rest(any(slot.late for slot in self._slots), self._steps)
+            plan.launch_rest(any(slot.late for slot in self._slots), Counts(self._steps, self._lost_passes))
         except PlanLeftError as error:
             self._was_left(error)
             self._launch_rest()
@@ -362,6 +384,9 @@ class Reducer:
                 self._plan.give_up_step()
             for slot in self._slots:
                 slot.unplace()  # gradients that are not cleared count as local again
+            raise
+        except RingreduceTimeoutError:
+            self._phase = Phase.BETWEEN  # gradients are local still: synchronize() goes on waiting
             raise
         except RingreduceError:
             self._forget_pass()
@@ -375,10 +400,10 @@ class Reducer:
             guard.report(whole=True)
         return agreement.build(self._slots, agreed, not self._repeats, self.options, self._meeting, guard)
 
-    def _finish(self, plan: GradientPlan, late: bool, steps_differ: bool) -> None:
+    def _finish(self, plan: GradientPlan, said: Marks) -> None:
         """The buckets are reduced on all ranks: what they did not take along."""
         reduce_sparse([slot for slot in self._slots if slot.kind is Kind.SPARSE], self.options, self._name)
-        if late:
+        if said.late:
             self._reduce_late()
         appeared = [slot for slot in self._slots if slot.appeared]
         if appeared:
@@ -387,8 +412,10 @@ class Reducer:
                 slot.appeared = False
             self._drop_plan()  # they get places
         self._reduced()
-        if steps_differ:
+        if said.steps_differ:
             self._raise_different_steps()
+        if said.lost_differ:
+            self._raise_lost_passes()
         if plan.drifted():
             self._drift_guard().report()
 
@@ -407,6 +434,17 @@ class Reducer:
         raise RingreduceError(
             f"the ranks have taken different numbers of optimizer steps ({said}): a step is taken by all ranks or by "
             "none; let all of them decide alike, as by ringreduce.allreduce() of what they decide on"
+        )
+
+    def _raise_lost_passes(self) -> None:
+        everyone = self._meeting.exchange((self._lost_passes, self._why_lost))
+        most = self._lost_passes = max(count for count, _ in everyone)
+        ranks = self.options.process_set.registered_ranks()
+        said = [f"rank {rank}: {why}" for rank, (count, why) in zip(ranks, everyone, strict=True) if count == most]
+        raise RingreduceError(
+            "backward passes that only accumulate (under no_sync(), or before the last of a group) have failed on a "
+            f"part of the ranks ({'; '.join(said)}): what they had accumulated is missing in the reduced gradients; "
+            "call zero_grad() and begin the group anew on all ranks"
         )
 
     # The plan
@@ -450,6 +488,12 @@ class Reducer:
 
     @staticmethod
     def _check_local_gradient(slot: Slot) -> None:
+        if slot.was_rewritten():
+            raise RingreduceError(
+                f"p.grad of {slot.name!r}, which the last step() has used, was written to since: whether it is this "
+                "rank's own or reduced cannot be told; assign a new tensor to p.grad (then it is reduced), or call "
+                "zero_grad()"
+            )
         if slot.was_edited():
             raise RingreduceError(
                 f"the gradient of {slot.name!r} was changed in place (clipped, unscaled) while it was still this "
@@ -473,7 +517,7 @@ class Reducer:
         self._steps += 1
         self._begin_group()
         for slot in self._slots:
-            slot.delivered = False
+            slot.step()
         if self._guard is not None and self._guarded is _context.current:
             self._guard.stepped()
 
@@ -490,7 +534,8 @@ class Reducer:
         if self._plan is not None and self._plan.context is not _context.current:
             self._plan = None  # what was in flight has ended with an earlier life of the library
             self._phase = Phase.BETWEEN
-        if self._phase is Phase.REDUCING or (self._plan is not None and self._plan.next > 0):
+        under_way = self._left is not None or (self._plan is not None and self._plan.next > 0)
+        if self._phase is Phase.REDUCING or under_way:
             raise AssertionError(
                 "zero_grad() while gradients are being reduced; call it before backward() or after step()"
             )
@@ -500,46 +545,10 @@ class Reducer:
             slot.clear()
         if self._plan is not None:
             self._plan.begin_step()
+        self._hook_again()
         self._phase = Phase.BETWEEN
         self._begin_group()
 
 
 def _shown(parameter: Tensor) -> str:
     return f"{tuple(parameter.shape)} {parameter.dtype} with strides {parameter.stride()}"
-
-
-_is_compiling: Callable[[], bool] = getattr(torch.compiler, "is_compiling", lambda: False)
-
-
-def _hook_pair(reducer: weakref.ref[Reducer], slot: Slot) -> tuple[Any, Any]:
-    """The hooks hold the reducer weakly: parameters may outlive their optimizer. torch.compile leaves them as they are."""
-
-    def before() -> None:
-        alive = reducer()
-        if alive is not None:
-            alive.before_gradient(slot)
-
-    def after() -> None:
-        alive = reducer()
-        if alive is not None:
-            alive.after_gradient(slot)
-
-    return _not_traced(before), _not_traced(after)
-
-
-def _not_traced(hook: Callable[[], None]) -> Callable[[Tensor], None]:
-    broken_out = torch._disable_dynamo(hook) if hasattr(torch, "_disable_dynamo") else hook
-
-    def call(_tensor: Tensor) -> None:
-        if _is_compiling():
-            broken_out()
-        else:
-            hook()
-
-    return call
-
-
-def _remove(hooks: dict[int, tuple[Any, Any]]) -> None:
-    for pair in hooks.values():
-        for hook in pair:
-            hook.remove()

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ringreduce import _core
 from ringreduce._gradients.holders import Watched
+from ringreduce.errors import RingreduceError
 
 _SAMPLED = 64  # values
 
@@ -63,8 +64,8 @@ class Slot:
 
     __slots__ = (
         "appeared", "aside", "bucket", "came", "delivered", "handed", "home", "index", "kind", "late", "layout",
-        "local", "moved", "name", "noted", "parameter", "place", "placed", "saved", "view",
-        "was_delivered",
+        "local", "moved", "name", "noted", "parameter", "place", "placed", "saved", "version", "view",
+        "was_delivered", "watched",
     )  # fmt: skip
 
     def __init__(self, index: int, name: str, parameter: Tensor) -> None:
@@ -87,6 +88,8 @@ class Slot:
         self.late = False  # p.grad came again when its bucket was under way already
         self.appeared = False  # a rank has a gradient, and there is no place for it yet
         self.came = 0  # the backward pass in which the gradient came last
+        self.watched: int | None = None  # a sample of what hooks of the program must leave as it is
+        self.version = -1  # of a delivered p.grad when the optimizer had used it
         self.noted: tuple[Tensor, int] | None = None  # a local p.grad at the end of the last pass, and its sample
 
     def reset(self) -> None:
@@ -137,12 +140,50 @@ class Slot:
         self.noted = (grad, _sample(grad)) if self.local and grad is not None else None
 
     def was_edited(self) -> bool:
-        """Whether a local p.grad was changed in place since then."""
+        """Whether a local p.grad was changed in place since then, or replaced while a part of it is set aside."""
         noted, grad = self.noted, self.parameter.grad
-        if noted is None or grad is None or not same_memory(grad, noted[0]) or _sample(grad) == noted[1]:
+        if noted is None or grad is None:
             return False
-        self.noted = None
-        return True
+        edited = _sample(grad) != noted[1] if same_memory(grad, noted[0]) else self.aside is not None
+        if edited:
+            self.noted = None
+        return edited
+
+    def was_rewritten(self) -> bool:
+        """Whether the memory of a delivered gradient was written to after the step that used it.
+
+        Nobody can tell whether that is local. Zeros are: the gradient was cleared.
+        """
+        grad = self.parameter.grad
+        if grad is None or self.delivered or self.handed is None or self.version < 0 or self.local or self.placed:
+            return False
+        if grad._version == self.version or not same_memory(grad, self.handed):
+            return False
+        self.handed, self.version = None, -1
+        return bool((grad._values() if grad.is_sparse else grad).count_nonzero() > 0)
+
+    def step(self) -> None:
+        """The optimizer has used p.grad."""
+        grad = self.parameter.grad
+        self.version = grad._version if self.delivered and grad is not None else -1
+        self.delivered = False
+
+    def watch(self, gradient: Tensor | None) -> None:
+        """From now on hooks of the program are not to edit the gradient: they would see only a part of p.grad."""
+        others = self.parameter._post_accumulate_grad_hooks or ()
+        watching = self.aside is not None and len(others) > 1 and gradient is not None
+        self.watched = _sample(gradient) if watching and gradient is not None else None
+
+    def check_hooks(self) -> None:
+        """RingreduceError if one has."""
+        watched, self.watched = self.watched, None
+        grad = self.gradient()
+        if watched is not None and (grad is None or _sample(grad) != watched):
+            raise RingreduceError(
+                f"a post-accumulate hook of {self.name!r} has changed p.grad, of which it sees only what this backward "
+                "pass adds to the gradient that the last one has left reduced: clear gradients between the passes, or "
+                "run all but the last one within optimizer.no_sync()"
+            )
 
     def has_come(self) -> None:
         """p.grad has the gradient."""
@@ -246,6 +287,7 @@ class Slot:
         """Nothing is under way, nothing is local."""
         self.aside = self.saved = None
         self.local = self.placed = self.moved = self.late = False
+        self.watched = None
         self.noted = None
 
     def clear(self) -> None:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ringreduce import _dtypes
-from ringreduce._gradients.layout import Bucket
 from ringreduce._core import SUM
+from ringreduce._gradients.layout import Bucket
 from ringreduce.bench.gpu_clock import Turn, alternate
 from ringreduce.bench.gpu_device import GpuDevice
 from ringreduce.bench.measure import Effort, Timing

@@ -120,7 +120,7 @@ def _plan(job: Job, bucket: Tensor, closing: ExitStack, on_nccl: bool) -> GpuPla
         closing.enter_context(buffers.closing)
     infos = job.comm.allgather(engine.gpu_info(0))
     spec = (bucket.data_ptr(), bucket.numel(), _dtypes.CODES[bucket.dtype])
-    channel = agree_channel(job.comm.allgather(engine.offer_channel()))
+    channel = agree_channel(job.comm.allgather(engine.offer_channel()), 0)
     plan = GpuPlan(engine, 0, infos, [spec], SUM, 1.0, 1.0, host, channel)
     closing.callback(plan.close)
     return plan

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from writer import CLEARS, LOCAL, MIXED, Writer
+from writer import CLEARS, LOCAL, MIXED, REWRITTEN, Writer
 
 EDITS = (
     "for p in present(optimizers): p.grad.mul_(0.5)",
@@ -32,6 +32,7 @@ ASSIGNMENTS = (  # of g, a gradient of this rank's share
     "if unlike(p.grad, g): p.grad = g\n        else: p.grad.data = g",
 )
 ADDING = (1, 4)
+REPLACING = (0, 1, 2)  # p.grad is another tensor from then on
 
 
 class Edits(Writer):
@@ -58,6 +59,8 @@ class Edits(Writer):
             variant = self.seldom(variant, 1, batch)
             self.allow(MIXED if self.delivered or self.old else LOCAL)
             self.assigned = True
+        elif self.old and not self.delivered:
+            self.allow(REWRITTEN)
         self.add(EDITS[variant])
 
     def do_clip(self, variant: int, batch: int) -> None:
@@ -75,6 +78,8 @@ class Edits(Writer):
                 return
             if self.local:
                 self.allow(LOCAL)
+            elif self.old and not self.delivered:
+                self.allow(REWRITTEN)
             self.add(clip)
 
     def do_assign(self, variant: int, batch: int) -> None:
@@ -82,6 +87,11 @@ class Edits(Writer):
         variant %= len(ASSIGNMENTS)
         if self.delivered or (self.old and variant in ADDING):
             return
+        if variant not in REPLACING and self.local:
+            variant = self.seldom(variant, 0, batch)
+            self.allow(LOCAL)
+        elif variant not in REPLACING and self.old:
+            self.allow(REWRITTEN)
         if variant == 0:
             self.let_go()
         self.add(f"for p, g in gradients(side.loss(model, {batch}), optimizers):", f"    {ASSIGNMENTS[variant]}")

@@ -69,7 +69,7 @@ class Others(Writer):
         self.wrap()
         self.hooked -= {0, 1}
         self.stepped()
-        if variant % 3 == 2 and self.program.optimizer != "LBFGS":
+        if variant % 3 == 2 and batch == 0 and self.program.optimizer != "LBFGS":  # seldom: it is an error
             self.clear(0)
             self.add(*[f"side.loss(model, {batch}).backward()"] * self.program.passes)
             self.passed(self.program.passes)

@@ -99,6 +99,10 @@ class Side:
         self._kept += [(g, g.detach().clone()) for g in self._keeping]
         self._keeping = []
 
+    def forget(self) -> None:
+        """What was taken hold of is p.grad still, and may be reduced where it is."""
+        self._keeping = []
+
     def kept(self) -> bool:
         """Whether all of it has."""
         return all(

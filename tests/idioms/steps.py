@@ -17,6 +17,10 @@ class Steps(Writer):
             return self.stepped()
         if variant == 7 and self.delivered:
             variant = 6
+        # step() reduces what is local in p.grad, and runs hooks, before it calls the closure, which clears it.
+        if self.local or any("register_step_pre_hook" in line for line in self.lines):
+            self.add("side.forget()")
+            self.keeping = False
         self.let_go()
         self.add("def closure():", "    for o in optimizers: o.zero_grad()", f"    loss = side.loss(model, {batch})")
         if variant == 7:

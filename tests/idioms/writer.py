@@ -14,7 +14,9 @@ from __future__ import annotations
 from program import OPTIMIZERS, Program
 
 LOCAL = "gradients are changed while they are local"
+REWRITTEN = "what the last step() has used is written to"
 MIXED = "what is changed is partly local, partly reduced"
+HOOK = "a post-accumulate hook sees only what a pass adds to a delivered gradient"
 LOOK = "side.look(optimizers)"
 CLEARS = (
     "for o in optimizers: o.zero_grad()",
@@ -56,6 +58,10 @@ class Writer:
         self.assigned = False  # some of what is local has been assigned
 
     def add(self, *lines: str) -> None:
+        again = any("(2 * loss).backward()" in line for line in lines)
+        hooked = any("register_post_accumulate_grad_hook" in line for line in self.lines)
+        if hooked and (self.holds or self.zeros or self.old or again):
+            self.allow(HOOK)
         self.lines += lines
 
     def unlike(self, line: str) -> bool:
@@ -109,6 +115,12 @@ class Writer:
             self.local, self.delivered, self.assigned = False, True, False
         else:
             self.local = True
+
+    def before_pass(self, batch: int) -> None:
+        """Where a hook of the program's makes a pass on top of other gradients an error: seldom one."""
+        hooked = any("register_post_accumulate_grad_hook" in line for line in self.lines)
+        if hooked and batch and (self.holds or self.zeros or self.old):
+            self.clear(0)
 
     def let_go(self) -> None:
         """p.grad is about to be set to None: what was kept of it must stay as it is."""
