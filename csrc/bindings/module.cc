@@ -131,12 +131,7 @@ void bind_segment(nb::module_& m) {
         return nb::make_tuple(s.offer().path, s.offer().device, s.offer().inode, s.offer().secret);
       })
       .def("reserve", [](const Segment& self, size_t offset, size_t bytes) {
-        Status status;
-        {
-          nb::gil_scoped_release release;
-          status = self.reserve(offset, bytes);
-        }
-        raise_if(status);
+        raise_if(without_gil([&] { return self.reserve(offset, bytes); }));
       }, "offset"_a, "nbytes"_a)
       .def_prop_ro("path", [](const Segment& s) { return s.path(); })
       .def_prop_ro("nbytes", [](const Segment& s) { return s.size(); })
@@ -340,9 +335,9 @@ void bind_plan(nb::module_& m) {
       }, nb::keep_alive<1, 2>(), "engine"_a, "set_id"_a, "buckets"_a, "op"_a, "prescale"_a, "postscale"_a, "segment"_a,
            "channel"_a)
       .def("part", [](const PyPlan& self, int bucket, int side, size_t offset, size_t bytes) {
-        if (side < 0 || side >= Plan::kSides || offset + bytes > self.plan->bytes(bucket))
+        if (side < 0 || side >= Plan::kSides || offset > self.plan->bytes(bucket) || bytes > self.plan->bytes(bucket) - offset)
           throw nb::value_error("a part of a bucket ends within it, on side 0 or 1");
-        if (side) raise_if(self.plan->reserve(bucket, side));
+        if (side) raise_if(without_gil([&] { return self.plan->reserve(bucket, side); }));
         return view(self.plan->buffer(bucket, side) + offset, bytes, self.segment);
       }, "bucket"_a, "side"_a, "offset"_a, "nbytes"_a)
       .def("launch", [](const PyPlan& self, int bucket, int side) {

@@ -63,9 +63,9 @@ Status Departures::locked(uint64_t since, std::vector<Departure>* departures) co
 
 Status Departures::take(std::vector<Departure>* departures) {
   RR_TRY(board_->lock.lock(local_));
+  const ShmLock::Held held(board_->lock);
   const Status status = locked(seen_, departures);
   seen_ = board_->count.load(std::memory_order_relaxed);
-  board_->lock.unlock();
   return status;
 }
 
@@ -77,8 +77,8 @@ uint64_t Departures::unaffected(int64_t channel) const {
   if (!news()) return least;
   std::vector<Departure> departures;
   if (!board_->lock.lock(local_).is_ok()) return 0;
+  const ShmLock::Held held(board_->lock);
   const Status status = locked(seen_, &departures);
-  board_->lock.unlock();
   for (const Departure& departure : departures)
     if (departure.channel == channel) least = std::min(least, departure.launches);
   return status.is_ok() ? least : 0;

@@ -220,6 +220,9 @@ Status Engine::launch(Plan& plan, int bucket, int side) {
   RR_TRY(usable());
   if (const Status status = hear(); !status.is_ok()) return fail(status), broken_;
   RR_TRY(plan.left());
+  if (!plan.complete(bucket))
+    return {Code::kInvalid, "gradient bucket " + std::to_string(bucket) + " is in flight (" + plan.missing(bucket) +
+                                "); wait for it before it is launched again"};
   plan.launch(bucket, side);
   // What is ready now is done now, while it is in the caches; nothing here waits.
   for (bool moved = true; moved && broken_.is_ok();) {

@@ -90,26 +90,29 @@ void OpTable::unlink(uint32_t index) {
 }
 
 Status OpTable::post(const Post& post, bool to_leader, bool* posted, uint32_t* index) {
-  RR_TRY(header_->lock.lock(local_));
   bool last = false;
+  RR_TRY(header_->lock.lock(local_));
+  RR_TRY(post_locked(post, to_leader, posted, index, &last));
+  // After the lock: waking many ranks takes long, and the first of them want the lock.
+  if (last) bell_->ring();
+  return Status::ok();
+}
+
+Status OpTable::post_locked(const Post& post, bool to_leader, bool* posted, uint32_t* index, bool* last) {
+  const ShmLock::Held held(header_->lock);
   uint32_t at = find(post.key);
   if (!at) at = allocate(post);
   *posted = at != 0;
-  const Status reserved = at ? reserve(at - 1, post) : Status::ok();
-  if (!reserved.is_ok()) return header_->lock.unlock(), reserved;
-  if (at) {
-    *index = at - 1;
-    Entry& entry = entries_[*index];
-    if (entry.signature != post.signature) entry.mismatch = true;
-    if (!post.inlined) entry.inlined = false;
-    entry.arrived_mask[local_ / 64] |= uint64_t{1} << local_ % 64;
-    if (post.inline_bytes) std::memcpy(slot(*index, local_, post.slot_bytes), post.inline_data, post.inline_bytes);
-    last = ++entry.arrived == static_cast<uint32_t>(locals_);
-    if (last) complete(*index, post, to_leader);
-  }
-  header_->lock.unlock();
-  // After the lock: waking many ranks takes long, and the first of them want the lock.
-  if (last) bell_->ring();
+  if (!at) return Status::ok();
+  RR_TRY(reserve(at - 1, post));
+  *index = at - 1;
+  Entry& entry = entries_[*index];
+  if (entry.signature != post.signature) entry.mismatch = true;
+  if (!post.inlined) entry.inlined = false;
+  entry.arrived_mask[local_ / 64] |= uint64_t{1} << local_ % 64;
+  if (post.inline_bytes) std::memcpy(slot(*index, local_, post.slot_bytes), post.inline_data, post.inline_bytes);
+  *last = ++entry.arrived == static_cast<uint32_t>(locals_);
+  if (*last) complete(*index, post, to_leader);
   return Status::ok();
 }
 
@@ -224,8 +227,8 @@ Status OpTable::withdraw(uint32_t index, bool* withdrawn) {
 
 Status OpTable::who_posted(uint32_t index, std::vector<bool>* local) {
   RR_TRY(header_->lock.lock(local_));
+  const ShmLock::Held held(header_->lock);
   for (int i = 0; i < locals_; ++i) local->push_back(entries_[index].arrived_mask[i / 64] >> i % 64 & 1);
-  header_->lock.unlock();
   return Status::ok();
 }
 

@@ -107,6 +107,7 @@ class OpTable {
   size_t room() const { return kInlineBytes * (locals_ + size_t{1}); }  // of one entry's data
   uint32_t find(const Key& key) const;
   uint32_t allocate(const Post& post);
+  Status post_locked(const Post& post, bool to_leader, bool* posted, uint32_t* entry, bool* last);  // and lets go of the lock
   Status reserve(uint32_t entry, const Post& post);
   void unlink(uint32_t entry);
   void free_locked(uint32_t entry);

@@ -67,11 +67,12 @@ Status Engine::allreduce(int set_id, const PlainAllreduce& plain, OpRef* op) {
   }
   bool posted = false, done = false;
   uint32_t entry = 0;
-  RR_TRY(set->post(plain, &posted, &entry));
-  if (posted) {
+  Status status = set->post(plain, &posted, &entry);
+  if (posted && status.is_ok()) {
     linger(*set);
-    RR_TRY(set->take_inline(plain, entry, &done));
+    status = set->take_inline(plain, entry, &done);
   }
+  if (!status.is_ok()) return fail(status), status;  // the next one must not meet the peers' this one
   if (!done) *op = set->adopt(plain, posted, entry);
   return Status::ok();
 }

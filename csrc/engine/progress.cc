@@ -38,7 +38,7 @@ Status Engine::advance_all(bool* moved) {
   for (auto& [id, set] : sets_)
     if (!set->idle() || set->on_net()) RR_TRY(set->advance(moved));
   for (auto& plan : plans_)
-    if (!plan->idle() && plan->left().is_ok()) RR_TRY(plan->advance(moved));
+    if (!plan->idle() && (plan->left().is_ok() || !plan->net())) RR_TRY(plan->advance(moved));  // else drain() does
   for (auto& plan : gpu_plans_)
     if (!plan->idle()) RR_TRY(plan->advance(moved));
   return draining_.empty() ? Status::ok() : drain(moved);

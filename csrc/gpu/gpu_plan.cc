@@ -40,6 +40,9 @@ GpuPlan::GpuPlan(std::shared_ptr<Communicator> communicator, std::vector<int> ra
 Status GpuPlan::launch(int index, void* stream) {
   const bool captured = device_.capturing(stream);
   if (captured && used_) RR_TRY(settle(kCapturePatienceNs));
+  if (host_ && buckets_[index].pending)
+    return {Code::kUnsupported, "gradient bucket " + std::to_string(index) + " is in flight (" + missing(index) +
+                                    "); wait for it before it is launched again"};
   if (captured && host_) return {Code::kUnsupported, "a reduction through host memory cannot be captured in a CUDA graph"};
   if (captured && !used_)
     return {Code::kUnsupported, "the first step cannot be captured in a CUDA graph; run one step before the capture"};

@@ -41,6 +41,18 @@ class ShmLock {
     released_.ring();
   }
 
+  // Lets go of a lock at the end of its scope, also where memory runs out before.
+  class Held {
+   public:
+    explicit Held(ShmLock& lock) : lock_(lock) {}
+    ~Held() { lock_.unlock(); }
+    Held(const Held&) = delete;
+    Held& operator=(const Held&) = delete;
+
+   private:
+    ShmLock& lock_;
+  };
+
  private:
   static constexpr int kSpins = 30, kTries = 60;
   static constexpr int64_t kDeadlineNs = 10'000'000'000, kRetryNs = 10'000'000;

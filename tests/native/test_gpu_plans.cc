@@ -136,6 +136,28 @@ TEST(host_memory_is_not_captured) {
   });
 }
 
+// What is on its way is not written over.
+TEST(a_bucket_in_host_memory_is_not_launched_again) {
+  World world(layout({0, 0}));
+  world.run([&](int rank, Engine& engine) {
+    GpuRank gpu(engine, rank, without_nccl());
+    Buckets buckets = make_plan(world, rank, engine, gpu, kOpSum, 1, 1, 0);
+    const float* fresh = gpu.upload(values<float>(rank, kBuckets[0]));
+    CHECK_OK(gpu.device().copy(buckets.data[0], fresh, kBuckets[0] * sizeof(float), gpu.stream()));
+    if (rank == 1) world.meet();
+    CHECK_OK(engine.launch(*buckets.plan, 0, gpu.stream()));
+    if (rank == 0) {
+      const Status status = engine.launch(*buckets.plan, 0, gpu.stream());
+      CHECK(status.code() == Code::kUnsupported);
+      CHECK(status.text().find("gradient bucket 0 is in flight") != std::string::npos);
+      world.meet();
+    }
+    wait_for_bucket(engine, *buckets.plan, 0, gpu.stream());
+    CHECK_EQ(gpu.download<float>(buckets.data[0], 1)[0], value<float>(0, 0) + value<float>(1, 0));
+    engine.remove_plan(buckets.plan);
+  });
+}
+
 TEST(plans_on_slow_streams) { on_slow_streams(check_plans); }
 
 // NCCL destroys a communicator only together with the host's other ranks.

@@ -47,7 +47,7 @@ Cost run_step(int hosts) {
       const int operation = (i + host) % kOperations;
       entry.key = {static_cast<uint64_t>(operation), 1};
       entry.signature = 7;
-      leader.tree->report(static_cast<uint32_t>(operation), entry, nullptr, {});
+      CHECK_OK(leader.tree->report(static_cast<uint32_t>(operation), entry, nullptr, {}));
     }
   }
   Cost cost;

@@ -280,6 +280,39 @@ TEST(a_plan_is_left_by_those_that_are_still_in_it) {
   });
 }
 
+// Rank 2 reduces nothing itself, and comes to look when its bucket is complete and its peers have left already.
+TEST(a_rank_that_hears_late_of_an_end_closes_at_once) {
+  World world(hosts({0, 1, 1}, 0));
+  Agreement agreement(world);
+  world.run([&](int rank, Engine& engine) {
+    std::shared_ptr<Plan> plan = make_plan(world, agreement, rank, engine);
+    if (rank == 2) {
+      std::vector<float> in(10), out(10);
+      OpRef pending;
+      CHECK_OK(engine.submit(0, allreduce_of("of rank 2 alone", in, &out, DType::kFloat32), true, &pending));
+      CHECK_OK(engine.launch(*plan, 0));
+      engine.keep(pending, std::shared_ptr<void>(&world, [](void* of) {  // with the engine's mutex held
+        static_cast<World*>(of)->meet();  // it has launched
+        static_cast<World*>(of)->meet();  // the others have left
+      }));
+      engine.keep(pending, nullptr);
+      CHECK_OK(wait_bucket(engine, *plan, 0));
+      const int64_t begun = now_ns();
+      engine.close(3 * kAtOnceNs * 1e-9);
+      CHECK(now_ns() - begun < kAtOnceNs);
+    } else {
+      world.meet();
+      CHECK_OK(engine.launch(*plan, 0));
+      CHECK_OK(wait_bucket(engine, *plan, 0));
+      if (rank == 0) CHECK_OK(engine.leave(plan->id(), "RuntimeError: out of memory"));
+      Status status = engine.launch(*plan, 1);
+      if (status.is_ok()) status = wait_bucket(engine, *plan, 1);
+      expect_left(status, {0});
+      world.meet();
+    }
+  });
+}
+
 TEST(more_plans_than_there_are_tags) {
   World world(hosts({0, 1}, 0));
   Agreement agreement(world);

@@ -1,9 +1,13 @@
 // Memory runs out at every allocation in turn, in the caller's thread and in the engine's: an exception or
 // an error where it happens, an engine that works or says why it does not, and never the end of the process.
 #include <atomic>
+#include <functional>
 #include <new>
+#include <utility>
 
 #include "common/clock.h"
+#include "engine/departures.h"
+#include "engine/op_table.h"
 #include "world.h"
 
 using namespace ringreduce;
@@ -173,6 +177,50 @@ TEST(in_the_engines_thread) {
     program.engine->close(1);
   }
   CHECK(failed > 3);
+}
+
+// Whoever runs out of memory while it looks at what the ranks of a host share must not keep the others out of it.
+TEST(locks_in_shared_memory_are_let_go) {
+  is_caller = true;
+  const size_t board_at = round_up(OpTable::bytes(), kLine), data_at = round_up(board_at + sizeof(DepartureBoard), kLine);
+  const std::shared_ptr<Segment> memory = Segment::in_process(data_at + OpTable::data_bytes(2));
+  auto* board = reinterpret_cast<DepartureBoard*>(memory->data() + board_at);
+  Bell bell;
+  Departures mine(board, memory, {0, 1}, 0, &bell), others(board, memory, {0, 1}, 1, &bell);
+  OpTable my_table(memory.get(), 0, data_at, 2, 0, &bell), other_table(memory.get(), 0, data_at, 2, 1, &bell);
+  const auto keep_looking = [](const std::function<void()>& look, const std::function<Status(int64_t)>& of_others) {
+    int thrown = 0;
+    for (int64_t n = 0;; ++n) {
+      CHECK_OK(of_others(n));
+      callers_left = n;
+      try {
+        look();
+      } catch (const std::bad_alloc&) {
+        ++thrown;
+      }
+      if (std::exchange(callers_left, kEnough) >= 0) break;
+    }
+    CHECK(thrown > 0);
+  };
+  const std::string why = "a reason that is longer than what a string holds without an allocation";
+  std::vector<Departure> departures;
+  keep_looking([&] { CHECK_OK(mine.take(&departures)); }, [&](int64_t) { return others.add({130, 1, 0, why}); });
+  keep_looking([&] { CHECK_EQ(mine.unaffected(131), uint64_t{2}); }, [&](int64_t) { return others.add({131, 1, 2, why}); });
+
+  Post post;
+  bool posted = false;
+  uint32_t entry = 0;
+  CHECK_OK(my_table.post(post, false, &posted, &entry));
+  const auto who = [&] {
+    std::vector<bool> ranks;
+    CHECK_OK(my_table.who_posted(entry, &ranks));
+  };
+  keep_looking(who, [&](int64_t n) {
+    Post other;
+    other.key.a = 1 + static_cast<uint64_t>(n);
+    uint32_t others_entry = 0;
+    return other_table.post(other, false, &posted, &others_entry);
+  });
 }
 
 TEST_MAIN()
