@@ -18,6 +18,7 @@ from torch.autograd.graph import increment_version
 from torch.utils.dlpack import from_dlpack
 
 from ringreduce import _check, _dtypes, _gpu
+from ringreduce._compiled import untraced
 from ringreduce._core import Op
 from ringreduce.handle import Handle, check_name
 from ringreduce.process_set import ProcessSet
@@ -52,6 +53,7 @@ def _copy_back(source: Tensor, target: Tensor) -> Tensor:
     return target
 
 
+@untraced
 def allreduce(
     tensors: Sequence[Any],
     in_place: bool,
@@ -102,6 +104,7 @@ def allreduce(
     return Handle(ops, lambda: results, key)
 
 
+@untraced
 def broadcast(
     tensor: Any, root_rank: int, in_place: bool, name: str | None, process_set: ProcessSet, wake: bool = True
 ) -> Handle[Tensor]:
@@ -123,6 +126,7 @@ def broadcast(
     return Handle([op], (lambda: _copy_back(source, tensor)) if in_place else (lambda: output), key)
 
 
+@untraced
 def allgather(
     tensor: Any, name: str | None, process_set: ProcessSet, wake: bool = True
 ) -> Handle[tuple[Tensor, list[int]]]:
@@ -154,6 +158,7 @@ def allgather(
     return Handle([op], finish, key)
 
 
+@untraced
 def reducescatter(
     tensor: Any, name: str | None, op: Any, prescale: float, postscale: float,
     process_set: ProcessSet, rows: list[int] | None = None, wake: bool = True,
@@ -184,6 +189,7 @@ def reducescatter(
     return Handle([submitted], lambda: output, key)
 
 
+@untraced
 def alltoall(
     tensor: Any, splits: Any, name: str | None, process_set: ProcessSet, wake: bool = True
 ) -> Handle[tuple[Tensor, list[int]]]:

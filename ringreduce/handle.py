@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar, cast
 from weakref import ref
 
 from ringreduce import _context, _gpu
+from ringreduce._compiled import untraced
 from ringreduce._core import Op
 from ringreduce.errors import RingreduceError, RingreduceTimeoutError
 
@@ -53,6 +54,7 @@ class Handle(Generic[T]):
         """Whether the result was taken, or the operation's failure was raised."""
         return self._finish is None
 
+    @untraced
     def wait(self, timeout: float | None = None) -> T:
         """Wait, and return the result.
 

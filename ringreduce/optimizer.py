@@ -20,15 +20,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from ringreduce._compiled import untraced
 from ringreduce._gradients.options import Options, check_groups, check_passes, check_reduction, named_parameters_of
 from ringreduce._gradients.reducer import Reducer
 from ringreduce.compression import Compression, Compressor
 from ringreduce.errors import RingreduceError
 from ringreduce.process_set import ProcessSet, global_process_set
 from ringreduce.reduction import ReduceOp
-
-# Decorator of methods that torch.compile calls as they are: what they do is not to be traced.
-_not_compiled: Callable[[Any], Any] = getattr(torch, "_disable_dynamo", lambda method: method)
 
 
 class DistributedMixin(torch.optim.Optimizer):
@@ -67,7 +65,7 @@ class DistributedMixin(torch.optim.Optimizer):
         reducer = self._ringreduce_reducer
         return nullcontext() if reducer is None else reducer.hold()
 
-    @_not_compiled
+    @untraced
     def step(self, *args: Any, **kwargs: Any) -> Any:
         """One step of the optimizer, after the reduction of what is still local. Arguments are the optimizer's own.
 
@@ -102,9 +100,9 @@ class DistributedMixin(torch.optim.Optimizer):
 
     # torch wraps `step` of a class to run hooks, whenever an optimizer is made, loaded or copied: the plain class's
     # step runs them.
-    step.hooked = True
+    step.hooked = True  # type: ignore[attr-defined]
 
-    @_not_compiled
+    @untraced
     def zero_grad(self, *args: Any, **kwargs: Any) -> None:
         """Clear the gradients. AssertionError while a reduction is in flight."""
         if self._ringreduce_reducer is not None:
@@ -142,7 +140,8 @@ class DistributedMixin(torch.optim.Optimizer):
         self._ringreduce_parameters = now
         self._ringreduce_names = [names[id(parameter)] for parameter in now]
         if self._ringreduce_reducer is not None:
-            new = [(names[id(p)], p) for p in now if not any(p is other for other in known)]
+            before = set(map(id, known))
+            new = [(names[id(p)], p) for p in now if id(p) not in before]
             self._ringreduce_reducer.follow(now)
             self._ringreduce_reducer.add(new)
             _take_over(new, self._ringreduce_reducer)

@@ -2,7 +2,8 @@
 
     backward.py     notices that a backward pass ends, or fails
     hooks.py        on each parameter, before and after a gradient is accumulated
-    compiled.py     programs under torch.compile
+    parameters.py   slots and hooks of an optimizer's parameters
+    refusals.py     what a program may not do, and what it is told
     reducer.py      the phases of a step: what happens to gradients, and when
     slot.py         one parameter: whose its gradient is, and where it lies
     plan.py         the buckets of a step, launched in order

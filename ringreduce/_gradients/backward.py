@@ -24,7 +24,7 @@ from typing import Any, Protocol
 import torch
 from torch.autograd.function import BackwardCFunction
 
-from ringreduce._gradients.compiled import is_compiled_autograd, untraced
+from ringreduce._compiled import is_compiled_autograd, untraced
 from ringreduce.errors import PlanLeftError
 
 _NODE_FRAMES = {BackwardCFunction.apply.__code__} | (
@@ -50,6 +50,11 @@ class Listener(Protocol):
         """The pass has failed on a peer."""
 
 
+@untraced
+def _call(function: Callable[[], None]) -> None:
+    function()
+
+
 class _Notice:
     """What autograd calls when a graph task ends, and destroys when the task fails."""
 
@@ -59,7 +64,7 @@ class _Notice:
 
     def __call__(self) -> None:
         self._failed = None
-        untraced(self._ended)
+        _call(self._ended)
 
     def __del__(self) -> None:
         if self._failed is not None:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable
-from functools import partial
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
-from ringreduce._gradients.compiled import is_compiling, untraced
+from ringreduce._compiled import untraced
 from ringreduce._gradients.slot import Slot
 
 Handles = tuple[Any, Any]
@@ -35,13 +35,15 @@ class _Hook:
         self._hooked, self._slot = hooked, slot
 
     def __call__(self, tensor: Tensor) -> None:
-        if is_compiling():
-            untraced(partial(self._run, tensor))
-        else:
-            self._run(tensor)
+        _run(self, tensor)
 
     def _run(self, tensor: Tensor) -> None:
         raise NotImplementedError
+
+
+@untraced
+def _run(hook: _Hook, tensor: Tensor) -> None:
+    hook._run(tensor)
 
 
 class _Before(_Hook):
@@ -70,9 +72,20 @@ def hook(hooked: weakref.ref[Any], slot: Slot) -> Handles:
     return before, after
 
 
-def is_hooked(slot: Slot, handles: Handles) -> bool:
-    """Whether they are there: torch.utils.swap_tensors() takes hooks away with a parameter's old content."""
-    return handles[1].id in (slot.parameter._post_accumulate_grad_hooks or ())
+def is_in_graph(slot: Slot) -> bool:
+    """Whether the backward pass that goes on in this thread will bring a gradient."""
+    if torch._C._current_graph_task_id() == -1 or not slot.parameter.requires_grad:
+        return False
+    edge = torch.autograd.graph.get_gradient_edge(slot.parameter)
+    return bool(torch._C._will_engine_execute_node(edge.node))
+
+
+def hook_again(slot: Slot) -> None:
+    """After torch.utils.swap_tensors(): the parameter still has its lists of hooks, which autograd forgot."""
+    parameter: Any = slot.parameter
+    slot.content = parameter._cdata
+    parameter._backward_hooks = parameter._backward_hooks
+    parameter._post_accumulate_grad_hooks = parameter._post_accumulate_grad_hooks
 
 
 def remove(handles: Iterable[Handles]) -> None:

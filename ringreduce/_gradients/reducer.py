@@ -29,15 +29,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ringreduce import _context, _submit
-from ringreduce._gradients import agreement, hooks
+from ringreduce import _context
+from ringreduce._gradients import agreement, hooks, refusals
 from ringreduce._gradients.backward import BackwardEnd
 from ringreduce._gradients.drift import DriftGuard
 from ringreduce._gradients.marks import Counts, Marks
 from ringreduce._gradients.names import optimizer_name
 from ringreduce._gradients.options import Options
+from ringreduce._gradients.parameters import Parameters
 from ringreduce._gradients.plan import GradientPlan
-from ringreduce._gradients.rest import reduce_rest, reduce_sparse
+from ringreduce._gradients.rest import reduce_loss, reduce_rest, reduce_sparse
 from ringreduce._gradients.slot import Kind, Slot, layout_of
 from ringreduce.errors import PlanLeftError, RingreduceError, RingreduceTimeoutError
 
@@ -50,6 +51,9 @@ class Phase(enum.Enum):
     BETWEEN = enum.auto()
     PASS = enum.auto()  # gradients are coming
     REDUCING = enum.auto()  # all buckets are launched
+
+
+_living: weakref.WeakValueDictionary[int, Reducer] = weakref.WeakValueDictionary()
 
 
 class Reducer:
@@ -74,10 +78,8 @@ class Reducer:
         self._all_parameters = all_parameters
         self._guard: DriftGuard | None = None
         self._guarded: _context.Context | None = None  # the life of the library that the guard is for
-        self._slots: list[Slot] = []  # those with hooks, in registration order
-        self._frozen: list[tuple[str, Tensor]] = []  # parameters without requires_grad so far
-        self._hooks: dict[int, hooks.Handles] = {}  # of each slot
-        weakref.finalize(self, hooks.remove, self._hooks.values()).atexit = False
+        self._parameters = Parameters(self)
+        self._slots = self._parameters.slots
         self._end = BackwardEnd(weakref.ref(self))
         self._plan: GradientPlan | None = None
         self._lost: list[GradientPlan] = []  # failed: their memory may still be in use
@@ -94,53 +96,34 @@ class Reducer:
         self._local = False  # a pass has accumulated since
         self._steps = 0
         self._lost_passes, self._why_lost = 0, ""  # that only accumulated, and failed
+        self._expected = False  # the backward pass that goes on will bring gradients
         self.superseded = False  # another optimizer has taken a parameter over
         self.add(named)
+        _living[self.serial] = self
 
     # Parameters and hooks
 
     def add(self, named: Sequence[tuple[str, Tensor]]) -> None:
-        """More parameters; those that require no grad are watched until they do."""
-        self._frozen += named
-        self._hook_new()
+        """More parameters."""
+        self._parameters.add(named)
+        self._update()
 
-    def _hook_new(self) -> None:
-        new = [pair for pair in self._frozen if pair[1].requires_grad]
-        if not new:
-            return
-        self._frozen = [pair for pair in self._frozen if not pair[1].requires_grad]
-        for name, parameter in new:
-            slot = Slot(len(self._slots), name, parameter)
-            self._slots.append(slot)
-            self._hooks[slot.index] = hooks.hook(weakref.ref(self), slot)
-        self._replan(f"it has {len(new)} more parameter(s) that require grad, such as {new[0][0]!r}")
-
-    def _hook_again(self) -> None:
-        for slot in self._slots:
-            if not hooks.is_hooked(slot, self._hooks[slot.index]):
-                self._hooks[slot.index] = hooks.hook(weakref.ref(self), slot)
+    def _update(self) -> None:
+        new = self._parameters.update()
+        if new:
+            self._replan(f"it has {len(new)} more parameter(s) that require grad, such as {new[0]!r}")
 
     def follow(self, parameters: Sequence[Tensor]) -> None:
         """The optimizer has these parameters now: others are reduced no more."""
-        kept = {id(parameter) for parameter in parameters}
-        self._frozen = [pair for pair in self._frozen if id(pair[1]) in kept]
-        gone = [slot for slot in self._slots if id(slot.parameter) not in kept]
-        if not gone:
-            return
-        self._replan(f"its optimizer has given up {len(gone)} parameter(s), such as {gone[0].name!r}")
-        handles = [self._hooks[slot.index] for slot in self._slots]
-        hooks.remove(handles[slot.index] for slot in gone)
-        self._slots = [slot for slot in self._slots if id(slot.parameter) in kept]
-        self._hooks.clear()
-        for index, slot in enumerate(self._slots):
-            self._hooks[index] = handles[slot.index]
-            slot.index = index
-        self._order = []
+        gone = self._parameters.keep_only(parameters)
+        if gone:
+            self._replan(f"its optimizer has given up {len(gone)} parameter(s), such as {gone[0]!r}")
+            self._order = []
 
     def supersede(self) -> None:
         """Another optimizer has one of the parameters now: do nothing more."""
         self.superseded = True
-        hooks.remove(self._hooks.values())
+        self._parameters.unhook()
         self._drop_plan()
 
     def before_gradient(self, slot: Slot, gradient: Tensor) -> None:
@@ -152,7 +135,7 @@ class Reducer:
             if self._plan is not None and slot.kind is Kind.DENSE and self._plan.launched(slot):
                 self._comes_late(slot)
                 return
-        self._check_local_gradient(slot)
+        refusals.changed(slot, self.options.op)
         slot.check_hooks()
         if slot.before_gradient():
             self._moved.append(slot)
@@ -167,11 +150,7 @@ class Reducer:
         if slot.late or self._alone():
             return
         if torch.is_grad_enabled():
-            raise RingreduceError(
-                "backward(create_graph=True) cannot keep the graph through a reduction of gradients: get the gradients "
-                "by torch.autograd.grad(..., create_graph=True), reduce them by ringreduce.grouped_allreduce(), which "
-                "is differentiable, and assign them to p.grad"
-            )
+            refusals.create_graph()
         slot.check_hooks()
         slot.watch(slot.parameter.grad)
         if slot.came == self._pass_number:
@@ -232,8 +211,19 @@ class Reducer:
         self._phase = Phase.PASS
         self._local = True
         self._pass_number += 1
-        self._hook_new()
+        self._update()
         self._check_plan()
+        for reference in _living.valuerefs():  # a copy: other threads may make optimizers
+            other = reference()
+            if other is not None:
+                other.expect()
+
+    def expect(self) -> None:
+        """An optimizer's pass has begun. If it will come to our parameters too, we hear of its failure before."""
+        if self._phase is not Phase.BETWEEN or self._expected or self.superseded or self._alone():
+            return
+        if any(hooks.is_in_graph(slot) for slot in self._slots):
+            self._expected = self._end.arm()
 
     def _check_plan(self) -> None:
         """Whether the plan still fits; before anything of this step is launched."""
@@ -255,6 +245,7 @@ class Reducer:
         for slot in self._moved:
             slot.put_back()  # where no gradient came: autograd.grad() does not touch p.grad
         self._moved.clear()
+        self._expected = False
         if self._phase is not Phase.PASS:
             return
         self._phase = Phase.BETWEEN
@@ -263,7 +254,8 @@ class Reducer:
         if self._syncing:
             self._launch_rest()
         elif not self._alone():
-            self._note_local_gradients()
+            for slot in self._slots:
+                slot.note()
 
     def complete(self) -> None:
         """Wait for the reduction, if one is in flight, and deliver the results."""
@@ -298,6 +290,9 @@ class Reducer:
         for slot in self._moved:
             slot.put_back()
         self._moved.clear()
+        if self._expected and self._phase is Phase.BETWEEN:
+            self._begin_pass(cleared=True)
+        self._expected = False
         if self._phase is not Phase.PASS:
             return
         self._phase = Phase.BETWEEN
@@ -336,18 +331,20 @@ class Reducer:
         if self._alone():
             return
         try:
-            self._check_local_gradients()
+            refusals.unnoticed(self._slots)
+            self._check_changes()
         except RingreduceError as error:  # others may have skipped this step: they hear of it
             self._syncing = True
             self._tell(str(error))
             self._forget_pass()
             raise
+        finally:
+            self._parameters.hook_again()
         self.launch()
         self.complete()
         if self._local or not self._done:
-            self._hook_again()
             self._syncing = True
-            self._hook_new()
+            self._update()
             self._check_plan()
             self._launch_rest()
             self.complete()
@@ -357,13 +354,7 @@ class Reducer:
 
     def reduced_loss(self, loss: Any) -> Any:
         """What a closure has returned, reduced like the gradients, so that all ranks decide alike on it."""
-        if self._alone() or isinstance(loss, bool) or not isinstance(loss, (float, int, Tensor)):
-            return loss
-        options = self.options
-        tensor = loss.detach() if isinstance(loss, Tensor) else torch.tensor(loss, dtype=torch.float64, device="cpu")
-        handle = _submit.allreduce([tensor], False, f"{self._name}.loss", options.op, 1.0, 1.0, options.process_set)
-        (result,) = handle.wait()
-        return result if isinstance(loss, Tensor) else result.item()
+        return loss if self._alone() else reduce_loss(loss, self.options, self._name)
 
     def _launch_rest(self) -> None:
         if self._alone():
@@ -404,7 +395,7 @@ class Reducer:
         """The buckets are reduced on all ranks: what they did not take along."""
         reduce_sparse([slot for slot in self._slots if slot.kind is Kind.SPARSE], self.options, self._name)
         if said.late:
-            self._reduce_late()
+            reduce_rest(self._slots, self.options, f"{self._name}.late")
         appeared = [slot for slot in self._slots if slot.appeared]
         if appeared:
             reduce_rest(appeared, self.options, self._name)
@@ -419,9 +410,6 @@ class Reducer:
         if plan.drifted():
             self._drift_guard().report()
 
-    def _reduce_late(self) -> None:
-        reduce_rest(self._slots, self.options, f"{self._name}.late")
-
     def _reduced(self) -> None:
         self._local = False
         self._done = True
@@ -429,23 +417,12 @@ class Reducer:
     def _raise_different_steps(self) -> None:
         steps = self._meeting.exchange(self._steps)
         self._steps = max(steps)
-        ranks = self.options.process_set.registered_ranks()
-        said = ", ".join(f"rank {rank}: {count}" for rank, count in zip(ranks, steps, strict=True))
-        raise RingreduceError(
-            f"the ranks have taken different numbers of optimizer steps ({said}): a step is taken by all ranks or by "
-            "none; let all of them decide alike, as by ringreduce.allreduce() of what they decide on"
-        )
+        refusals.different_steps(self.options.process_set.registered_ranks(), steps)
 
     def _raise_lost_passes(self) -> None:
-        everyone = self._meeting.exchange((self._lost_passes, self._why_lost))
-        most = self._lost_passes = max(count for count, _ in everyone)
-        ranks = self.options.process_set.registered_ranks()
-        said = [f"rank {rank}: {why}" for rank, (count, why) in zip(ranks, everyone, strict=True) if count == most]
-        raise RingreduceError(
-            "backward passes that only accumulate (under no_sync(), or before the last of a group) have failed on a "
-            f"part of the ranks ({'; '.join(said)}): what they had accumulated is missing in the reduced gradients; "
-            "call zero_grad() and begin the group anew on all ranks"
-        )
+        lost = self._meeting.exchange((self._lost_passes, self._why_lost))
+        self._lost_passes = max(count for count, _ in lost)
+        refusals.lost_passes(self.options.process_set.registered_ranks(), lost)
 
     # The plan
 
@@ -476,30 +453,9 @@ class Reducer:
     def _alone(self) -> bool:
         return self.options.process_set.size() == 1
 
-    # Local gradients may not be changed: clipped before they are reduced, they are wrong without a word.
-
-    def _note_local_gradients(self) -> None:
+    def _check_changes(self) -> None:
         for slot in self._slots:
-            slot.note()
-
-    def _check_local_gradients(self) -> None:
-        for slot in self._slots:
-            self._check_local_gradient(slot)
-
-    @staticmethod
-    def _check_local_gradient(slot: Slot) -> None:
-        if slot.was_rewritten():
-            raise RingreduceError(
-                f"p.grad of {slot.name!r}, which the last step() has used, was written to since: whether it is this "
-                "rank's own or reduced cannot be told; assign a new tensor to p.grad (then it is reduced), or call "
-                "zero_grad()"
-            )
-        if slot.was_edited():
-            raise RingreduceError(
-                f"the gradient of {slot.name!r} was changed in place (clipped, unscaled) while it was still this "
-                "rank's own: passes under no_sync(), or of a group that is not complete, are not reduced yet; call "
-                "optimizer.synchronize() before, and step() within optimizer.skip_synchronize()"
-            )
+            refusals.changed(slot, self.options.op)
 
     # What the optimizer tells
 
@@ -540,12 +496,12 @@ class Reducer:
                 "zero_grad() while gradients are being reduced; call it before backward() or after step()"
             )
         if 0 < self._passes < self.options.backward_passes_per_step:
-            self._check_local_gradients()
+            self._check_changes()
         for slot in self._slots:
             slot.clear()
         if self._plan is not None:
             self._plan.begin_step()
-        self._hook_again()
+        self._parameters.hook_again()
         self._phase = Phase.BETWEEN
         self._begin_group()
 

@@ -8,6 +8,7 @@ which parameters these are; which of them have something, and of what kind, they
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -84,3 +85,13 @@ def reduce_sparse(slots: Sequence[Slot], options: Options, name: str) -> None:
     factor = 1.0 / options.process_set.size() if options.op is ReduceOp.Average else 1.0
     for slot, reduction in zip(slots, reductions, strict=True):
         slot.deliver(reduction.result(factor))
+
+
+def reduce_loss(loss: Any, options: Options, name: str) -> Any:
+    """What a closure has returned: a tensor or a number is reduced like the gradients, anything else is left alone."""
+    if isinstance(loss, bool) or not isinstance(loss, (float, int, Tensor)):
+        return loss
+    tensor = loss.detach() if isinstance(loss, Tensor) else torch.tensor(loss, dtype=torch.float64, device="cpu")
+    handle = _submit.allreduce([tensor], False, f"{name}.loss", options.op, 1.0, 1.0, options.process_set)
+    (result,) = handle.wait()
+    return result if isinstance(loss, Tensor) else result.item()

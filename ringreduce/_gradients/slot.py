@@ -63,8 +63,8 @@ class Slot:
     """State of one parameter. `bucket` and `place` are where its presence mark is."""
 
     __slots__ = (
-        "appeared", "aside", "bucket", "came", "delivered", "handed", "home", "index", "kind", "late", "layout",
-        "local", "moved", "name", "noted", "parameter", "place", "placed", "saved", "version", "view",
+        "appeared", "aside", "bucket", "came", "content", "delivered", "handed", "home", "index", "kind", "late",
+        "layout", "local", "moved", "name", "noted", "parameter", "place", "placed", "saved", "version", "view",
         "was_delivered", "watched",
     )  # fmt: skip
 
@@ -74,6 +74,7 @@ class Slot:
         self.parameter = parameter
         self.kind = Kind.UNSEEN
         self.bucket = self.place = -1
+        self.content = parameter._cdata  # what lies under the parameter, and has its hooks
         self.layout: tuple[object, ...] = ()
         self.view: Tensor | None = None
         self.home: Watched | None = None
@@ -102,6 +103,10 @@ class Slot:
         self.bucket, self.place = bucket, place
         self.view = self.home = None
         self.placed = False
+
+    def was_swapped(self) -> bool:
+        """Whether torch.utils.swap_tensors() has put something without hooks under the parameter."""
+        return bool(self.content != self.parameter._cdata)
 
     # Whose is p.grad?
 
@@ -161,6 +166,11 @@ class Slot:
             return False
         self.handed, self.version = None, -1
         return bool((grad._values() if grad.is_sparse else grad).count_nonzero() > 0)
+
+    def was_converted(self) -> bool:
+        """Whether the model was converted, and with it a p.grad that the last step has used."""
+        kept = self.version >= 0 and self.parameter.grad is not None and not self.delivered
+        return kept and self.layout != layout_of(self.parameter)
 
     def step(self) -> None:
         """The optimizer has used p.grad."""
@@ -300,6 +310,7 @@ class Slot:
         """A pass has failed: what was not reduced is gone, what was delivered before it stays."""
         if self.saved is not None:  # other ranks may still write into the view
             self.aside = self.handed = self.saved
+            self.version = self.saved._version if self.version >= 0 else -1
         if self.local:
             self.delivered = self.was_delivered
         if self.local or self.placed or self.moved or self.aside is not None:

@@ -372,6 +372,7 @@ CONVERT = {
         nn.utils.parameters_to_vector(m.parameters()).detach(), m.parameters()
     ),
     "same": lambda m: m.to("cpu"),
+    "swapped": lambda m: m.float().double(),
 }
 
 
@@ -393,15 +394,11 @@ def test_converted(how):
             model(part(x)).square().mean().backward()
             optimizer.step()
 
-    check(train, build=convnet)
-    if how == "same":
-        torch.__future__.set_swap_module_params_on_conversion(True)
-        try:
-            CONVERT["swap"] = lambda m: m.float().double()
-            test_converted("swap")
-        finally:
-            torch.__future__.set_swap_module_params_on_conversion(False)
-            del CONVERT["swap"]
+    torch.__future__.set_swap_module_params_on_conversion(how == "swapped")
+    try:
+        check(train, build=convnet)
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
 
 
 def test_exchanged():
