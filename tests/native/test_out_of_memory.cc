@@ -93,6 +93,7 @@ class Program {
     CHECK(done);
     return Status::ok();
   }
+  Status leave() { return engine->leave(plan_->id(), "a reason that is longer than what a string holds without an allocation"); }
   Status all() {
     RR_TRY(allreduce("first", false));
     RR_TRY(small());
@@ -177,6 +178,27 @@ TEST(in_the_engines_thread) {
     program.engine->close(1);
   }
   CHECK(failed > 3);
+}
+
+TEST(when_a_plan_is_left) {
+  is_caller = true;
+  bool ran_out = true;
+  for (int64_t n = 0; ran_out; ++n) {
+    Program program;
+    CHECK_OK(program.all());
+    bool is_left = false;
+    callers_left = n;
+    try {
+      is_left = program.leave().is_ok();
+    } catch (const std::bad_alloc&) {
+    }
+    ran_out = std::exchange(callers_left, kEnough) < 0;
+    const Status launched = program.bucket(), other = program.allreduce("other", false);
+    const Code expected = !other.is_ok() ? Code::kSystem : is_left ? Code::kPlanLeft : Code::kOk;  // or it has not begun
+    CHECK(launched.code() == expected);
+    CHECK(other.is_ok() || other.code() == Code::kSystem);
+    program.engine->close(1);
+  }
 }
 
 // Whoever runs out of memory while it looks at what the ranks of a host share must not keep the others out of it.
