@@ -141,7 +141,7 @@ def _buckets(slots: Sequence[Slot], order: Sequence[int], options: Options) -> l
 
 def _memory(slots: Sequence[Slot], buckets: list[Bucket], channel: int, options: Options, name: str) -> BucketMemory:
     spec = [(bucket.elements, _dtypes.CODES[bucket.dtype]) for bucket in buckets]
-    factor = options.gradient_predivide_factor
+    factor = options.gradient_predivide_factor if options.process_set.size() > 1 else 1.0  # alone: to the bit
     op, scales, process_set = int(options.op), (1.0 / factor, factor), options.process_set
     gpu = _gpu_of(slots)
     if gpu is None:

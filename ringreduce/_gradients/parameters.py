@@ -25,6 +25,7 @@ class Parameters:
     def __init__(self, hooked: Any) -> None:
         self._hooked = weakref.ref(hooked)
         self.slots: list[Slot] = []  # in registration order
+        self.alone = False  # this rank is the only one
         self._frozen: list[Named] = []
         self._handles: dict[int, hooks.Handles] = {}  # of each slot
         weakref.finalize(hooked, hooks.remove, self._handles.values()).atexit = False
@@ -43,6 +44,7 @@ class Parameters:
         gc.disable()  # many objects, and no garbage: looking for that takes longer than all the rest
         for name, parameter in new:
             slot = Slot(len(self.slots), name, parameter)
+            slot.alone = self.alone
             self.slots.append(slot)
             self._handles[slot.index] = hooks.hook(self._hooked, slot)
         if collecting:
@@ -62,6 +64,12 @@ class Parameters:
             for index, (slot, handles) in enumerate(left):
                 slot.index, self._handles[index] = index, handles
         return [slot.name for slot in gone]
+
+    def set_alone(self, alone: bool) -> None:
+        """Whether this rank is the only one, in this life of the library."""
+        self.alone = alone
+        for slot in self.slots:
+            slot.alone = alone
 
     def hook_again(self) -> None:
         """Where torch.utils.swap_tensors() has taken a parameter's hooks away."""

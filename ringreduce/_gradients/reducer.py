@@ -79,6 +79,7 @@ class Reducer:
         self._guard: DriftGuard | None = None
         self._guarded: _context.Context | None = None  # the life of the library that the guard is for
         self._parameters = Parameters(self)
+        self._life: _context.Context | None = None  # of the library, in which it is known whether we are alone
         self._slots = self._parameters.slots
         self._end = BackwardEnd(weakref.ref(self))
         self._plan: GradientPlan | None = None
@@ -128,13 +129,14 @@ class Reducer:
 
     def before_gradient(self, slot: Slot, gradient: Tensor) -> None:
         """Hook: a gradient of this parameter is about to be accumulated."""
-        if self._alone():
-            return
+        alone = self._alone()
         if self._phase is Phase.PASS:
             self._launch_full()
-            if self._plan is not None and slot.kind is Kind.DENSE and self._plan.launched(slot):
+            if not alone and self._plan is not None and slot.kind is Kind.DENSE and self._plan.launched(slot):
                 self._comes_late(slot)
                 return
+        if alone:
+            return
         refusals.changed(slot, self.options.op)
         slot.check_hooks()
         if slot.before_gradient():
@@ -146,13 +148,14 @@ class Reducer:
         """Hook: p.grad has this parameter's gradient."""
         ends = self._end.arm()
         if self._phase is not Phase.PASS:
-            self._begin_pass(cleared=not slot.moved)
-        if slot.late or self._alone():
+            self._begin_pass(cleared=not (slot.moved or (self._alone() and slot.delivered)))
+        if slot.late:
             return
-        if torch.is_grad_enabled():
-            refusals.create_graph()
-        slot.check_hooks()
-        slot.watch(slot.parameter.grad)
+        if not self._alone():
+            if torch.is_grad_enabled():
+                refusals.create_graph()
+            slot.check_hooks()
+            slot.watch(slot.parameter.grad)
         if slot.came == self._pass_number:
             self._came_twice()
         slot.came = self._pass_number
@@ -230,8 +233,7 @@ class Reducer:
         if self._plan is not None and self._plan.context is not _context.current:
             self._plan = None  # of an earlier life of the library
         if self._plan is None:
-            if not self._alone():
-                self._drift_guard().began()
+            self._drift_guard().began()
             return
         for slot in self._slots:
             if slot.layout != layout_of(slot.parameter):
@@ -297,12 +299,21 @@ class Reducer:
             return
         self._phase = Phase.BETWEEN
         if self._alone():
+            self._keep_pass()
             return
         if self._syncing:
             self._tell(why)
         else:
             self._lost_passes, self._why_lost = self._lost_passes + 1, why
         self._forget_pass()
+
+    def _keep_pass(self) -> None:
+        """One rank alone has what plain torch has after a failed pass."""
+        self._passes = 0
+        for slot in self._slots:
+            slot.unplace()
+        if self._plan is not None:
+            self._plan.give_up_step()
 
     def _tell(self, why: str) -> None:
         """The peers, who wait for this rank or come to, get an error that says why it does not come."""
@@ -328,11 +339,10 @@ class Reducer:
 
     def finish(self) -> None:
         """Before step(): make up for reductions that no backward pass has made."""
-        if self._alone():
-            return
         try:
-            refusals.unnoticed(self._slots)
-            self._check_changes()
+            if not self._alone():
+                refusals.unnoticed(self._slots)
+                self._check_changes()
         except RingreduceError as error:  # others may have skipped this step: they hear of it
             self._syncing = True
             self._tell(str(error))
@@ -357,9 +367,6 @@ class Reducer:
         return loss if self._alone() else reduce_loss(loss, self.options, self._name)
 
     def _launch_rest(self) -> None:
-        if self._alone():
-            self._reduced()
-            return
         try:
             plan = self._plan
             if plan is None or plan.context is not _context.current:
@@ -451,7 +458,10 @@ class Reducer:
         return self._guard
 
     def _alone(self) -> bool:
-        return self.options.process_set.size() == 1
+        if self._life is not _context.current:
+            self._life = _context.current
+            self._parameters.set_alone(self.options.process_set.size() == 1)
+        return self._parameters.alone
 
     def _check_changes(self) -> None:
         for slot in self._slots:
@@ -495,7 +505,7 @@ class Reducer:
             raise AssertionError(
                 "zero_grad() while gradients are being reduced; call it before backward() or after step()"
             )
-        if 0 < self._passes < self.options.backward_passes_per_step:
+        if 0 < self._passes < self.options.backward_passes_per_step and not self._alone():
             self._check_changes()
         for slot in self._slots:
             slot.clear()

@@ -60,16 +60,21 @@ def layout_of(parameter: Tensor) -> tuple[object, ...]:
 
 
 class Slot:
-    """State of one parameter. `bucket` and `place` are where its presence mark is."""
+    """State of one parameter. `bucket` and `place` are where its presence mark is.
+
+    Where a rank is `alone`, nothing is ever set aside: what is in p.grad is its own, and stays what autograd and
+    the program make of it.
+    """
 
     __slots__ = (
-        "appeared", "aside", "bucket", "came", "content", "delivered", "handed", "home", "index", "kind", "late",
-        "layout", "local", "moved", "name", "noted", "parameter", "place", "placed", "saved", "version", "view",
+        "alone", "appeared", "aside", "bucket", "came", "content", "delivered", "handed", "home", "index", "kind",
+        "late", "layout", "local", "moved", "name", "noted", "parameter", "place", "placed", "saved", "version", "view",
         "was_delivered", "watched",
     )  # fmt: skip
 
     def __init__(self, index: int, name: str, parameter: Tensor) -> None:
         self.index = index
+        self.alone = False
         self.name = name
         self.parameter = parameter
         self.kind = Kind.UNSEEN
@@ -113,7 +118,7 @@ class Slot:
     def is_delivered(self) -> bool:
         """Whether p.grad is, or was made from, the result of a reduction."""
         grad = self.parameter.grad
-        if grad is None or self.local or self.placed:
+        if grad is None or self.local or self.placed or self.alone:
             return False
         return self.delivered or (self.handed is not None and same_memory(grad, self.handed))
 
@@ -220,7 +225,7 @@ class Slot:
         if not same_memory(grad, view):
             self.keep_aside()
             view.copy_(grad.to_dense() if grad.is_sparse else grad)
-            if hand_out:
+            if hand_out and not (self.parameter.grad is not None and self.parameter.grad.requires_grad):
                 self.parameter.grad = view.detach()
         self.placed = True
 
@@ -266,7 +271,9 @@ class Slot:
         None: no rank had a gradient. The memory of `result` is the slot's, and an alias is handed out.
         """
         late = self.parameter.grad if self.late else None
-        if result is None:
+        if self.alone and result is not None and self._is_like(result):
+            self.delivered = True  # the same numbers
+        elif result is None:
             if self.aside is not None:
                 if self.saved is not None:  # the view had to be zeroed
                     self.aside.copy_(self.saved)
@@ -278,6 +285,11 @@ class Slot:
         if late is not None:  # a reduction of its own is to come
             self.aside, self.parameter.grad = self.parameter.grad, late
             self.local, self.delivered = True, False
+
+    def _is_like(self, result: Tensor) -> bool:
+        """Whether p.grad may stay where a result has the same numbers."""
+        grad = self.parameter.grad
+        return grad is not None and grad.layout is result.layout
 
     def _added(self, result: Tensor) -> tuple[Tensor, Tensor]:
         """The gradient to hand out, and its memory for `handed`."""
