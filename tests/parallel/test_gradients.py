@@ -703,9 +703,9 @@ def test_failed_everywhere(clear, at):
     check(train, build=fragile, num_groups=4)
 
 
-@pytest.mark.parametrize("at", [0, 2])
+@pytest.mark.parametrize("fails", [(0,), (2,), (0, 1), (2, 3, 4)])
 @pytest.mark.parametrize("optimizers", [1, 2])
-def test_failed_on_one(rank, size, at, optimizers):
+def test_failed_on_one(rank, size, fails, optimizers):
     if size == 1:
         pytest.skip("needs 2 ranks")
     model = fragile()
@@ -713,12 +713,12 @@ def test_failed_on_one(rank, size, at, optimizers):
     wrapped = [
         rr.DistributedOptimizer(torch.optim.SGD([p for _, p in part], lr=0.1), part, num_groups=4) for part in parts
     ]
-    for i, (x, y) in enumerate(data(5)):
+    for i, (x, y) in enumerate(data(6)):
         for optimizer in wrapped:
             optimizer.zero_grad()
-        Boom.armed = i == at and rank == size - 1
+        Boom.armed = i in fails and rank == size - 1
         backward = mse(run(model, share(x)), share(y)).backward
-        if i != at:
+        if i not in fails:
             backward()
         elif Boom.armed:
             with pytest.raises(RuntimeError, match="says the test"):
@@ -726,7 +726,7 @@ def test_failed_on_one(rank, size, at, optimizers):
         else:
             raises_everywhere(PlanLeftError, f"rank {size - 1} has left the gradient step.*says the test", backward)
         Boom.armed = False
-        if i != at:
+        if i not in fails:
             for optimizer in wrapped:
                 optimizer.step()
     same_everywhere(model)
