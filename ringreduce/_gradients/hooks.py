@@ -17,6 +17,8 @@ from ringreduce._gradients.slot import Slot
 
 Handles = tuple[Any, Any]
 
+_will_execute = getattr(torch._C, "_will_engine_execute_node", None)  # None in an old torch: then nobody can tell
+
 
 class Hooked(Protocol):
     """Who is called."""
@@ -74,10 +76,10 @@ def hook(hooked: weakref.ref[Any], slot: Slot) -> Handles:
 
 def is_in_graph(slot: Slot) -> bool:
     """Whether the backward pass that goes on in this thread will bring a gradient."""
-    if torch._C._current_graph_task_id() == -1 or not slot.parameter.requires_grad:
+    if _will_execute is None or torch._C._current_graph_task_id() == -1 or not slot.parameter.requires_grad:
         return False
     edge = torch.autograd.graph.get_gradient_edge(slot.parameter)
-    return bool(torch._C._will_engine_execute_node(edge.node))
+    return bool(_will_execute(edge.node))
 
 
 def hook_again(slot: Slot) -> None:
