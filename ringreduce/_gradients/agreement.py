@@ -47,13 +47,11 @@ class Meeting:
         self.name = name
         self._set = process_set
         self._waited: tuple[Any, Handle[Any]] | None = None  # (context, a message whose wait has timed out)
-        self._given_up: tuple[Any, Handle[Any]] | None = None  # (context, our message that nobody waited for)
+        self._said: tuple[Any, int] = (None, 0)  # (context, how many messages): the n-th ones of all ranks meet
+        self._given_up: list[Handle[Any]] = []  # messages that nobody here waits for, on their way
 
     def exchange(self, mine: Any) -> list[Any]:
         """What all ranks of the set say, in their order. PlanLeftError if one has failed."""
-        given_up, self._given_up = self._given_up, None
-        if given_up is not None and given_up[0] is _context.current:
-            given_up[1].wait()
         if self._waited is None or self._waited[0] is not _context.current:
             self._waited = (_context.current, self._submit((True, mine)))
         try:
@@ -71,13 +69,19 @@ class Meeting:
         return [what for _, what in said]
 
     def give_up(self, why: str) -> None:
-        """Tell the others, who wait in `exchange` or come to it, that this rank has failed. Does not wait."""
-        if self._given_up is None or self._given_up[0] is not _context.current:
-            self._given_up = (_context.current, self._submit((False, why)))
+        """Tell the others, who wait in `exchange` or come to it, that this rank has failed. Does not wait.
+
+        Once for each pass that fails, whether or not they have come to hear of the one before.
+        """
+        self._given_up = [handle for handle in self._given_up if not handle.done()]
+        self._given_up.append(self._submit((False, why)))
 
     def _submit(self, message: Any) -> Handle[tuple[Tensor, list[int]]]:
+        context, said = self._said
+        number = said + 1 if context is _context.current else 1
+        self._said = (_context.current, number)
         data = torch.frombuffer(bytearray(pickle.dumps(message)), dtype=torch.uint8)
-        return _submit.allgather(data, f"{self.name}.plan", self._set)
+        return _submit.allgather(data, f"{self.name}.plan{number}", self._set)
 
 
 def agree(

@@ -283,7 +283,7 @@ class Reducer:
     def abandon(self, why: str) -> None:
         """Another optimizer that took part in this pass has lost it, since it failed on a peer: so has this one."""
         if self._phase is not Phase.BETWEEN and not self._alone():
-            self._tell(_REPLAN + why)
+            self._tell(why)
             self._syncing = True
             self._forget_pass()
 

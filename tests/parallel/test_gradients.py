@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import ringreduce as rr
+from ringreduce._gradients.reducer import Phase, Reducer
 from ringreduce.errors import PlanLeftError
 
 Train = Callable[[nn.Module, torch.optim.Optimizer, Callable[[Tensor], Tensor]], None]
@@ -703,9 +704,9 @@ def test_failed_everywhere(clear, at):
     check(train, build=fragile, num_groups=4)
 
 
-@pytest.mark.parametrize("at", [0, 2])
+@pytest.mark.parametrize("fails", [(0,), (2,), (0, 1), (2, 3, 4)])
 @pytest.mark.parametrize("optimizers", [1, 2])
-def test_failed_on_one(rank, size, at, optimizers):
+def test_failed_on_one(rank, size, fails, optimizers):
     if size == 1:
         pytest.skip("needs 2 ranks")
     model = fragile()
@@ -713,12 +714,12 @@ def test_failed_on_one(rank, size, at, optimizers):
     wrapped = [
         rr.DistributedOptimizer(torch.optim.SGD([p for _, p in part], lr=0.1), part, num_groups=4) for part in parts
     ]
-    for i, (x, y) in enumerate(data(5)):
+    for i, (x, y) in enumerate(data(6)):
         for optimizer in wrapped:
             optimizer.zero_grad()
-        Boom.armed = i == at and rank == size - 1
+        Boom.armed = i in fails and rank == size - 1
         backward = mse(run(model, share(x)), share(y)).backward
-        if i != at:
+        if i not in fails:
             backward()
         elif Boom.armed:
             with pytest.raises(RuntimeError, match="says the test"):
@@ -726,10 +727,60 @@ def test_failed_on_one(rank, size, at, optimizers):
         else:
             raises_everywhere(PlanLeftError, f"rank {size - 1} has left the gradient step.*says the test", backward)
         Boom.armed = False
-        if i != at:
+        if i not in fails:
             for optimizer in wrapped:
                 optimizer.step()
     same_everywhere(model)
+
+
+def test_failed_beside(rank, size, monkeypatch):
+    """The rank that fails has no part in the other optimizer, of which one rank hears late."""
+    if size < 3:
+        pytest.skip("needs 3 ranks")
+    others = rr.add_process_set(list(range(size - 1)))
+    one, two = fragile(), mlp()
+    optimizers = [rr.DistributedOptimizer(torch.optim.SGD(one.parameters(), lr=0.1), one.named_parameters())]
+    if rank < size - 1:
+        named = [(f"beside.{name}", p) for name, p in two.named_parameters()]
+        optimizers.append(rr.DistributedOptimizer(torch.optim.SGD(two.parameters(), lr=0.1), named, process_set=others))
+    launched, launch = threading.local(), Reducer.launch
+
+    def late_launch(reducer: Reducer) -> None:
+        """Of the first optimizer the launch comes before the failure, of the second one after it was told."""
+        if rank == 0 and i == 2 and getattr(launched, "first", False):
+            time.sleep(1)
+        launch(reducer)
+        launched.first = reducer._phase is Phase.REDUCING
+
+    monkeypatch.setattr(Reducer, "launch", late_launch)
+    for i, (x, y) in enumerate(data(5)):
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        Boom.armed = i == 2 and rank == size - 1
+        loss = mse(run(one, share(x)), share(y))
+        if rank < size - 1:
+            loss = loss + mse(two(x * (rank + 1)), y)
+        if i != 2:
+            loss.backward()
+            if rank < size - 1:
+                expected = [
+                    torch.autograd.grad(mse(two(x * (r + 1)), y), list(two.parameters())) for r in range(size - 1)
+                ]
+                for p, *parts in zip(two.parameters(), *expected, strict=True):
+                    assert torch.allclose(p.grad, torch.stack(parts).mean(0))
+            for optimizer in optimizers:
+                optimizer.step()
+        elif Boom.armed:
+            time.sleep(0.3)
+            with pytest.raises(RuntimeError, match="says the test"):
+                loss.backward()
+        else:
+            time.sleep(0.6 if rank else 0)
+            why = f"rank {size - 1} has left the gradient step.*says the test"
+            raises_everywhere(PlanLeftError, why, loss.backward)
+        Boom.armed = False
+    same_everywhere(one)
+    rr.remove_process_set(others)
 
 
 def test_lost_passes(rank, size):
