@@ -583,10 +583,11 @@ def test_wrapped_again():
 
 def test_threads():
     results: dict[int, float | str] = {}
+    models = [(mlp(k + 1), mlp(k + 1)) for k in range(2)]  # here: threads share torch's generator
 
     def work(k: int) -> None:
         try:
-            model, reference = mlp(k + 1), mlp(k + 1)
+            model, reference = models[k]
             optimizer, plain = rr.DistributedOptimizer(sgd(model), model.named_parameters()), sgd(reference)
             for x, y in data(10):
                 if (rr.rank() + k) % 2:
