@@ -75,6 +75,7 @@ class GradientPlan:
         self.context = _context.require()
         self.buckets = buckets
         self.early = early
+        self.can_be_late = memory.reads_at_once  # the ranks learn of late gradients from the marks
         self._memory = memory
         self._guard = guard
         self._members = [[slots[i] for i in (*bucket.members, *bucket.unseen)] for bucket in buckets]

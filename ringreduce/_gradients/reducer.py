@@ -194,6 +194,11 @@ class Reducer:
     def _comes_late(self, slot: Slot) -> None:
         """Its bucket is being reduced: what comes now is reduced at the end of the pass."""
         self._came_twice()
+        if self._plan is not None and not self._plan.can_be_late:
+            raise AssertionError(
+                f"the gradient of {slot.name!r} came again in one backward pass, after its reduction was launched "
+                "(parameters shared between reentrant checkpoints); use checkpoint(use_reentrant=False)"
+            )
         if not slot.late:
             slot.late, slot.parameter.grad = True, None
 

@@ -76,15 +76,18 @@ def _local_or_zeros(slot: Slot) -> Tensor:
 
 def reduce_sparse(slots: Sequence[Slot], options: Options, name: str) -> None:
     """Gather the sparse gradients of `slots`, merge and deliver them."""
-    reductions = []
+    reductions, made_dense = [], []
     for slot in slots:
+        grad = slot.parameter.grad
+        made_dense.append(grad is not None and slot.is_local() and not grad.is_sparse)
         local = slot.parameter.grad if slot.is_local() else None
         if local is None and slot.parameter.grad is not None:
             slot.aside = slot.parameter.grad
         reductions.append(SparseReduction(f"{name}.{slot.name}", slot.parameter, local, options.process_set))
     factor = 1.0 / options.process_set.size() if options.op is ReduceOp.Average else 1.0
-    for slot, reduction in zip(slots, reductions, strict=True):
-        slot.deliver(reduction.result(factor))
+    for slot, reduction, dense in zip(slots, reductions, made_dense, strict=True):
+        result = reduction.result(factor)
+        slot.deliver(result.to_dense() if dense and result is not None else result)
 
 
 def reduce_loss(loss: Any, options: Options, name: str) -> Any:

@@ -249,6 +249,7 @@ class Slot:
                 self.aside = self.saved
             elif self.aside is not None:
                 self.aside.copy_(self.saved)
+                self.version = self.aside._version if self.version >= 0 else -1
         if self.placed:
             self.handed = None  # its memory has the local gradient
         if not self.placed and self.parameter.grad is None:
@@ -277,6 +278,7 @@ class Slot:
             if self.aside is not None:
                 if self.saved is not None:  # the view had to be zeroed
                     self.aside.copy_(self.saved)
+                    self.version = self.aside._version if self.version >= 0 else -1
                 self.parameter.grad = self.aside
         else:
             self.parameter.grad, self.handed = self._added(result)

@@ -207,3 +207,28 @@ def test_a_pass_that_fails_between_two_optimizers(rank, size, order):
         for optimizer in optimizers:
             optimizer.zero_grad()
     assert_same_on_all_ranks(model)
+
+
+def test_a_parameter_that_gets_no_gradient_keeps_its_last_one_for_another_step():
+    def train(model, wrap, share):
+        optimizer = wrap(torch.optim.SGD(model.parameters(), lr=0.1))
+        loss_of(model, share(inputs(0))).backward()
+        optimizer.step()
+        loss_of(model, share(inputs(1))).backward(inputs=list(model[2].parameters()))
+        optimizer.step()
+
+    trained(train)
+
+
+def test_a_sparse_gradient_that_comes_on_top_of_a_dense_one_is_dense():
+    def train(model, wrap, share):
+        words = torch.nn.Embedding.from_pretrained(torch.ones(5, 2), freeze=False, sparse=True)
+        model[2].words = words
+        optimizer = wrap(torch.optim.SGD(model.parameters(), lr=0.1))
+        for step in range(3):
+            words.weight.grad = torch.zeros(5, 2)
+            (words(torch.tensor([1, 3])).square().mean() + loss_of(model, share(inputs(step)))).backward()
+            assert not words.weight.grad.is_sparse
+            optimizer.step()
+
+    trained(train)

@@ -90,3 +90,35 @@ def test_the_arena_is_pinned_while_a_plan_goes_through_it(start, size, monkeypat
     del optimizer
     rr.shutdown()
     assert fake.count("host_unregister") == 1
+
+
+class _Within(torch.autograd.Function):
+    """Calls something in backward()."""
+
+    @staticmethod
+    def forward(ctx, x, call):
+        ctx.call = call
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        with torch.enable_grad():
+            ctx.call()
+        return grad, None
+
+
+def test_a_gradient_that_comes_after_its_bucket_was_launched_is_an_error(gpu, size):
+    """The ranks would learn of it from marks that nobody reads at once on a GPU."""
+    if size == 1:
+        pytest.skip("one rank alone accumulates where the gradient is")
+    model = gpu.module(torch.nn.ModuleList([torch.nn.Linear(600, 600), torch.nn.Linear(600, 600)]))
+    optimizer = rr.DistributedOptimizer(
+        torch.optim.SGD(model.parameters(), lr=0.1), model.named_parameters(), num_groups=4
+    )
+    x = torch.ones(2, 600)
+    model[1](model[0](x)).sum().backward()
+    optimizer.zero_grad()
+    inner = lambda: model[1](torch.ones(1, 600)).sum().backward()  # noqa: E731
+    hidden = _Within.apply(model[0](x), inner)
+    with pytest.raises((AssertionError, rr.PlanLeftError), match="came again"):  # of this rank, or of a quicker one
+        model[1](hidden).sum().backward()
