@@ -228,6 +228,9 @@ class Reducer:
 
     def expect(self) -> None:
         """An optimizer's pass has begun. If it will come to our parameters too, we hear of its failure before."""
+        chosen, context = self.options.process_set, _context.current
+        if context is None or context.sets.get(chosen.process_set_id or 0) is not chosen:
+            return  # its process set has gone: the optimizer is alive, and of no use
         if self._phase is not Phase.BETWEEN or self._expected or self.superseded or self._alone():
             return
         if any(hooks.is_in_graph(slot) for slot in self._slots):

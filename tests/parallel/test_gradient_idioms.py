@@ -232,3 +232,18 @@ def test_a_sparse_gradient_that_comes_on_top_of_a_dense_one_is_dense():
             optimizer.step()
 
     trained(train)
+
+
+def test_an_optimizer_whose_process_set_has_gone_is_no_trouble_to_others(size):
+    if size < 2:
+        pytest.skip("needs 2 ranks")
+    kept = []
+    for again in range(2):
+        chosen = rr.add_process_set(range(size - 1))
+        kept.append(distributed(torch.optim.SGD((old := mlp()).parameters(), lr=0.1), old, process_set=chosen))
+        rr.remove_process_set(chosen)
+        model = mlp()
+        optimizer = distributed(torch.optim.SGD(model.parameters(), lr=0.1), model)
+        loss_of(model, part(inputs(again))).backward()
+        optimizer.step()
+        assert_same_on_all_ranks(model)
