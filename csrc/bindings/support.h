@@ -3,6 +3,7 @@
 #pragma once
 
 #include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
 
 #include <atomic>
 #include <memory>
@@ -96,7 +97,21 @@ struct PyPlan {
   std::shared_ptr<Segment> segment;
 };
 
+// Memory of the core's as Python sees it; `owner` lives as long.
+using Bytes = nb::ndarray<uint8_t, nb::ndim<1>, nb::device::cpu, nb::c_contig>;
+
+template <typename Owner>
+Bytes view(char* data, size_t bytes, std::shared_ptr<Owner> owner) {
+  auto* keep = new std::shared_ptr<Owner>(std::move(owner));
+  nb::capsule capsule(keep, [](void* p) noexcept { delete static_cast<std::shared_ptr<Owner>*>(p); });
+  return Bytes(data, {bytes}, capsule);
+}
+
 inline void* pointer(size_t value) { return reinterpret_cast<void*>(value); }
+
+// submissions.cc
+void bind_op(nb::module_& m);
+void bind_submissions(nb::class_<PyEngine>& c);
 
 // gpu.cc
 void bind_gpu(nb::module_& m);
