@@ -183,11 +183,14 @@ NB_MODULE(_core, m) {
   nb::list names;
   for (int i = 0; i < kDTypeCount; ++i) names.append(nb::str(info(static_cast<DType>(i)).name));
   m.attr("DTYPES") = nb::tuple(names);
-  m.attr("AVERAGE") = static_cast<int>(kAverage);
-  m.attr("SUM") = static_cast<int>(kOpSum);
-  m.attr("MIN") = static_cast<int>(kOpMin);
-  m.attr("MAX") = static_cast<int>(kOpMax);
-  m.attr("PRODUCT") = static_cast<int>(kOpProduct);
+  nb::list ops;
+  for (const ReduceOpInfo& op : kReduceOps) {
+    nb::list meaningless;
+    for (int i = 0; i < kDTypeCount; ++i)
+      if (!has_meaning(op, static_cast<DType>(i))) meaningless.append(names[i]);
+    ops.append(nb::make_tuple(op.name, op.op, nb::tuple(meaningless)));
+  }
+  m.attr("REDUCE_OPS") = nb::tuple(ops);
   m.def("agree_channel", [](const std::vector<std::string>& offers, uint64_t start) {
     int64_t channel = 0;
     raise_if(PlanChannel::agree(offers, start, &channel));

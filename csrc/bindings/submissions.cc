@@ -1,11 +1,13 @@
 // What Python submits, and the operations that it gets. No logic; ringreduce/_core.pyi is its documentation.
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include "bindings/support.h"
 #include "bindings/tensor.h"
+#include "collectives/kinds.h"
 
 using namespace nb::literals;
 
@@ -16,15 +18,35 @@ void append_shape(nb::handle shape, std::vector<int64_t>* to) {
   for (nb::handle extent : nb::borrow<nb::tuple>(shape)) to->push_back(nb::cast<int64_t>(extent));
 }
 
-const char* address(size_t value) { return reinterpret_cast<const char*>(value); }
-char* writable(size_t value) { return reinterpret_cast<char*>(value); }
+// A name; address and elements of each input and output; the inputs' shapes; dtype; reduction operation and factors; root;
+// elements by rank; what to keep. ringreduce/_ops/submit.py has the same (Request).
+using Tensors = std::vector<std::pair<size_t, size_t>>;
+using PyRequest = std::tuple<std::optional<std::string>, Tensors, Tensors, nb::sequence, int, int, double, double, int,
+                           std::vector<int64_t>, nb::object>;
 
-Submission make_submission(Kind kind, const std::optional<std::string>& name, int dtype) {
+Submission make_submission(const Kind& kind, const PyRequest& request) {
+  const auto& [name, inputs, outputs, shapes, dtype, op, prescale, postscale, root, counts, kept] = request;
   if (dtype < 0 || dtype >= kDTypeCount) throw nb::value_error("dtype code out of range");
+  if (kind.alike ? inputs.size() != outputs.size() : inputs.size() != 1) throw nb::value_error("inputs and outputs do not match");
   Submission s;
-  s.kind = kind;
+  s.kind = &kind;
   s.dtype = static_cast<DType>(dtype);
+  s.op = op;
+  s.prescale = prescale;
+  s.postscale = postscale;
+  s.root = root;
   if (name) s.name = *name;
+  const size_t size = info(s.dtype).size;
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    char* out = kind.alike ? static_cast<char*>(pointer(outputs[i].first)) : nullptr;
+    s.pieces.push_back({static_cast<char*>(pointer(inputs[i].first)), out, inputs[i].second * size});
+    if (i) s.shape.push_back(Submission::kNextTensor);
+    append_shape(shapes[i], &s.shape);
+  }
+  if (!kind.alike)
+    for (const auto& [address, elements] : outputs) s.outputs.push_back({static_cast<char*>(pointer(address)), elements * size});
+  for (int64_t count : counts) s.counts.push_back(count * static_cast<int64_t>(size));
+  s.keep = keep(kept);
   return s;
 }
 
@@ -39,7 +61,7 @@ bool read_numbers(nb::handle op, nb::handle prescale, nb::handle postscale, Arit
   const long number = PyLong_AsLong(op.ptr());
   if (number == -1 && PyErr_Occurred()) return PyErr_Clear(), false;
   to->op = static_cast<int>(number);
-  return number == kAverage || (number >= kOpSum && number <= kOpProduct && number != 2);
+  return number == to->op && find_op(to->op);
 }
 
 using EngineObject = nb::handle_t<PyEngine>;
@@ -63,22 +85,6 @@ std::vector<PyOp> submit(EngineObject self, int set_id, std::vector<Submission> 
   for (size_t i = 0; i < ops.size(); ++i) result.push_back({engine, std::move(ops[i]), std::move(kept[i]), nb::borrow(self)});
   return result;
 }
-
-PyOp submit(EngineObject self, int set_id, Submission submission, int64_t stream = -1, bool wake = true) {
-  std::vector<Submission> group;
-  group.push_back(std::move(submission));
-  return submit(self, set_id, std::move(group), stream, wake)[0];
-}
-
-std::vector<int64_t> in_bytes(const std::vector<int64_t>& counts, DType dtype) {
-  std::vector<int64_t> bytes(counts);
-  for (int64_t& count : bytes) count *= static_cast<int64_t>(info(dtype).size);
-  return bytes;
-}
-
-// A label, addresses, addresses, elements and shapes of its tensors; dtype; reduction; what to keep.
-using AllreducePart = std::tuple<std::optional<std::string>, std::vector<size_t>, std::vector<size_t>, std::vector<size_t>,
-                                 nb::list, int, int, nb::object>;
 
 }  // namespace
 
@@ -111,24 +117,14 @@ void bind_op(nb::module_& m) {
 }
 
 void bind_submissions(nb::class_<PyEngine>& c) {
-  c.def("allreduce", [](EngineObject self, int set_id, const std::vector<AllreducePart>& parts, double prescale,
-                        double postscale, int64_t stream, bool wake) {
+  c.def("submit", [](EngineObject self, int set_id, const std::string& name, const std::vector<PyRequest>& requests, int64_t stream,
+                     bool wake) {
+    const Kind* kind = find_kind(name);
+    if (!kind) throw nb::value_error(("no such collective: " + name).c_str());
     std::vector<Submission> group;
-    for (const auto& [name, inputs, outputs, counts, shapes, dtype, op, kept] : parts) {
-      Submission s = make_submission(Kind::kAllreduce, name, dtype);
-      s.op = op;
-      s.prescale = prescale;
-      s.postscale = postscale;
-      for (size_t i = 0; i < inputs.size(); ++i) {
-        s.pieces.push_back({address(inputs[i]), writable(outputs[i]), counts[i] * info(s.dtype).size});
-        if (i) s.shape.push_back(Submission::kNextTensor);
-        append_shape(shapes[i], &s.shape);
-      }
-      s.keep = keep(kept);
-      group.push_back(std::move(s));
-    }
+    for (const PyRequest& request : requests) group.push_back(make_submission(*kind, request));
     return submit(self, set_id, std::move(group), stream, wake);
-  }, "set_id"_a, "parts"_a, "prescale"_a, "postscale"_a, "stream"_a = -1, "wake"_a = true);
+  }, "set_id"_a, "kind"_a, "requests"_a, "stream"_a = -1, "wake"_a = true);
   c.def("allreduce_plain", [](PyEngine& self, int set_id, nb::handle tensor, nb::handle op, nb::handle prescale, nb::handle postscale) {
     PlainAllreduce plain;
     if (!read_numbers(op, prescale, postscale, &plain) || !read_plain_tensor(tensor, &plain)) return false;
@@ -146,56 +142,6 @@ void bind_submissions(nb::class_<PyEngine>& c) {
     }
     return true;
   }, "set_id"_a, "tensor"_a.none(), "op"_a.none(), "prescale"_a.none(), "postscale"_a.none());
-  c.def("broadcast", [](EngineObject self, int set_id, std::optional<std::string> name, size_t input, size_t output,
-                        size_t count, nb::handle shape, int dtype, int root, nb::handle kept, int64_t stream, bool wake) {
-    Submission s = make_submission(Kind::kBroadcast, name, dtype);
-    s.keep = keep(kept);
-    s.root = root;
-    s.pieces.push_back({address(input), writable(output), count * info(s.dtype).size});
-    append_shape(shape, &s.shape);
-    return submit(self, set_id, std::move(s), stream, wake);
-  }, "set_id"_a, "name"_a.none(), "input"_a, "output"_a, "count"_a, "shape"_a, "dtype"_a, "root"_a, "keep"_a = nb::none(),
-     "stream"_a = -1, "wake"_a = true);
-  c.def("allgather", [](EngineObject self, int set_id, std::optional<std::string> name, size_t input, size_t count,
-                        nb::handle shape, int dtype, nb::handle kept, int64_t stream, bool wake) {
-    Submission s = make_submission(Kind::kAllgather, name, dtype);
-    s.keep = keep(kept);
-    s.pieces.push_back({address(input), nullptr, count * info(s.dtype).size});
-    append_shape(shape, &s.shape);
-    return submit(self, set_id, std::move(s), stream, wake);
-  }, "set_id"_a, "name"_a.none(), "input"_a, "count"_a, "shape"_a, "dtype"_a, "keep"_a = nb::none(), "stream"_a = -1,
-     "wake"_a = true);
-  c.def("reducescatter", [](EngineObject self, int set_id, std::optional<std::string> name, size_t input, size_t output,
-                            const std::vector<int64_t>& recv_counts, nb::handle shape, int dtype, int op, double prescale,
-                            double postscale, nb::handle kept, int64_t stream, bool wake) {
-    Submission s = make_submission(Kind::kReducescatter, name, dtype);
-    s.keep = keep(kept);
-    s.op = op;
-    s.prescale = prescale;
-    s.postscale = postscale;
-    s.counts = in_bytes(recv_counts, s.dtype);
-    size_t bytes = 0;
-    for (int64_t count : s.counts) bytes += count;
-    s.pieces.push_back({address(input), writable(output), bytes});
-    append_shape(shape, &s.shape);
-    return submit(self, set_id, std::move(s), stream, wake);
-  }, "set_id"_a, "name"_a.none(), "input"_a, "output"_a, "recv_counts"_a, "shape"_a, "dtype"_a, "op"_a, "prescale"_a,
-     "postscale"_a, "keep"_a = nb::none(), "stream"_a = -1, "wake"_a = true);
-  c.def("alltoall", [](EngineObject self, int set_id, std::optional<std::string> name, size_t input,
-                       const std::vector<int64_t>& send_counts, nb::handle shape, int dtype, nb::handle kept, int64_t stream, bool wake) {
-    Submission s = make_submission(Kind::kAlltoall, name, dtype);
-    s.keep = keep(kept);
-    s.counts = in_bytes(send_counts, s.dtype);
-    size_t bytes = 0;
-    for (int64_t count : s.counts) bytes += count;
-    s.pieces.push_back({address(input), nullptr, bytes});
-    append_shape(shape, &s.shape);
-    return submit(self, set_id, std::move(s), stream, wake);
-  }, "set_id"_a, "name"_a.none(), "input"_a, "send_counts"_a, "shape"_a, "dtype"_a, "keep"_a = nb::none(), "stream"_a = -1,
-     "wake"_a = true);
-  c.def("barrier", [](EngineObject self, int set_id) {
-    return submit(self, set_id, make_submission(Kind::kBarrier, std::nullopt, 0));
-  });
 }
 
 }  // namespace ringreduce

@@ -2,6 +2,7 @@
 // look now and then whether they got through (check_gpu), as a lost peer stops NCCL for good.
 #include <algorithm>
 
+#include "collectives/kinds.h"
 #include "common/clock.h"
 #include "common/keep.h"
 #include "common/log.h"
@@ -22,7 +23,7 @@ void Engine::attach_gpu(ProcessSet& set) { set.attach(device_, to_ns(config_.set
 
 Status Engine::submit_split(int set_id, OpRef* op) {
   *op = std::make_shared<Op>();
-  (*op)->submission.kind = Kind::kSplit;
+  (*op)->submission.kind = &kSplit;
   (*op)->submission.name = "process set " + std::to_string(set_id);
   Lock lock(mutex_);
   ProcessSet* world;
@@ -74,7 +75,7 @@ Status Engine::add_gpu_plan(int set_id, const std::vector<GpuInfo>& infos, const
   }
   Submission s;
   s.op = op;
-  const GpuReduction reduction{s.reduction(), op == kAverage, Scale{prescale, postscale}, set->topology().size};
+  const GpuReduction reduction{s.reduction(), s.averages(), Scale{prescale, postscale}, set->topology().size};
   if (!host) RR_TRY(Communicator::connect(device_, infos, set->topology(), GpuPlan::calls(buckets, reduction), &communicator));
   *plan = std::make_shared<GpuPlan>(communicator, set->topology().world, buckets, reduction, std::move(through),
                                     PlanId{set_id, host ? host->id().channel : channel});

@@ -174,12 +174,11 @@ void copy_past_caches(void* dst, const void* src, size_t bytes) {
 template <class L>
 constexpr void fill(Table* table, DType dtype) {
   auto& plain = table->reduce[false][static_cast<int>(dtype)];
-  plain[static_cast<int>(Reduction::kSum)] = Kernel<L>::template run<Sum, false>;
-  plain[static_cast<int>(Reduction::kProduct)] = Kernel<L>::template run<Product, false>;
-  if constexpr (L::kParts == 1) {
-    plain[static_cast<int>(Reduction::kMin)] = Kernel<L>::template run<Min, false>;
-    plain[static_cast<int>(Reduction::kMax)] = Kernel<L>::template run<Max, false>;
-  }
+#define RR_ROW(name, number, ordered, nccl) \
+  if constexpr (!ordered || L::kParts == 1) \
+    plain[static_cast<int>(Reduction::k##name)] = Kernel<L>::template run<name, false>;
+  RR_REDUCTIONS(RR_ROW)
+#undef RR_ROW
   auto& scaled = table->reduce[true][static_cast<int>(dtype)];
   for (int op = 0; op < kReductionCount; ++op)
     if (plain[op]) scaled[op] = Kernel<L>::template run<Any, true>;
@@ -189,18 +188,9 @@ constexpr void fill(Table* table, DType dtype) {
 constexpr Table make_table(const char* name) {
   Table table;
   table.name = name;
-  fill<Integer<uint8_t, uint8_t, 0, UINT8_MAX>>(&table, DType::kUint8);
-  fill<Integer<int8_t, uint8_t, INT8_MIN, INT8_MAX>>(&table, DType::kInt8);
-  fill<Integer<int16_t, uint16_t, INT16_MIN, INT16_MAX>>(&table, DType::kInt16);
-  fill<Integer<int32_t, uint32_t, INT32_MIN, INT32_MAX>>(&table, DType::kInt32);
-  fill<Integer<int64_t, uint64_t, INT64_MIN, INT64_MAX>>(&table, DType::kInt64);
-  fill<Float16>(&table, DType::kFloat16);
-  fill<BFloat16>(&table, DType::kBFloat16);
-  fill<Number<float>>(&table, DType::kFloat32);
-  fill<Number<double>>(&table, DType::kFloat64);
-  fill<Complex<float>>(&table, DType::kComplex64);
-  fill<Complex<double>>(&table, DType::kComplex128);
-  fill<Bool>(&table, DType::kBool);
+#define RR_ROW(name, python, bytes, family, type, nccl, one) fill<type>(&table, DType::k##name);
+  RR_DTYPES(RR_ROW)
+#undef RR_ROW
   table.stream_copy = copy_past_caches;
   return table;
 }

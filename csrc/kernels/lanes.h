@@ -42,9 +42,11 @@ struct Number {
 };
 
 // Scaled in float64 and truncated; what does not fit becomes the nearest that does, NaN zero.
-template <typename T, typename Wrapping, T kLeast, T kMost>
-struct Integer : Number<T, Wrapping> {
-  using Value = typename Number<T, Wrapping>::Value;
+template <typename T>
+struct Integer : Number<T, std::make_unsigned_t<T>> {
+  using Base = Number<T, std::make_unsigned_t<T>>;
+  using Value = typename Base::Value;
+  static constexpr T kLeast = std::numeric_limits<T>::min(), kMost = std::numeric_limits<T>::max();
 
   // An average divides: 49 * (1.0 / 49) is a little less than 1, which would be truncated to 0.
   struct Factor {
@@ -65,7 +67,7 @@ struct Integer : Number<T, Wrapping> {
  private:
   [[gnu::noinline]] static void scale_in_memory(Value* value, const Value* end, const Factor& factor) {
     for (; value < end; ++value) {
-      for (int i = 0; i < Number<T, Wrapping>::kLanes; ++i) {
+      for (int i = 0; i < Base::kLanes; ++i) {
         const double exact = (double)(*value)[i];
         const double scaled = factor.over != 0 ? exact / factor.over : exact * factor.times;
         (*value)[i] = scaled >= (double)kMost    ? kMost
@@ -76,6 +78,9 @@ struct Integer : Number<T, Wrapping> {
     }
   }
 };
+
+template <typename T>
+using Real = Number<T>;
 
 // Sum is "or"; the other operations need nothing of their own on 0 and 1.
 struct Bool : Number<uint8_t> {
@@ -166,12 +171,11 @@ struct Max : Known<Max> {
 struct Any {
   template <class L, size_t kCount>
   RR_INLINE static void apply(Reduction op, typename L::Value* into, const typename L::Value* from) {
-    if (op == Reduction::kSum) return Sum::apply<L, kCount>(op, into, from);
-    if (L::kParts > 1 || op == Reduction::kProduct) return Product::apply<L, kCount>(op, into, from);
-    if constexpr (L::kParts == 1) {
-      if (op == Reduction::kMin) return Min::apply<L, kCount>(op, into, from);
-      Max::apply<L, kCount>(op, into, from);
-    }
+#define RR_ROW(name, number, ordered, nccl) \
+  if constexpr (!ordered || L::kParts == 1)  \
+    if (op == Reduction::k##name) return name::apply<L, kCount>(op, into, from);
+    RR_REDUCTIONS(RR_ROW)
+#undef RR_ROW
   }
 };
 
