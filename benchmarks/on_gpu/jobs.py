@@ -20,7 +20,6 @@ from benchmarks.on_gpu.device import SHARING, SHARING_NCCL, Found, GpuDevice, fi
 from benchmarks.on_gpu.kernels import KernelRow, measure_kernels, memory_needed
 from benchmarks.on_gpu.step import GpuStepRow, of_jobs, time_gpu_step
 from benchmarks.on_gpu.submission import SIZES, SubmissionRow, measure_submission
-from ringreduce._nccl import show_version
 from ringreduce.bench import launch, machine
 from ringreduce.bench.job import Job, Refused, joined
 from ringreduce.bench.jobs import Content, run_in_turns
@@ -29,6 +28,7 @@ from ringreduce.bench.report import Report
 from ringreduce.bench.step import MODES
 from ringreduce.bench.turns import Effort, Timing
 from ringreduce.bench.units import show_size
+from ringreduce.doctor.nccl import show_version
 
 SCRIPT = Path(__file__).parents[1] / "gpu.py"
 MOST_SHARING = 2  # ranks that NCCL lets share a GPU
