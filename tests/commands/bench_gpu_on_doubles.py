@@ -14,13 +14,13 @@ import time
 from pathlib import Path
 
 import torch
+from ringreduce.bench.gpu_device import Found, GpuDevice
 from torch import nn
 
 from ringreduce import cli
 from ringreduce._core import SUM, Gpu
 from ringreduce._runtime import running
 from ringreduce.bench import gpu, gpu_models, gpu_step, job, launch
-from ringreduce.bench.gpu_device import Found, GpuDevice
 from ringreduce.doctor import nccl
 
 GPUS = 2
