@@ -56,7 +56,7 @@ class Idle:
     effects: list[float]  # of each round
 
 
-def measure(kind: str, model: str, steps: int) -> dict[str, float]:
+def measure(kind: str, model: str, steps: int, sleep: float) -> dict[str, float]:
     """Medians of a step, before and after, and the CPU time of a second's sleep."""
     trainer = Trainer(MODELS[model], 1)
 
@@ -71,10 +71,10 @@ def measure(kind: str, model: str, steps: int) -> dict[str, float]:
     before = median()
     if kind == "init":
         rr.init()
-    return {"before": before, "after": median(), "cpu": idle_cpu() if kind == "init" else 0.0}
+    return {"before": before, "after": median(), "cpu": idle_cpu(sleep) if kind == "init" else 0.0}
 
 
-def idle_cpu(seconds: float = SLEEP) -> float:
+def idle_cpu(seconds: float) -> float:
     """CPU seconds that this process, all of its threads, uses a second while it sleeps."""
     time.sleep(SETTLE)
     before = resource.getrusage(resource.RUSAGE_SELF)
@@ -125,16 +125,19 @@ def line_of(idle: Idle) -> str:
 @click.option("--steps", type=click.IntRange(min=1), default=15, show_default=True, help="Timed in each process.")
 @click.option("--repeats", type=click.IntRange(min=1), default=20, show_default=True, help="Most rounds.")
 @click.option("--seconds", type=float, default=60.0, show_default=True, help="For each of the two processes.")
+@click.option("--sleep", type=float, default=SLEEP, show_default=True, help="Seconds in which CPU time is counted.")
 @click.option("--json", "file", type=click.Path(path_type=Path), help="Write everything measured there.")
-def idle(job: str | None, model: str, steps: int, repeats: int, seconds: float, file: Path | None) -> None:
+def idle(
+    job: str | None, model: str, steps: int, repeats: int, seconds: float, sleep: float, file: Path | None
+) -> None:
     """What an idle init() does to a process that then trains on its own."""
     if job:
-        content: dict[str, Any] = dict(measure(job, model, steps))
+        content: dict[str, Any] = dict(measure(job, model, steps, sleep))
     else:
         with Report(0) as shown:
             shown.begin("idle init()")
-            program = [sys.executable, __file__, "--model", model, "--steps", str(steps), "--job"]
-            commands = {kind: [*program, kind] for kind in KINDS}
+            own = ["--model", model, "--steps", str(steps), "--sleep", str(sleep)]
+            commands = {kind: [sys.executable, __file__, *own, "--job", kind] for kind in KINDS}
             turns = run_in_turns(commands, Effort(repeats, seconds), shown.step, ROUNDS)
             found = idle_of(turns["plain"], turns["init"])
             shown.show(line_of(found))

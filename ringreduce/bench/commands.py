@@ -77,6 +77,7 @@ def step(common: Common, models: list[str], modes: list[str], steps: int) -> Non
 
     Every model and mode runs in jobs of its own, as programs do; the jobs of a model take turns,
     3 rounds at least. Under a launcher there can be one job only: name one model and one mode.
+    (benchmarks/memory.py of the source tree measures what a step adds to memory.)
     """
     ranks = check_ranks(common.np)
     launched = is_launched(models, modes)

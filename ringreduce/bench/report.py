@@ -101,5 +101,6 @@ class Report:
 
 def save(path: Path, content: dict[str, Any], rows: Iterable[Any]) -> None:
     """Everything there is to know about a run, as JSON. Times in seconds, sizes in bytes."""
-    run = {"command": ["ringreduce", *sys.argv[1:]], "date": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+    program = Path(sys.argv[0]).name.replace("__main__.py", "ringreduce")
+    run = {"command": [program, *sys.argv[1:]], "date": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
     path.write_text(json.dumps(run | content | {"results": [row.as_dict() for row in rows]}, indent=1) + "\n")
