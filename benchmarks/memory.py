@@ -34,6 +34,7 @@ from ringreduce.bench.options import (
     check_memory,
     check_ranks,
     is_launched,
+    models_option,
     options,
     require_mpirun,
     some,
@@ -113,7 +114,7 @@ def finish(shown: Report, common: Common, info: dict[str, Any], ranks: int, rows
 
 @click.command()
 @options(
-    some("--models", MODELS, "model", "Models to train."),
+    models_option,
     some("--modes", MODES, "mode", "As in `ringreduce bench step`."),
     click.option(
         "--steps", type=click.IntRange(min=1), default=15, show_default=True, help="In which to count faults."

@@ -11,7 +11,6 @@ import os
 import click
 
 from ringreduce.bench import collectives, launch, run, units
-from ringreduce.bench.models import MODELS
 from ringreduce.bench.options import (
     STEP_BYTES,
     Common,
@@ -22,6 +21,7 @@ from ringreduce.bench.options import (
     compare_with,
     dtype_option,
     is_launched,
+    models_option,
     options,
     require_mpirun,
     size_list,
@@ -66,7 +66,7 @@ for _name in collectives.COLLECTIVES:
 
 @bench.command()
 @options(
-    some("--models", MODELS, "model", "Models to train."),
+    models_option,
     some("--modes", MODES, "mode", "none: no communication; bf16: compression; ddp: DistributedDataParallel on Gloo."),
     click.option("--steps", type=click.IntRange(min=1), default=15, show_default=True, help="Timed in each job."),
     repeats=20,

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -85,12 +86,15 @@ def measure(job_command: Sequence[str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="ringreduce-bench-") as directory:
         file = Path(directory) / "job.json"
         whole = [*job_command, "--json", str(file)]
+        before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
         with subprocess.Popen(whole, env=plain, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as job:
             try:
                 status = job.wait()
             except BaseException:
-                job.terminate()  # mpirun ends its ranks
+                job.terminate()  # whatever ends this process; mpirun ends its ranks
                 raise
+            finally:
+                signal.signal(signal.SIGTERM, before)
         if status:
             raise JobFailed(f"{' '.join(job_command)} ended with status {status}")
         content: dict[str, Any] = json.loads(file.read_text())

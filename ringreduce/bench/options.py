@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from ringreduce.bench import collectives, launch, machine, plot, units
+from ringreduce.bench.models import MEASURED, MODELS
 from ringreduce.bench.turns import Effort
 
 DEFAULT_RANKS = 2
@@ -180,13 +181,18 @@ def size_list(default: str) -> Callable[[Any], Any]:
 dtype_option = click.option("--dtype", type=click.Choice(collectives.DTYPES), default="float32", show_default=True)
 
 
-def some(option: str, allowed: Iterable[str], word: str, explained: str) -> Callable[[Any], Any]:
+def some(
+    option: str, allowed: Iterable[str], word: str, explained: str, default: Iterable[str] | None = None
+) -> Callable[[Any], Any]:
     """An option that names some of `allowed`, by default all."""
     names = list(allowed)
     return click.option(
-        option, default=",".join(names), show_default=True, metavar="LIST", callback=checked(choices(names, word)),
-        help=explained,
+        option, default=",".join(default or names), show_default=True, metavar="LIST",
+        callback=checked(choices(names, word)), help=explained,
     )  # fmt: skip
+
+
+models_option = some("--models", MODELS, "model", f"Models to train, of {','.join(MODELS)}.", MEASURED)
 
 
 def compare_with(*peers: str) -> Callable[[Any], Any]:

@@ -59,7 +59,7 @@ def test_step(tmp_path):
     """Jobs of one rank: what is shown and written of several."""
     pytest.importorskip("matplotlib")
     file, picture = tmp_path / "result.json", tmp_path / "result.png"
-    few = ["--np", 1, "--models", "mlp", "--modes", "none,ddp", "--repeats", 1, "--steps", 1]
+    few = ["--np", 1, "--models", "small", "--modes", "none,ddp", "--repeats", 1, "--steps", 1]
     done = bench("step", *few, "--json", file, "--plot", picture)
     assert done.returncode == 0, done.stderr
     result = json.loads(file.read_text())
@@ -75,11 +75,11 @@ def test_step(tmp_path):
 @needs_mpirun
 def test_step_under_a_launcher(tmp_path):
     file = tmp_path / "result.json"
-    options = ["--models", "mlp", "--modes", "bf16", "--steps", "3", "--json", str(file)]
+    options = ["--models", "small", "--modes", "bf16", "--steps", "3", "--json", str(file)]
     done = LAUNCHER.run(2, "-m", "ringreduce", "bench", "step", *options, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     (row,) = json.loads(file.read_text())["results"]
-    assert (row["model"], row["mode"], row["samples"]) == ("mlp", "bf16", 3)
+    assert (row["model"], row["mode"], row["samples"]) == ("small", "bf16", 3)
 
 
 @needs_mpirun
@@ -89,7 +89,7 @@ def test_memory(tmp_path):
     DDP, which has buckets beside the gradients, shows that the measure finds what there is.
     """
     file = tmp_path / "result.json"
-    few = ["--models", "mlp", "--modes", "none,ringreduce,ddp", "--repeats", 1, "--steps", 1]
+    few = ["--models", "small", "--modes", "none,ringreduce,ddp", "--repeats", 1, "--steps", 1]
     done = run("benchmarks/memory.py", *few, "--json", file)
     assert done.returncode == 0, done.stderr
     rows = {row["mode"]: row for row in json.loads(file.read_text())["results"]}
@@ -105,7 +105,7 @@ def test_memory(tmp_path):
 
 def test_idle(tmp_path):
     file = tmp_path / "result.json"
-    done = run("benchmarks/idle.py", "--model", "mlp", "--steps", 1, "--repeats", 1, "--sleep", 2, "--json", file)
+    done = run("benchmarks/idle.py", "--model", "small", "--steps", 1, "--repeats", 1, "--sleep", 2, "--json", file)
     assert done.returncode == 0, done.stderr
     result = json.loads(file.read_text())
     assert len(result["effects"]) == 1

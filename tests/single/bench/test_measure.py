@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import gc
 import itertools
+import os
+import signal
+import subprocess
+import sys
 import time
 
 import pytest
 
 pytest.importorskip("click")
 pytest.importorskip("rich")
+
+from runner.launch import ROOT
 
 from ringreduce.bench import jobs, launch, measure, turns
 from ringreduce.bench.measure import Contender
@@ -149,3 +155,20 @@ def test_a_row_is_the_median_over_jobs():
     )
     assert (row.model, row.parameters, row.mode, row.timing.median) == ("mlp", 7, "ddp", 2.0)
     assert row.as_dict()["jobs"] == [1.0, 9.0, 2.0]
+
+
+def test_what_ends_the_process_ends_its_job(tmp_path):
+    """SIGTERM, too, which by itself would leave the job behind."""
+    measuring = f"""
+from ringreduce.bench import launch
+launch.measure(["sh", "-c", "echo $$ > {tmp_path}/new; mv {tmp_path}/new {tmp_path}/job; exec sleep 100"])
+"""
+    with subprocess.Popen([sys.executable, "-c", measuring], cwd=ROOT) as parent:
+        while not (tmp_path / "job").exists():
+            assert parent.poll() is None
+            time.sleep(0.05)
+        job = int((tmp_path / "job").read_text())
+        parent.send_signal(signal.SIGTERM)
+        assert parent.wait(60) == 128 + signal.SIGTERM
+    with pytest.raises(ProcessLookupError):
+        os.kill(job, 0)
