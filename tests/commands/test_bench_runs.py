@@ -96,7 +96,6 @@ def test_memory(tmp_path):
     assert list(rows) == ["none", "ringreduce", "ddp"]
     gradients = 4 * rows["none"]["parameters"]
     for row in rows.values():
-        assert row["faults"] > 0
         assert row["use"]["taken"] > 3 * gradients  # parameters, gradients, momentum
     assert rows["ringreduce"]["added"]["beside"] < 32 * MIB
     assert rows["ddp"]["added"]["beside"] > 0.9 * gradients
