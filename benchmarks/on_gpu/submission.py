@@ -99,7 +99,7 @@ def _ways(job: Job, device: GpuDevice, nbytes: int, on_nccl: bool) -> Iterator[l
         plan = _plan(job, bucket, closing, on_nccl)
         ours = next(tensors)
         ways = [
-            Way("plan", partial(plan.launch, 0, stream), lambda _: plan.wait(0, stream)),
+            Way("plan", partial(plan.launch, 0, stream=stream), lambda _: plan.wait(0, stream)),
             Way("tensor", partial(rr.allreduce_async_, ours, op=rr.Sum), rr.synchronize),
         ]
         if on_nccl:
