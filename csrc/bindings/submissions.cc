@@ -26,11 +26,10 @@ using PyRequest = std::tuple<std::optional<std::string>, Tensors, Tensors, nb::s
 
 Submission make_submission(const Kind& kind, const PyRequest& request) {
   const auto& [name, inputs, outputs, shapes, dtype, op, prescale, postscale, root, counts, kept] = request;
-  if (dtype < 0 || dtype >= kDTypeCount) throw nb::value_error("dtype code out of range");
   if (kind.alike ? inputs.size() != outputs.size() : inputs.size() != 1) throw nb::value_error("inputs and outputs do not match");
   Submission s;
   s.kind = &kind;
-  s.dtype = static_cast<DType>(dtype);
+  s.dtype = to_dtype(dtype);
   s.op = op;
   s.prescale = prescale;
   s.postscale = postscale;
