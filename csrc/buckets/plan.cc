@@ -1,0 +1,252 @@
+#include "buckets/plan.h"
+
+#include "common/clock.h"
+#include "kernels/kernels.h"
+
+namespace ringreduce {
+
+struct Plan::Shared {
+  Counter arrived, finished;
+};
+
+namespace {
+
+struct Layout {
+  size_t shared, launched, data, stride, total;
+};
+
+Layout layout(int local_size, const std::vector<BucketSpec>& buckets) {
+  Layout at{};
+  at.launched = round_up(buckets.size() * 2 * sizeof(Counter), kLine);
+  at.data = round_up(at.launched + local_size * round_up(buckets.size() * 8, kLine), 4096);
+  for (const BucketSpec& bucket : buckets) at.stride += round_up(bucket.bytes(), kLine);
+  at.stride = round_up(at.stride, 4096);
+  at.total = at.data + local_size * Plan::kSides * at.stride;
+  return at;
+}
+
+}  // namespace
+
+size_t Plan::segment_bytes(int local_size, const std::vector<BucketSpec>& buckets) {
+  return layout(local_size, buckets).total;
+}
+
+size_t Plan::reserved_bytes(int local_size, const std::vector<BucketSpec>& buckets) {
+  const Layout at = layout(local_size, buckets);
+  return at.data + local_size * at.stride;
+}
+
+Status Plan::reserve(int bucket, int side) const {
+  return segment_->reserve(buffer(bucket, side) - segment_->data(), bytes(bucket));
+}
+
+Plan::Plan(const Topology& topology, const std::vector<BucketSpec>& buckets, Reduction reduction, Scale scale,
+           std::shared_ptr<Segment> segment, Net* net, Bell* bell, PlanId id, std::shared_ptr<Departures> departures)
+    : id_(id), topology_(topology), reduction_(reduction), scale_(scale), segment_(std::move(segment)), bell_(bell),
+      one_host_(topology.host_count() == 1), departures_(std::move(departures)) {
+  const int locals = topology_.local_size(), local = topology_.local();
+  const int reducers = one_host_ ? locals : topology_.rails;
+  weight_ = local == 0 ? locals - reducers + 1 : local < reducers ? 1 : 0;
+  channel_.topology = &topology_;
+  channel_.first_tag = PlanChannel::slot(id.channel) * Channel::kTags;
+  const Layout at = layout(locals, buckets);
+  stride_ = at.stride;
+  shared_ = reinterpret_cast<Shared*>(segment_->data());
+  launched_ = reinterpret_cast<std::atomic<uint64_t>*>(segment_->data() + at.launched);
+  data_ = segment_->data() + at.data;
+  size_t offset = 0;
+  for (const BucketSpec& spec : buckets) {
+    Bucket bucket;
+    bucket.offset = offset;
+    bucket.bytes = spec.bytes();
+    bucket.dtype = spec.dtype;
+    if (weight_) bucket.own = slice(bucket.bytes, reducers, local);
+    buckets_.push_back(bucket);
+    offset += round_up(bucket.bytes, kLine);
+  }
+  sources_.resize(locals);
+  targets_.resize(locals);
+  if (one_host_ || !weight_) return;
+  net_ = std::make_shared<PlanNet>(net, peers(), channel_.first_tag, channel_.tag(Channel::kLastWords), largest_message());
+  channel_.net = net_.get();
+}
+
+std::vector<int> Plan::peers() const {
+  std::vector<int> ranks;
+  for (int host = 0; host < topology_.host_count(); ++host)
+    if (host != topology_.host()) ranks.push_back(channel_.world(topology_.counterpart(host, topology_.local())));
+  return ranks;
+}
+
+size_t Plan::largest_message() const {
+  size_t most = 0;
+  for (const Bucket& bucket : buckets_) most = std::max(most, std::min(bucket.bytes, segment_limit()));
+  return std::max(HostReduce::kDoublingBytes, divide_up(most, topology_.host_count()) + kLine);
+}
+
+char* Plan::data(int bucket, int local) const {
+  const size_t row = round_up(buckets_.size() * 8, kLine) / 8;
+  return data(bucket, local, static_cast<int>(launched_[local * row + bucket].load(std::memory_order_relaxed) % kSides));
+}
+
+void Plan::launch(int index, int side) {
+  Bucket& bucket = buckets_[index];
+  ++bucket.launches;
+  bucket.side = side;
+  bucket.ordinal = ++launches_;
+  bucket.launched_ns = moved_ns_ = now_ns();
+  bucket.next = bucket.own.begin;
+  queue_.push_back(index);
+  const size_t row = round_up(buckets_.size() * 8, kLine) / 8;
+  // Ordered before the arrival, behind which the peers read it.
+  launched_[topology_.local() * row + index].store(bucket.launches * kSides + side, std::memory_order_relaxed);
+  const uint64_t now = shared_[index].arrived.value.fetch_add(1, std::memory_order_acq_rel) + 1;
+  if (now == bucket.launches * topology_.local_size()) bell_->ring();
+}
+
+bool Plan::arrived(int index) const {
+  return shared_[index].arrived.value.load(std::memory_order_acquire) >= buckets_[index].launches * topology_.local_size();
+}
+
+bool Plan::complete(int index) const {
+  return shared_[index].finished.value.load(std::memory_order_acquire) >= buckets_[index].launches * topology_.local_size();
+}
+
+int Plan::first_open() const {
+  for (size_t i = 0; i < buckets_.size(); ++i)
+    if (!complete(static_cast<int>(i))) return static_cast<int>(i);
+  return -1;
+}
+
+uint64_t Plan::completed() const {
+  uint64_t count = launches_;
+  for (size_t i = 0; i < buckets_.size(); ++i)
+    if (!complete(static_cast<int>(i))) count = std::min(count, buckets_[i].ordinal - 1);
+  return count;
+}
+
+// The buffers of a segment that is given up stay as they are: messages are still on their way to them. Its place is
+// not wanted any more, as segments are begun in order.
+Status Plan::leave(const Departure& departure) {
+  if (departure.launches >= unaffected_) return Status::ok();
+  unaffected_ = departure.launches;
+  left_ = departure.status();
+  channel_.sends->lift();
+  queue_.erase(std::remove_if(queue_.begin(), queue_.end(), [this](int bucket) { return lost(bucket); }), queue_.end());
+  for (Segments& segment : segments_) {
+    if (segment.bucket < 0 || !lost(segment.bucket)) continue;
+    segment.bucket = -1;
+    --in_flight_;
+  }
+  return drain_if_over();
+}
+
+Status Plan::drain_if_over() {
+  if (left_.is_ok() || !idle() || !net_ || net_->left()) return Status::ok();
+  return net_->leave();
+}
+
+// Whoever left may write its bucket again.
+bool Plan::given_up(int index) const {
+  return lost(index) || buckets_[index].ordinal > departures_->unaffected(id_.channel);
+}
+
+Status Plan::advance(bool* moved) {
+  bool stepped = false;
+  if (in_flight_) RR_TRY(exchange(&stepped));
+  if (!queue_.empty()) RR_TRY(start_segment(&stepped));
+  if (stepped) moved_ns_ = now_ns();
+  *moved = *moved || stepped;
+  return drain_if_over();
+}
+
+Status Plan::start_segment(bool* moved) {
+  const int index = queue_.front();
+  Bucket& bucket = buckets_[index];
+  if (!arrived(index)) return Status::ok();
+  Segments& slot = segments_[started_ % kInFlight];
+  if (slot.bucket >= 0) return Status::ok();
+  *moved = true;
+  if (bucket.next < bucket.own.end) {
+    const Range range{bucket.next, std::min(bucket.next + segment_limit(), bucket.own.end)};
+    bucket.next = range.end;
+    reduce_local(index, range);
+    if (given_up(index)) return Status::ok();
+    if (!one_host_) {
+      slot.bucket = index;
+      slot.range = range;
+      slot.exchange.start(channel_, channel_.tag(static_cast<int>(started_ % kInFlight)),
+                          {buffer(index) + range.begin, range.bytes(), bucket.dtype, reduction_, scale_.post});
+      ++started_;
+      ++bucket.in_flight;
+      ++in_flight_;
+    }
+  }
+  if (bucket.next >= bucket.own.end) {
+    queue_.pop_front();
+    finish_if_done(index);
+  }
+  return Status::ok();
+}
+
+// On one host into every bucket at once; with several, into this rank's, to travel from there.
+void Plan::reduce_local(int index, Range range) {
+  const int n = topology_.local_size();
+  for (int i = 0; i < n; ++i) targets_[i] = data(index, i) + range.begin;
+  for (int i = 0; i < n; ++i) sources_[i] = targets_[i];
+  ReduceArgs args{targets_.data(), n, sources_.data(), n, range.bytes() / info(buckets_[index].dtype).size, scale_};
+  void* own = buffer(index) + range.begin;
+  if (!one_host_) {
+    args.dst = &own;
+    args.dst_count = 1;
+    args.scale.post = 1.0;
+  }
+  if (n > 1 || !args.scale.is_identity()) reduce(buckets_[index].dtype, reduction_, args);
+}
+
+Status Plan::exchange(bool* moved) {
+  for (Segments& segment : segments_) {
+    if (segment.bucket < 0) continue;
+    RR_TRY(segment.exchange.advance(moved));
+    if (segment.exchange.busy()) continue;
+    const int index = segment.bucket;
+    publish(index, segment.range);
+    segment.bucket = -1;
+    --buckets_[index].in_flight;
+    --in_flight_;
+    finish_if_done(index);
+  }
+  return Status::ok();
+}
+
+void Plan::publish(int index, Range range) {
+  for (int i = 0; i < topology_.local_size(); ++i)
+    if (i != topology_.local()) copy(data(index, i) + range.begin, buffer(index) + range.begin, range.bytes());
+}
+
+void Plan::finish_if_done(int index) {
+  const Bucket& bucket = buckets_[index];
+  if (bucket.in_flight || bucket.next < bucket.own.end || !weight_ || given_up(index)) return;
+  const uint64_t now = shared_[index].finished.value.fetch_add(weight_, std::memory_order_acq_rel) + weight_;
+  if (now == bucket.launches * topology_.local_size()) bell_->ring();
+}
+
+bool Plan::includes(int world_rank) const {
+  return std::find(topology_.world.begin(), topology_.world.end(), world_rank) != topology_.world.end();
+}
+
+std::string Plan::missing(int index) const {
+  std::string text;
+  const size_t row = round_up(buckets_.size() * 8, kLine) / 8;
+  for (int i = 0; i < topology_.local_size(); ++i) {
+    const uint64_t at = launched_[i * row + index].load(std::memory_order_relaxed) / kSides;
+    if (at >= buckets_[index].launches) continue;
+    text += (text.empty() ? "rank " : ", rank ") + std::to_string(channel_.world(topology_.local_ranks()[i])) +
+            " has launched bucket " + std::to_string(index) + " " + std::to_string(at) + " times, this rank " +
+            std::to_string(buckets_[index].launches) + " times";
+  }
+  if (text.empty()) text = "every rank of this host has launched bucket " + std::to_string(index) + "; another host is late";
+  return text;
+}
+
+}  // namespace ringreduce

@@ -1,0 +1,95 @@
+// What a caller asks for: one operation on one rank, before it has met its peers.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "ops/pieces.h"
+#include "common/dtype.h"
+#include "common/hash.h"
+#include "common/status.h"
+
+namespace ringreduce {
+
+enum class Kind : uint8_t {
+  kAllreduce, kBroadcast, kAllgather, kReducescatter, kAlltoall, kBarrier,
+  kSplit,  // of the GPU communicator, for a new process set (gpu/split.h)
+};
+const char* kind_name(Kind kind);
+
+// Horovod's numbers for the reduction operations of the Python API.
+enum ReduceOp : int { kAverage = 0, kOpSum = 1, kOpMin = 3, kOpMax = 4, kOpProduct = 5 };
+
+// Identifies an operation among those in flight in its process set.
+struct Key {
+  uint64_t a = 0, b = 0;
+  bool operator==(const Key& other) const { return a == other.a && b == other.b; }
+};
+struct KeyHash {
+  size_t operator()(const Key& key) const { return key.a; }
+};
+
+// What is computed.
+struct Arithmetic {
+  DType dtype = DType::kUint8;
+  int op = kOpSum;
+  double prescale = 1.0, postscale = 1.0;
+
+  Reduction reduction() const;
+  Scale scale(int set_size) const {
+    return {prescale, op == kAverage ? postscale / set_size : postscale};
+  }
+};
+
+struct Submission : Arithmetic {
+  Kind kind = Kind::kBarrier;
+  static constexpr int kNoRoot = -1;
+  int root = kNoRoot;             // rank within the set
+  bool on_gpu = false;            // where the tensors are
+  void* stream = nullptr;         // on the GPU: the caller's, on which they get their values
+  std::string name;               // empty: matched by the set's counter
+  std::vector<Piece> pieces;      // in and out; allgather, alltoall: out is null
+  std::vector<int64_t> shape;     // what must agree; several tensors are divided by kNextTensor
+  std::vector<int64_t> counts;    // bytes: reducescatter: of each rank's block; alltoall: to each rank
+  static constexpr int64_t kNextTensor = INT64_MIN;
+  // Owns the memory that `pieces` point to, for as long as the core may come to it. It ends while the
+  // engine's mutex is held, so its end must wait for nothing.
+  std::shared_ptr<void> keep;
+
+  size_t bytes() const {
+    size_t sum = 0;
+    for (const Piece& piece : pieces) sum += piece.bytes;
+    return sum;
+  }
+};
+
+// The most frequent operation, described without allocating anything: an unnamed allreduce of one
+// tensor on the CPU, in place.
+struct PlainAllreduce : Arithmetic {
+  char* data = nullptr;
+  size_t bytes = 0;
+  const int64_t* shape = nullptr;
+  size_t dims = 0;
+
+  Submission submission() const;
+};
+
+// Checks what one rank can know to be wrong.
+Status validate(const Submission& submission, int set_size);
+
+// Equal on all ranks whose submissions may run together.
+uint64_t signature(const Submission& submission);
+uint64_t signature(const PlainAllreduce& plain);  // that of plain.submission()
+
+// "allreduce Sum of float32 [2, 3]", for the message when signatures differ. `world`: the world
+// ranks of the set, in which users name a root.
+std::string describe(const Submission& submission, const std::vector<int>& world);
+
+// Named operations are matched by kind and name, unnamed ones by order alone (so that two
+// unnamed ones of different kind meet, and the mistake is reported).
+Key make_key(const Submission& submission, uint64_t unnamed_count);
+Key unnamed_key(uint64_t count);
+
+}  // namespace ringreduce

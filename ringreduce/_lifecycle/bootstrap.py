@@ -1,0 +1,170 @@
+"""init and shutdown: from MPI (or nothing, for one process) to a running engine.
+
+    MPI ──► who is on which host ──► shared segment a host ──► Engine ──► process sets
+
+MPI is needed for the meeting only; with one host the engine never calls it again. Every
+step that may fail on one rank alone is followed by an exchange, so that all ranks fail
+together and with the same text.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import socket
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from ringreduce._core import Deadline, Engine, load_settings, setting_texts, wire_format
+from ringreduce._lifecycle import roster
+from ringreduce._lifecycle.membership import add_process_set
+from ringreduce._placement import placement
+from ringreduce._runtime import mpi, running, segments
+from ringreduce._runtime.process_set import ProcessSet, global_process_set
+from ringreduce._version import __version__
+from ringreduce.errors import RingreduceError
+
+_CLOSE_TIMEOUT_S = 10.0  # how long shutdown lets the engine's thread finish what it does
+_START_TIMEOUT_S = 20.0  # what init has at least: starting MPI takes some seconds
+_initialised_by: int | None = None  # pid that registered the exit handler
+
+
+def init(comm: Any = None, process_sets: Iterable[ProcessSet | Iterable[int]] | None = None) -> None:
+    """Start the library: collective over all ranks. A second call while running does nothing.
+
+    Args:
+        comm: an mpi4py communicator (duplicated, not kept), or a list of MPI world ranks
+            that includes this one; by default all ranks that the launcher started.
+        process_sets: sets to register at once, as by `add_process_set`, the same on all ranks.
+
+    Raises RingreduceError if the launcher started another number of ranks than MPI sees, if
+    the ranks of a host cannot share memory, if the ranks run different builds, or in a process
+    that a rank started and that is none itself; ValueError for a bad `comm`, and while running
+    for another `comm` or for `process_sets` that are not registered. If it raises, the library
+    is not running. The process ends with a message if other ranks do not come to `init` within
+    RINGREDUCE_TIMEOUT (20 s at least), as nothing can interrupt MPI while it waits for them.
+    """
+    chosen = list(process_sets or ())
+    if running.current is not None:
+        _check_same(running.current, comm, chosen)
+        return
+    if running.forked_from is not None:
+        running.raise_not_running()
+    with _deadline() as now:
+        now("MPI starts (MPI_Init, MPI_Comm_dup)")
+        comm = mpi.communicator(comm)
+        now("the ranks meet" + ("" if comm is None else f" (this is rank {comm.rank} of {comm.size})"))
+        mpi.free_retired(comm)
+        _register_exit()  # what fails from here on fails on all ranks, and all end MPI
+        try:
+            running.current = _meet(comm)
+        except BaseException:
+            mpi.retire(comm)
+            raise
+    try:
+        for process_set in chosen:
+            add_process_set(process_set)
+    except BaseException:
+        shutdown()
+        raise
+
+
+def _check_same(context: running.Context, comm: Any, process_sets: list[Any]) -> None:
+    """ValueError if a second `init` asks for something else than what runs."""
+    if comm is not None:
+        mpi.check_same(comm, context.comm)
+    registered = list(context.sets.values())
+    for one in process_sets:
+        wanted = one if isinstance(one, ProcessSet) else ProcessSet(one)
+        if wanted not in registered and (wanted is one or wanted.ranks not in [known.ranks for known in registered]):
+            raise ValueError(f"process_sets: ringreduce runs already, without {wanted}; call add_process_set()")
+
+
+@contextlib.contextmanager
+def _deadline() -> Iterator[Callable[[str], None]]:
+    """Ends the process if the block takes too long; what is yielded says what is being done."""
+    with contextlib.suppress(ValueError):  # of a setting: told when the ranks meet
+        load_settings()
+    seconds = max(float(dict(setting_texts())["RINGREDUCE_TIMEOUT"]), _START_TIMEOUT_S)
+
+    def message(doing: str) -> str:
+        return (
+            f"ringreduce: init() has waited for {seconds:g} s (RINGREDUCE_TIMEOUT) in process {os.getpid()} on "
+            f"{socket.gethostname()} while {doing}: not all ranks of the job call init(), or one has ended or hangs; "
+            "MPI cannot be interrupted, so this process ends"
+        )
+
+    deadline = Deadline(seconds, message("beginning"))
+    try:
+        yield lambda doing: deadline.say(message(doing))
+    finally:
+        deadline.cancel()
+
+
+def shutdown() -> None:
+    """Stop the library: outstanding operations fail. `init` may be called again afterwards."""
+    context = running.current
+    if context is None:
+        return
+    _stop(context)
+    mpi.retire(context.comm)
+
+
+def _stop(context: running.Context) -> None:
+    running.current = None
+    for process_set in context.sets.values():
+        process_set.unbind()
+    context.engine.close(_CLOSE_TIMEOUT_S)
+
+
+def _meet(comm: Any) -> running.Context:
+    rank, size = (comm.rank, comm.size) if comm is not None else (0, 1)
+    exchange = comm.allgather if comm is not None else lambda item: [item]
+    roster.check_builds(exchange(f"version {__version__}, wire format {wire_format()}"))
+    everyone: list[roster.Rank] = exchange(roster.introduce(comm, rank))
+    roster.check_settings(everyone)
+    host_of = roster.number_hosts(everyone)
+    local = [r for r in range(size) if host_of[r] == host_of[rank]]
+    nbytes, reserve = Engine.segment_bytes(host_of, host_of[rank])
+    shared = segments.share(nbytes, rank, range(size), host_of, exchange, reserve)
+    know_pids = len({everyone[r].pid_namespace for r in local}) == 1
+    pids = [everyone[r].pid for r in local] if know_pids else []
+    assert shared.segment is not None
+    crowding = roster.crowding(everyone)
+    engine = problem = None
+    try:
+        engine = Engine(
+            rank, size, host_of, shared.segment,
+            mpi_comm=mpi.handle_address(comm) if max(host_of) > 0 else 0,
+            oversubscribed=max(crowding.values()) > 1,
+            peer_pids=pids,
+            spare_cores=crowding[everyone[rank].hostname] <= 0.5,
+        )  # fmt: skip
+    except (ValueError, RuntimeError) as error:
+        problem = f"rank {rank}: {error}"
+    problems = [p for p in exchange(problem) if p is not None]
+    if engine is None or problems:
+        raise RingreduceError("the engine cannot be started: " + "; ".join(problems))
+    context = running.Context(engine, rank, size, host_of, comm, shared.kind)
+    context.sets[0] = global_process_set
+    global_process_set.bind(0, list(range(size)), engine)
+    if everyone[rank].gpus is not None:
+        placement.settle(rank, roster.seats(everyone, host_of))
+    return context
+
+
+def _register_exit() -> None:
+    global _initialised_by
+    if _initialised_by is None:
+        _initialised_by = os.getpid()
+        atexit.register(_at_exit)
+
+
+def _at_exit() -> None:
+    """The engine's thread ends before MPI does. A forked child leaves both alone."""
+    if os.getpid() != _initialised_by:
+        return
+    if running.current is not None:
+        _stop(running.current)
+    mpi.finalize()
