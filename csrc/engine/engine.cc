@@ -15,10 +15,8 @@ namespace ringreduce {
 
 namespace {
 
-constexpr int64_t kMillisecond = 1'000'000;
 constexpr double kFarewellS = 0.2;
 constexpr double kDestroyS = 2;
-constexpr int64_t kGoneGraceNs = 500 * kMillisecond;  // what was launched before may still finish
 
 std::string seconds(int64_t ns) {
   char text[32];

@@ -15,7 +15,6 @@ namespace ringreduce {
 
 namespace {
 
-constexpr int64_t kMillisecond = 1'000'000;
 constexpr int64_t kPeerCheckNs = 100 * kMillisecond;
 constexpr int kTurns = 64;
 constexpr int64_t kNewsNs = 5 * kMillisecond;  // how often a leader looks whether a rank has left a plan
