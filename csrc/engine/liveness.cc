@@ -13,8 +13,6 @@ namespace ringreduce {
 
 namespace {
 
-constexpr int64_t kGoneGraceNs = 500'000'000;  // what was launched before may still finish
-
 std::string seconds(int64_t ns) {
   char text[32];
   std::snprintf(text, sizeof text, "%.3g s", ns / 1e9);

@@ -18,6 +18,9 @@
 
 namespace ringreduce {
 
+// After a rank has shut down, what was launched before may still finish.
+constexpr int64_t kGoneGraceNs = 500'000'000;
+
 // At the start of a set's segment on each host.
 struct alignas(64) SetHeader {
   Bell bell;                                // the world's is the bell of the host
