@@ -90,7 +90,7 @@ def test_step(tmp_path):
 def test_step_under_a_launcher(tmp_path):
     file = tmp_path / "result.json"
     options = ["--models", "gpt", "--modes", "bf16", "--steps", "3", "--json", str(file)]
-    done = LAUNCHER.run(2, "-m", "ringreduce", "bench", "step", *options, timeout=300)
+    done = LAUNCHER.run(2, "-m", "ringreduce", "bench", "step", *options)
     assert done.returncode == 0, done.stdout + done.stderr
     (row,) = json.loads(file.read_text())["results"]
     assert (row["model"], row["mode"], row["samples"]) == ("gpt", "bf16", 3)

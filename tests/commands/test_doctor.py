@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from runner.doubles import build, why_not
-from runner.launch import clean_environment, find_launcher
+from runner.launch import PATIENCE, clean_environment, find_launcher
 
 from ringreduce import _nccl
 from ringreduce.doctor import checks, show
@@ -22,7 +22,7 @@ ON_DOUBLES = str(Path(__file__).with_name("doctor_on_doubles.py"))
 
 def alone(*arguments: str, program: tuple[str, ...] = DOCTOR, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *program, *arguments], capture_output=True, text=True, timeout=100, check=False,
+        [sys.executable, *program, *arguments], capture_output=True, text=True, timeout=PATIENCE, check=False,
         env=clean_environment(environment),
     )  # fmt: skip
 
@@ -71,9 +71,9 @@ def test_a_rank_that_hangs_does_not_hang_doctor(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         "import sys, time\nimport ringreduce as rr\nfrom ringreduce.doctor import command\nrr.init()\n"
-        "if rr.rank() == 1:\n    time.sleep(60)\nsys.exit(command.main(['--timeout', '2']))\n"
+        "if rr.rank() == 1:\n    time.sleep(3600)\nsys.exit(command.main(['--timeout', '2']))\n"
     )
-    done = LAUNCHER.run(2, str(script), timeout=50)
+    done = LAUNCHER.run(2, str(script))
     assert done.returncode != 0
     assert "collectives on CPU tensors: no end after 2 s" in done.stderr
     assert "rank 1 has not submitted it" in done.stderr

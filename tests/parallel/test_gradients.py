@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import os
 import re
 import threading
 import time
@@ -92,7 +93,7 @@ def raises_everywhere(error: type[Exception], pattern: str, call: Callable[[], A
     begun = time.monotonic()
     with pytest.raises(error, match=pattern):
         call()
-    assert time.monotonic() - begun < 0.9 * 60, "that was a time-out"  # RINGREDUCE_TIMEOUT of the tests
+    assert time.monotonic() - begun < 0.9 * float(os.environ["RINGREDUCE_TIMEOUT"]), "that was a time-out"
 
 
 # Between a backward pass and the next.
@@ -608,9 +609,8 @@ def test_threads():
     assert all(isinstance(result, float) and result < 1e-9 for result in results.values()), results
 
 
-def test_compiled(size):
-    if size != 2:
-        pytest.skip("compiling takes long: at 2 ranks only")
+@pytest.mark.pair
+def test_compiled():
     import torch._dynamo
     from torch._dynamo import compiled_autograd
 

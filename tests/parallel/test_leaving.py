@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 import pytest
@@ -56,7 +57,7 @@ def test_a_rank_leaves_a_step(rr, rank, size, at):
         begun = time.monotonic()
         with pytest.raises(PlanLeftError, match=f"^rank {leaver} has left the gradient step: {WHY}$"):
             left_step(plan, at if rank == leaver else None)
-        assert time.monotonic() - begun < 10  # the limit is a minute
+        assert time.monotonic() - begun < 0.5 * float(os.environ["RINGREDUCE_TIMEOUT"])
         total = rr.allreduce(torch.ones(3), op=rr.Sum)
         assert torch.equal(total, torch.full((3,), float(size)))
         plan.close()

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from runner.launch import ROOT, clean_environment, find_launcher
+from runner.launch import PATIENCE, ROOT, clean_environment, find_launcher
 
 LAUNCHER = find_launcher()
 SMALL = ("--log-every", "1", "--sample-bytes", "20", "--batch", "2", "--dim", "16", "--layers", "1", "--context", "16")
@@ -24,11 +24,11 @@ def run(size: int, example: str, *arguments: str) -> subprocess.CompletedProcess
             env=clean_environment(),
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=PATIENCE,
             check=False,
         )
     assert LAUNCHER is not None
-    return LAUNCHER.run(size, f"examples/{example}", *arguments, timeout=300)
+    return LAUNCHER.run(size, f"examples/{example}", *arguments)
 
 
 def losses(output: str) -> dict[int, str]:

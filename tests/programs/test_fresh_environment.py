@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from runner.launch import ROOT, clean_environment, find_launcher
+from runner.launch import PATIENCE, ROOT, clean_environment, find_launcher
 from runner.source_tree import bare_python, link_installed, run, site_packages
 
 README = (ROOT / "README.md").read_text()
@@ -61,7 +61,7 @@ def command(python: Path, *arguments: str, **extra: str) -> subprocess.Completed
     env.pop("PYTHONPATH", None)
     env.update(extra)
     return subprocess.run(
-        arguments, cwd=python.parent, env=env, capture_output=True, text=True, timeout=120, check=False
+        arguments, cwd=python.parent, env=env, capture_output=True, text=True, timeout=PATIENCE, check=False
     )
 
 

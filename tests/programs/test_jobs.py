@@ -17,10 +17,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from runner.launch import clean_environment, find_launcher
+from runner.launch import PATIENCE, clean_environment, find_launcher
 
 LAUNCHER = find_launcher()
-TIMEOUT = 150.0  # seconds after which a job counts as hanging
 
 pytestmark = pytest.mark.skipif(LAUNCHER is None, reason="no mpirun on this machine")
 
@@ -47,7 +46,7 @@ class Job:
     def finish(self) -> tuple[int, str]:
         """The launcher's exit status and everything the job printed."""
         try:
-            output, _ = self.process.communicate(timeout=TIMEOUT)
+            output, _ = self.process.communicate(timeout=PATIENCE)
         except subprocess.TimeoutExpired:
             self.kill()
             output, _ = self.process.communicate()
@@ -255,7 +254,7 @@ def test_killed_jobs_leave_nothing_behind(start, tmp_path, hosts):
 def ranks_of(job: Job, directory: Path, size: int) -> list[int]:
     """The pids of a job's ranks, once all have written them."""
     files = [directory / f"{rank}.pid" for rank in range(size)]
-    deadline = time.monotonic() + TIMEOUT
+    deadline = time.monotonic() + PATIENCE
     while not all(file.exists() for file in files):
         if job.process.poll() is not None or time.monotonic() > deadline:
             job.kill()
@@ -284,7 +283,7 @@ def test_wrong_launcher():
         env=clean_environment(foreign),
         capture_output=True,
         text=True,
-        timeout=TIMEOUT,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.returncode != 0, done.stdout
@@ -301,7 +300,7 @@ def test_without_a_launcher():
         env=clean_environment(),
         capture_output=True,
         text=True,
-        timeout=TIMEOUT,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -328,5 +327,5 @@ def test_importing_starts_nothing():
                 raise AssertionError("no error before init()")
         print("quiet")
     """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert (done.returncode, done.stdout) == (0, "quiet\n"), done.stderr

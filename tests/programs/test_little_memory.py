@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from runner.launch import clean_environment, find_launcher
+from runner.launch import PATIENCE, clean_environment, find_launcher
 
 LAUNCHER = find_launcher()
 
@@ -71,7 +71,7 @@ def run(tmp_path: Path) -> Run:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=150,
+            timeout=PATIENCE,
             check=False,
         )
 
@@ -218,6 +218,6 @@ def test_the_process_that_shares_has_not_left_a_name():
     script = PREAMBLE + "rr.init(); print([n for n in os.listdir('/dev/shm') if str(os.getpid()) in n])"
     done = subprocess.run(
         [sys.executable, "-c", script], env=clean_environment({"NO_MEMFD": "1"}), capture_output=True, text=True,
-        timeout=100, check=False,
+        timeout=PATIENCE, check=False,
     )  # fmt: skip
     assert done.stdout == "[]\n", done.stderr

@@ -5,12 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from runner.launch import clean_environment, find_launcher
+from runner.launch import PATIENCE, clean_environment, find_launcher
 
 LAUNCHER = find_launcher()
 pytestmark = pytest.mark.skipif(LAUNCHER is None, reason="no mpirun on this machine")
@@ -56,7 +55,7 @@ CHILD = """
     OF_MPI = ("PMI", "OMPI_", "PRTE_", "HYD", "MPI_LOCAL")
 
     def child(command=(sys.executable, "-c", code), env=None):
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=500)
         return (done.stdout + done.stderr).strip().splitlines()[-1]
 """
 
@@ -100,7 +99,12 @@ def test_a_child_of_a_program_without_a_launcher(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(PREAMBLE + textwrap.dedent(CHILD) + "print(rr.size(), 'child:', child())")
     done = subprocess.run(
-        [sys.executable, str(script)], env=clean_environment(), capture_output=True, text=True, timeout=100, check=False
+        [sys.executable, str(script)],
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
     )
     assert done.stdout.strip() == "1 child: child is one of 1", done.stderr
 
@@ -132,7 +136,7 @@ def test_launchers_that_know_no_mpi(variables):
         env=clean_environment(variables),
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.returncode != 0, done.stdout
@@ -212,9 +216,9 @@ def test_builds_are_compared(run):
 @pytest.mark.parametrize(
     "code",
     [
-        "soon()\ntime.sleep(60 * RANK)\nrr.init()",
+        "soon()\ntime.sleep(3600 * RANK)\nrr.init()",
         "rr.init()\nrr.barrier()\nrr.shutdown()\nsoon()\nRANK or rr.init()",
-        "soon()\nattempt(lambda: rr.init([0, 1] if RANK == 0 else [0]))\ntime.sleep(60)",
+        "soon()\nattempt(lambda: rr.init([0, 1] if RANK == 0 else [0]))\ntime.sleep(3600)",
     ],
     ids=["late", "has left", "refuses"],
 )
@@ -226,9 +230,7 @@ def soon():
     _bootstrap._START_TIMEOUT_S = 5.0
 
 """
-    began = time.monotonic()
     done = run(2, soon + code, RINGREDUCE_TIMEOUT="1")
-    assert time.monotonic() - began < 55
     assert done.returncode != 0, done.stdout
     assert "init() has waited for 5 s (RINGREDUCE_TIMEOUT)" in done.stderr + done.stdout
     assert "not all ranks of the job call init()" in done.stderr + done.stdout

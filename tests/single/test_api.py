@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import torch
+from runner.launch import PATIENCE
 from torch import nn
 
 import ringreduce as rr
@@ -31,7 +32,11 @@ check DriftError
 def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """A fresh interpreter without a launcher's variables."""
     return subprocess.run(
-        [sys.executable, "-c", code], env=clean_environment() | environment, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code],
+        env=clean_environment() | environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
     )
 
 
