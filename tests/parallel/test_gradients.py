@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-import pickle
 import os
+import pickle
 import re
 import threading
 import time
