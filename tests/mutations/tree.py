@@ -17,7 +17,8 @@ from mutations.mutation import SOURCES
 COPIED = (*SOURCES, "tests", "Makefile", "setup.py", "setup_objects.py", "setup_cuda.py", "pyproject.toml", "README.md")
 OBJECTS = ("build/objects", "build/native", "build/doubles")
 LONGEST_S = 600.0  # for a check; a test that hangs ends after LONGEST_TEST_S
-LONGEST_TEST_S = 60
+LONGEST_TEST_S = 120
+BUILD_CORE = (sys.executable, "setup.py", "-q", "build_ext", "--inplace")
 FAILED = re.compile(r"^(?:FAILED |--- FAILED )(.*)$", re.MULTILINE)
 
 
@@ -40,6 +41,14 @@ class Tree:
         _copy(self.root, root, [*COPIED, *(name for name in OBJECTS if (self.root / name).exists())])
         return Tree(root)
 
+    def build_all(self, checks: list[str]) -> None:
+        """What the checks need, so that a copy has it."""
+        programs = {_program(check) for check in checks if check.startswith("native ")}
+        if programs:
+            self.build("make", "-s", "-j2", "doubles", *sorted(programs))
+        if len(programs) < len(checks):
+            self.build(*BUILD_CORE)
+
     def failure(self, check: str, in_core: bool) -> str:
         """Runs a check on what is built of the tree; the name of the first test that fails, or "".
 
@@ -47,11 +56,11 @@ class Tree:
         """
         kind, _, rest = check.partition(" ")
         if kind == "native":
-            program, _, case = rest.partition(":")
-            self.build("make", "-s", "-j2", "doubles", f"build/native/{program}")
-            return self.run(str(self.root / "build" / "native" / program), *([case] if case else []))
+            case = rest.partition(":")[2]
+            self.build("make", "-s", "-j2", "doubles", _program(check))
+            return self.run(str(self.root / _program(check)), *([case] if case else []))
         if in_core:
-            self.build(sys.executable, "setup.py", "-q", "build_ext", "--inplace")
+            self.build(*BUILD_CORE)
         size, _, word = rest.partition(" ")
         selected = {
             "single": ["--only", "single", "-k", rest],
@@ -81,6 +90,11 @@ class Tree:
             command, cwd=self.root, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             text=True, errors="replace", timeout=LONGEST_S, check=False,
         )  # fmt: skip
+
+
+def _program(check: str) -> str:
+    """Of a native check."""
+    return f"build/native/{check.split()[1].partition(':')[0]}"
 
 
 def _copy(source: Path, target: Path, names: list[str]) -> None:

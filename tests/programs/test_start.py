@@ -61,38 +61,26 @@ CHILD = """
 
 
 def test_a_child_of_a_rank_is_not_that_rank(run):
-    done = run(2, CHILD + "\n    print('child:', child())\n    rr.barrier()")
+    """It is told so, and what to do: leave the variables out (it runs alone), or start a launcher of its own."""
+    assert LAUNCHER is not None
+    code = f"""
+    print("child:", child())
+    print("without them:", child(env={{k: v for k, v in os.environ.items() if not k.startswith(OF_MPI)}}))
+    rr.barrier()
+    if RANK == 1:
+        print("launched:", child({LAUNCHER.command(2, "-c")!r} + [code]))
+    rr.barrier()
+    """
+    done = run(2, CHILD + code)
     assert done.returncode == 0, done.stderr
     errors = said(done, "child:")
-    assert len(errors) == 2
+    assert len(errors) == 2, done.stdout
     for line in errors:
         assert "RingreduceError" in line
         assert "a rank of an MPI job" in line
         assert "mpirun -np 1" in line
-
-
-def test_a_child_without_the_variables_runs_alone(run):
-    """As the error advises."""
-    code = """
-    print("child:", child(env={k: v for k, v in os.environ.items() if not k.startswith(OF_MPI)}))
-    rr.barrier()
-    """
-    done = run(2, CHILD + code)
-    assert done.returncode == 0, done.stderr
-    assert len(said(done, "child: child is one of 1")) == 2, done.stdout
-
-
-def test_a_launcher_may_be_started_by_a_rank(run):
-    """Of what is inherited it gives its own ranks new values."""
-    assert LAUNCHER is not None
-    code = f"""
-    if RANK == 1:
-        print("child:", child({LAUNCHER.command(2, "-c")!r} + [code]))
-    rr.barrier()
-    """
-    done = run(2, CHILD + code)
-    assert done.returncode == 0, done.stderr
-    assert said(done, "child: child is one of 2"), done.stdout
+    assert len(said(done, "without them: child is one of 1")) == 2, done.stdout
+    assert said(done, "launched: child is one of 2"), done.stdout
 
 
 def test_a_child_of_a_program_without_a_launcher(tmp_path):
