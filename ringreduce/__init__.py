@@ -84,8 +84,19 @@ except (ImportError, OSError) as _error:
             f"ringreduce needs PyTorch, which cannot be imported here ({_error}): install torch again"
         ) from _error
 else:
-    from ringreduce._bootstrap import init, shutdown
-    from ringreduce._membership import add_process_set, remove_process_set
+    from ringreduce._lifecycle.bootstrap import init, shutdown
+    from ringreduce._lifecycle.membership import add_process_set, remove_process_set
+    from ringreduce._ops.handle import Handle, poll, synchronize
+    from ringreduce._runtime.process_set import ProcessSet, global_process_set
+    from ringreduce._runtime.topology import (
+        cross_rank,
+        cross_size,
+        is_initialized,
+        local_rank,
+        local_size,
+        rank,
+        size,
+    )
     from ringreduce.collectives import (
         allgather,
         allgather_async,
@@ -111,18 +122,7 @@ else:
     from ringreduce.compression import Compression
     from ringreduce.drift import check
     from ringreduce.errors import DriftError, PlanLeftError, RingreduceError, RingreduceTimeoutError
-    from ringreduce.handle import Handle, poll, synchronize
     from ringreduce.objects import allgather_object, broadcast_object
     from ringreduce.optimizer import DistributedOptimizer
-    from ringreduce.process_set import ProcessSet, global_process_set
     from ringreduce.reduction import Average, Max, Min, Product, ReduceOp, Sum
     from ringreduce.state import broadcast_optimizer_state, broadcast_parameters
-    from ringreduce.topology import (
-        cross_rank,
-        cross_size,
-        is_initialized,
-        local_rank,
-        local_size,
-        rank,
-        size,
-    )

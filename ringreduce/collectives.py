@@ -23,10 +23,11 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.autograd.graph import increment_version
 
-from ringreduce import _autograd, _core, _submit
+from ringreduce import _core
+from ringreduce._ops import autograd, submit
+from ringreduce._ops.handle import Handle
+from ringreduce._runtime.process_set import ProcessSet, global_process_set
 from ringreduce.compression import Compression, Compressor, effective
-from ringreduce.handle import Handle
-from ringreduce.process_set import ProcessSet, global_process_set
 from ringreduce.reduction import ReduceOp
 
 _core.use_exchange_api(Tensor)
@@ -81,10 +82,10 @@ def allreduce(
         compression = effective(compression, process_set)
     tensor, context = compression.compress(tensor)
     arguments = (name, op, prescale_factor, postscale_factor, process_set)
-    if _autograd.wanted(tensor):
-        (result,) = _autograd.allreduce([tensor], *arguments)
+    if autograd.wanted(tensor):
+        (result,) = autograd.allreduce([tensor], *arguments)
     else:
-        (result,) = _submit.allreduce([tensor], False, *arguments, _named_tensor, wake=False).wait()
+        (result,) = submit.allreduce([tensor], False, *arguments, _named_tensor, wake=False).wait()
     return compression.decompress(result, context)
 
 
@@ -97,7 +98,7 @@ def allreduce_async(
     process_set: ProcessSet = global_process_set,
 ) -> Handle[Tensor]:
     """`allreduce` without waiting; its result is the new tensor (not differentiable)."""
-    return _submit.allreduce(
+    return submit.allreduce(
         [tensor], False, name, op, prescale_factor, postscale_factor, process_set, _named_tensor
     ).map(_only)
 
@@ -134,7 +135,7 @@ def allreduce_async_(
     process_set: ProcessSet = global_process_set,
 ) -> Handle[Tensor]:
     """`allreduce_` without waiting: leave `tensor` alone until it is synchronized."""
-    return _submit.allreduce(
+    return submit.allreduce(
         [tensor], True, name, op, prescale_factor, postscale_factor, process_set, _named_tensor
     ).map(_only)
 
@@ -158,10 +159,10 @@ def grouped_allreduce(
     pairs = [compression.compress(tensor) for tensor in tensors]
     inputs = [tensor for tensor, _ in pairs]
     arguments = (name, op, prescale_factor, postscale_factor, process_set)
-    if _autograd.wanted(*inputs):
-        results = list(_autograd.allreduce(inputs, *arguments))
+    if autograd.wanted(*inputs):
+        results = list(autograd.allreduce(inputs, *arguments))
     else:
-        results = _submit.allreduce(inputs, False, *arguments, wake=False).wait()
+        results = submit.allreduce(inputs, False, *arguments, wake=False).wait()
     return [compression.decompress(result, context) for result, (_, context) in zip(results, pairs, strict=True)]
 
 
@@ -174,7 +175,7 @@ def grouped_allreduce_async(
     process_set: ProcessSet = global_process_set,
 ) -> Handle[list[Tensor]]:
     """`grouped_allreduce` without waiting (not differentiable)."""
-    return _submit.allreduce(list(tensors), False, name, op, prescale_factor, postscale_factor, process_set)
+    return submit.allreduce(list(tensors), False, name, op, prescale_factor, postscale_factor, process_set)
 
 
 def grouped_allreduce_(
@@ -198,7 +199,7 @@ def grouped_allreduce_async_(
     process_set: ProcessSet = global_process_set,
 ) -> Handle[list[Tensor]]:
     """`grouped_allreduce_` without waiting."""
-    return _submit.allreduce(list(tensors), True, name, op, prescale_factor, postscale_factor, process_set)
+    return submit.allreduce(list(tensors), True, name, op, prescale_factor, postscale_factor, process_set)
 
 
 def broadcast(
@@ -215,9 +216,9 @@ def broadcast(
 
     Differentiable: the averaged gradient on the root, zeros elsewhere.
     """
-    if _autograd.wanted(tensor):
-        return _autograd.broadcast(tensor, root_rank, name, process_set)
-    return _submit.broadcast(tensor, root_rank, False, name, process_set, wake=False).wait()
+    if autograd.wanted(tensor):
+        return autograd.broadcast(tensor, root_rank, name, process_set)
+    return submit.broadcast(tensor, root_rank, False, name, process_set, wake=False).wait()
 
 
 def broadcast_async(
@@ -227,7 +228,7 @@ def broadcast_async(
     process_set: ProcessSet = global_process_set,
 ) -> Handle[Tensor]:
     """`broadcast` without waiting (not differentiable)."""
-    return _submit.broadcast(tensor, root_rank, False, name, process_set)
+    return submit.broadcast(tensor, root_rank, False, name, process_set)
 
 
 def broadcast_(
@@ -237,7 +238,7 @@ def broadcast_(
     process_set: ProcessSet = global_process_set,
 ) -> Tensor:
     """`broadcast` in place; returns `tensor`. ValueError if the tensor requires grad."""
-    return _submit.broadcast(tensor, root_rank, True, name, process_set, wake=False).wait()
+    return submit.broadcast(tensor, root_rank, True, name, process_set, wake=False).wait()
 
 
 def broadcast_async_(
@@ -247,7 +248,7 @@ def broadcast_async_(
     process_set: ProcessSet = global_process_set,
 ) -> Handle[Tensor]:
     """`broadcast_` without waiting: leave `tensor` alone until it is synchronized."""
-    return _submit.broadcast(tensor, root_rank, True, name, process_set)
+    return submit.broadcast(tensor, root_rank, True, name, process_set)
 
 
 def allgather(tensor: Tensor, name: str | None = None, process_set: ProcessSet = global_process_set) -> Tensor:
@@ -258,16 +259,16 @@ def allgather(tensor: Tensor, name: str | None = None, process_set: ProcessSet =
 
     Differentiable: each rank gets the average of its rows' gradients.
     """
-    if _autograd.wanted(tensor):
-        return _autograd.allgather(tensor, name, process_set)
-    return _submit.allgather(tensor, name, process_set, wake=False).wait()[0]
+    if autograd.wanted(tensor):
+        return autograd.allgather(tensor, name, process_set)
+    return submit.allgather(tensor, name, process_set, wake=False).wait()[0]
 
 
 def allgather_async(
     tensor: Tensor, name: str | None = None, process_set: ProcessSet = global_process_set
 ) -> Handle[Tensor]:
     """`allgather` without waiting (not differentiable)."""
-    return _submit.allgather(tensor, name, process_set).map(lambda result: result[0])
+    return submit.allgather(tensor, name, process_set).map(lambda result: result[0])
 
 
 def reducescatter(
@@ -291,10 +292,10 @@ def reducescatter(
         compression = effective(compression, process_set)
     tensor, context = compression.compress(tensor)
     arguments = (name, op, prescale_factor, postscale_factor, process_set)
-    if _autograd.wanted(tensor):
-        result = _autograd.reducescatter(tensor, *arguments)
+    if autograd.wanted(tensor):
+        result = autograd.reducescatter(tensor, *arguments)
     else:
-        result = _submit.reducescatter(tensor, *arguments, wake=False).wait()
+        result = submit.reducescatter(tensor, *arguments, wake=False).wait()
     return compression.decompress(result, context)
 
 
@@ -307,7 +308,7 @@ def reducescatter_async(
     postscale_factor: float = 1.0,
 ) -> Handle[Tensor]:
     """`reducescatter` without waiting (not differentiable)."""
-    return _submit.reducescatter(tensor, name, op, prescale_factor, postscale_factor, process_set)
+    return submit.reducescatter(tensor, name, op, prescale_factor, postscale_factor, process_set)
 
 
 def alltoall(
@@ -325,10 +326,10 @@ def alltoall(
     Returns the rows received; with `splits` the pair (rows, received_splits), the latter
     int32 on the CPU. Differentiable.
     """
-    if _autograd.wanted(tensor):
-        output, rows = _autograd.alltoall(tensor, splits, name, process_set)
+    if autograd.wanted(tensor):
+        output, rows = autograd.alltoall(tensor, splits, name, process_set)
     else:
-        output, rows = _submit.alltoall(tensor, splits, name, process_set, wake=False).wait()
+        output, rows = submit.alltoall(tensor, splits, name, process_set, wake=False).wait()
     return output if splits is None else (output, _received_splits(rows))
 
 
@@ -339,7 +340,7 @@ def alltoall_async(
     process_set: ProcessSet = global_process_set,
 ) -> Handle[tuple[Tensor, Tensor]]:
     """`alltoall` without waiting; its result is always the pair (rows, received_splits)."""
-    handle = _submit.alltoall(tensor, splits, name, process_set)
+    handle = submit.alltoall(tensor, splits, name, process_set)
     return handle.map(lambda result: (result[0], _received_splits(result[1])))
 
 

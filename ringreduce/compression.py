@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ringreduce import _context
-from ringreduce.process_set import ProcessSet
+from ringreduce._runtime import running
+from ringreduce._runtime.process_set import ProcessSet
 
 
 class Compressor:
@@ -79,6 +79,6 @@ class Compression:
 
 def effective(compression: type[Compressor], process_set: ProcessSet) -> type[Compressor]:
     """`compression`, or none where the set is on one host."""
-    host_of = _context.require().host_of
+    host_of = running.require().host_of
     hosts = {host_of[rank] for rank in process_set.registered_ranks()}
     return compression if len(hosts) > 1 else NoneCompressor

@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ringreduce import _agreement
 from ringreduce._gradients.drift_compare import compare
 from ringreduce._gradients.drift_digests import CpuDigests
 from ringreduce._gradients.drift_windows import Named, watched, whole
+from ringreduce._ops import agreement
+from ringreduce._runtime.process_set import ProcessSet, global_process_set
 from ringreduce.errors import DriftError
 from ringreduce.objects import allgather_object
-from ringreduce.process_set import ProcessSet, global_process_set
 
 _SHOWN = 5
 _PLAIN = (bool, int, float, complex, str, type(None))
@@ -53,14 +53,14 @@ def check(
     shapes = [(one.label, _shape(one.value)) for one in held]
     facts = [(one.label, repr(one.value)) for one in held if not isinstance(one.value, Tensor)]
     tensors = watched([(one.label, one.value) for one in held if isinstance(one.value, Tensor)])
-    mine = (_agreement.digest(shapes), facts, [_digest(tensor) for _, tensor in tensors])
+    mine = (agreement.digest(shapes), facts, [_digest(tensor) for _, tensor in tensors])
     everyone = allgather_object(mine, "ringreduce.check", process_set)
     structures, all_facts, digests = zip(*everyone, strict=True)
     if len(set(structures)) > 1:
-        _agreement.raise_difference("check: the ranks hold different things", shapes, process_set)
+        agreement.raise_difference("check: the ranks hold different things", shapes, process_set)
     said = []
     if any(of_rank != facts for of_rank in all_facts):
-        said.append(_agreement.difference(dict(zip(process_set.registered_ranks(), all_facts, strict=True))))
+        said.append(agreement.difference(dict(zip(process_set.registered_ranks(), all_facts, strict=True))))
     differences = compare(tensors, digests, process_set, enough=_SHOWN + 1)
     real = [str(difference) for difference in differences if not difference.rounding]
     said += real[:_SHOWN] + ["and more"] * (len(real) > _SHOWN)

@@ -12,19 +12,14 @@ begins in step:
 from __future__ import annotations
 
 import pickle
-from collections.abc import Sequence
-from itertools import accumulate
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from ringreduce import _check, _submit
+from ringreduce._ops import check, submit
+from ringreduce._ops.together import as_tensor, gather_bytes, raise_together
+from ringreduce._runtime.process_set import ProcessSet, global_process_set
 from ringreduce.errors import RingreduceError
-from ringreduce.process_set import ProcessSet, global_process_set
-
-_SHOWN = 400  # characters of one rank's problem
-_RANKS_SHOWN = 4
 
 
 def broadcast_object(
@@ -43,15 +38,15 @@ def broadcast_object(
     read on a rank.
     """
     process_set.usable_engine()  # a rank that cannot take part says why
-    _check.op_name(name)
+    check.op_name(name)
     label = name or "ringreduce.broadcast_object"
     is_root = process_set.set_rank("root_rank", root_rank) == process_set.rank()
     data, problem = _pickled(obj) if is_root else (bytearray(), None)
     length = torch.tensor([len(data)], dtype=torch.int64, device="cpu")
-    _submit.broadcast(length, root_rank, True, f"{label}.length", process_set, wake=False).wait()
+    submit.broadcast(length, root_rank, True, f"{label}.length", process_set, wake=False).wait()
     data = data if is_root else bytearray(int(length))
     if data:
-        _submit.broadcast(_as_tensor(data), root_rank, True, f"{label}.data", process_set, wake=False).wait()
+        submit.broadcast(as_tensor(data), root_rank, True, f"{label}.data", process_set, wake=False).wait()
     if data and not is_root:
         obj, problem = _unpickled(data, root_rank)
     raise_together("broadcast_object", problem, f"{label}.outcome", process_set)
@@ -68,7 +63,7 @@ def allgather_object(obj: Any, name: str | None = None, process_set: ProcessSet 
     read on a rank.
     """
     process_set.usable_engine()
-    _check.op_name(name)
+    check.op_name(name)
     label = name or "ringreduce.allgather_object"
     data, problem = _pickled(obj)
     everyone = []
@@ -78,54 +73,6 @@ def allgather_object(obj: Any, name: str | None = None, process_set: ProcessSet 
         problem = problem or unreadable
     raise_together("allgather_object", problem, f"{label}.outcome", process_set)
     return everyone
-
-
-def raise_together(what: str, problem: Exception | None, label: str, process_set: ProcessSet) -> None:
-    """Every rank of the set calls it with what went wrong there, or None; all raise if one did.
-
-    That is one RingreduceError with the same text everywhere, whose cause is the rank's own exception.
-    A caller's mistake (ValueError, TypeError) that all ranks have made is raised as it is.
-    """
-    said = gather_bytes(described(problem), label, process_set)
-    raise_said(what, problem, said, process_set)
-
-
-def described(problem: Exception | None) -> bytes:
-    """What a rank tells the others about its problem; nothing if it has none."""
-    if problem is None:
-        return b""
-    text = str(problem) or type(problem).__name__
-    return (text if len(text) <= _SHOWN else f"{text[:_SHOWN]} ...").encode("utf-8", "backslashreplace")
-
-
-def raise_said(what: str, problem: Exception | None, said: Sequence[bytes], process_set: ProcessSet) -> None:
-    """`raise_together`, once what each rank `described` is known."""
-    ranks = process_set.registered_ranks()
-    failed = [f"rank {rank}: {text.decode()}" for rank, text in zip(ranks, said, strict=True) if text]
-    if not failed:
-        return
-    if isinstance(problem, (ValueError, TypeError)) and len(failed) == len(said):
-        raise problem
-    more = f"; and {len(failed) - _RANKS_SHOWN} more ranks" if len(failed) > _RANKS_SHOWN else ""
-    cause = problem.__cause__ if isinstance(problem, RingreduceError) else problem
-    raise RingreduceError(f"{what}: {'; '.join(failed[:_RANKS_SHOWN])}{more}") from cause
-
-
-def gather_bytes(data: bytes | bytearray, label: str, process_set: ProcessSet) -> list[bytes]:
-    """The bytes of every rank of the set, which may be none."""
-    gathered, lengths = _submit.allgather(_as_tensor(data), label, process_set, wake=False).wait()
-    everything = bytearray(gathered.numel())
-    _as_tensor(everything).copy_(gathered)
-    parts = memoryview(everything)
-    ends = accumulate(lengths)
-    return [bytes(parts[end - length : end]) for end, length in zip(ends, lengths, strict=True)]
-
-
-def _as_tensor(data: bytes | bytearray) -> Tensor:
-    """A uint8 tensor over the bytes themselves; of bytes, over a copy."""
-    if not data:
-        return torch.empty(0, dtype=torch.uint8, device="cpu")
-    return torch.frombuffer(data if isinstance(data, bytearray) else bytearray(data), dtype=torch.uint8)
 
 
 def _pickled(obj: Any) -> tuple[bytearray, Exception | None]:

@@ -20,12 +20,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ringreduce._compiled import untraced
 from ringreduce._gradients.options import Options, check_groups, check_passes, check_reduction, named_parameters_of
 from ringreduce._gradients.reducer import Reducer
+from ringreduce._ops.compiled import untraced
+from ringreduce._runtime.process_set import ProcessSet, global_process_set
 from ringreduce.compression import Compression, Compressor
 from ringreduce.errors import RingreduceError
-from ringreduce.process_set import ProcessSet, global_process_set
 from ringreduce.reduction import ReduceOp
 
 

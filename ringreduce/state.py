@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ringreduce import _agreement, _check, _gpu, _parameters, _submit
-from ringreduce.objects import broadcast_object, raise_together
-from ringreduce.process_set import ProcessSet, global_process_set
+from ringreduce._ops import agreement, check, gpus, memory, submit
+from ringreduce._ops.together import raise_together
+from ringreduce._runtime.process_set import ProcessSet, global_process_set
+from ringreduce.objects import broadcast_object
 
 
 def broadcast_parameters(
@@ -39,19 +40,19 @@ def broadcast_parameters(
     targets: list[tuple[str, Tensor]] = []
     problem = None
     try:
-        for name, tensor in _parameters.named_tensors(params):
-            _check.op_name(name)
-            targets.append((f"parameter.{len(targets)}.{name}", _parameters.target(f"params: {name!r}", tensor)))
-            descriptions.append((name, _parameters.described(tensor)))
+        for name, tensor in memory.named_tensors(params):
+            check.op_name(name)
+            targets.append((f"parameter.{len(targets)}.{name}", memory.target(f"params: {name!r}", tensor)))
+            descriptions.append((name, memory.described(tensor)))
     except Exception as error:
         problem = error
-    _agreement.require_same("broadcast_parameters", descriptions, problem, process_set)
+    agreement.require_same("broadcast_parameters", descriptions, problem, process_set)
     _broadcast_all(targets, root_rank, process_set)
 
 
 def _broadcast_all(targets: Sequence[tuple[str, Tensor]], root_rank: int, process_set: ProcessSet) -> None:
     with torch.no_grad():
-        handles = [_submit.broadcast(tensor, root_rank, True, name, process_set) for name, tensor in targets]
+        handles = [submit.broadcast(tensor, root_rank, True, name, process_set) for name, tensor in targets]
         for handle in handles:
             handle.wait()
 
@@ -101,7 +102,7 @@ def broadcast_optimizer_state(
     try:
         if not is_root:
             state = _make_tensors(state, tensors)
-        targets = [(f"optimizer.{i}", _parameters.target("optimizer", tensor)) for i, tensor in enumerate(tensors)]
+        targets = [(f"optimizer.{i}", memory.target("optimizer", tensor)) for i, tensor in enumerate(tensors)]
     except Exception as error:
         problem = error
     raise_together(what, problem, f"{label}.made", process_set)
@@ -117,9 +118,9 @@ def broadcast_optimizer_state(
 def _take_tensors(tree: Any, tensors: list[Tensor]) -> Any:
     """`tree` with each tensor moved to `tensors` and a description in its place."""
     if isinstance(tree, Tensor):
-        _parameters.target("optimizer: a tensor of its state", tree)
+        memory.target("optimizer: a tensor of its state", tree)
         tensors.append(tree)
-        return _TensorLike(tuple(tree.shape), tree.dtype, _gpu.backend.holds(tree))
+        return _TensorLike(tuple(tree.shape), tree.dtype, gpus.backend.holds(tree))
     return _rebuilt(tree, lambda leaf: _take_tensors(leaf, tensors))
 
 
@@ -127,7 +128,7 @@ def _make_tensors(tree: Any, tensors: list[Tensor]) -> Any:
     """The reverse: an empty tensor for each description, listed in the same order."""
     if isinstance(tree, _TensorLike):
         if tree.on_gpu:
-            tensors.append(_gpu.backend.empty(tree.shape, tree.dtype))
+            tensors.append(gpus.backend.empty(tree.shape, tree.dtype))
         else:
             tensors.append(torch.empty(tree.shape, dtype=tree.dtype, device="cpu"))
         return tensors[-1]

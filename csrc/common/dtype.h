@@ -1,5 +1,5 @@
 // Element types and reduction operations. The numbers cross the Python boundary
-// (ringreduce/_dtypes.py lists the same), so append, never reorder.
+// (ringreduce/_ops/dtypes.py lists the same), so append, never reorder.
 #pragma once
 
 #include <cstddef>

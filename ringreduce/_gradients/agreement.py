@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ringreduce import _agreement, _context, _dtypes, _gpu, _submit
 from ringreduce._gradients import marks
 from ringreduce._gradients.arena import Arena, make_arena
 from ringreduce._gradients.channels import agreed_channel
@@ -23,10 +22,12 @@ from ringreduce._gradients.layout import BUCKET_BYTES, Bucket, lay_out
 from ringreduce._gradients.options import Options
 from ringreduce._gradients.plan import BucketMemory, GradientPlan
 from ringreduce._gradients.slot import Kind, Slot
+from ringreduce._ops import agreement, dtypes, gpus, submit
+from ringreduce._ops.handle import Handle
+from ringreduce._runtime import running
+from ringreduce._runtime.process_set import ProcessSet
 from ringreduce.compression import effective
 from ringreduce.errors import PlanLeftError, RingreduceTimeoutError
-from ringreduce.handle import Handle
-from ringreduce.process_set import ProcessSet
 
 
 class Agreed(NamedTuple):
@@ -52,8 +53,8 @@ class Meeting:
 
     def exchange(self, mine: Any) -> list[Any]:
         """What all ranks of the set say, in their order. PlanLeftError if one has failed."""
-        if self._waited is None or self._waited[0] is not _context.current:
-            self._waited = (_context.current, self._submit((True, mine)))
+        if self._waited is None or self._waited[0] is not running.current:
+            self._waited = (running.current, self._submit((True, mine)))
         try:
             output, sizes = self._waited[1].wait()
         except RingreduceTimeoutError:
@@ -78,10 +79,10 @@ class Meeting:
 
     def _submit(self, message: Any) -> Handle[tuple[Tensor, list[int]]]:
         context, said = self._said
-        number = said + 1 if context is _context.current else 1
-        self._said = (_context.current, number)
+        number = said + 1 if context is running.current else 1
+        self._said = (running.current, number)
         data = torch.frombuffer(bytearray(pickle.dumps(message)), dtype=torch.uint8)
-        return _submit.allgather(data, f"{self.name}.plan{number}", self._set)
+        return submit.allgather(data, f"{self.name}.plan{number}", self._set)
 
 
 def agree(
@@ -100,10 +101,10 @@ def agree(
     said = [("the options", options.described())]
     said += [(slot.name, _described(slot.parameter)) for slot in slots]
     kinds = bytes(slot.kind for slot in slots)
-    everyone = meeting.exchange((_agreement.digest(said), kinds, list(arrivals), guard.full_digest()))
+    everyone = meeting.exchange((agreement.digest(said), kinds, list(arrivals), guard.full_digest()))
     digests, kinds_of, orders, parameters = zip(*everyone, strict=True)
     if len(set(digests)) > 1:
-        _agreement.raise_difference("the ranks optimize different parameters", said, options.process_set)
+        agreement.raise_difference("the ranks optimize different parameters", said, options.process_set)
     for slot in slots:
         slot.kind = Kind(max(of_rank[slot.index] for of_rank in kinds_of))
     # What rank 0 did not see comes last, in reverse registration order.
@@ -144,7 +145,7 @@ def _buckets(slots: Sequence[Slot], order: Sequence[int], options: Options) -> l
 
 
 def _memory(slots: Sequence[Slot], buckets: list[Bucket], channel: int, options: Options, name: str) -> BucketMemory:
-    spec = [(bucket.elements, _dtypes.CODES[bucket.dtype]) for bucket in buckets]
+    spec = [(bucket.elements, dtypes.CODES[bucket.dtype]) for bucket in buckets]
     factor = options.gradient_predivide_factor if options.process_set.size() > 1 else 1.0  # alone: to the bit
     op, scales, process_set = int(options.op), (1.0 / factor, factor), options.process_set
     gpu = _gpu_of(slots)
@@ -158,12 +159,12 @@ def _memory(slots: Sequence[Slot], buckets: list[Bucket], channel: int, options:
 
 def _gpu_of(slots: Sequence[Slot]) -> int | None:
     """The GPU that has all parameters; None where the CPU has them."""
-    places = {_gpu.place(slot.parameter): slot for slot in slots}
+    places = {gpus.place(slot.parameter): slot for slot in slots}
     if len(places) > 1:
         where = "; ".join(f"{slot.name} on {place}" for place, slot in places.items())
         raise ValueError(f"the parameters of an optimizer are on one device ({where}); make an optimizer for each")
     first = slots[0].parameter if slots else None
-    return _gpu.backend.index(first) if first is not None and _gpu.backend.holds(first) else None
+    return gpus.backend.index(first) if first is not None and gpus.backend.holds(first) else None
 
 
 def _wire_dtypes(slots: Sequence[Slot], options: Options) -> list[torch.dtype]:

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from ringreduce import _context, _segments
 from ringreduce._core import Plan, Segment
 from ringreduce._gradients.holders import CAN_COUNT, Watched
 from ringreduce._gradients.layout import Bucket, view_like
 from ringreduce._gradients.slot import Slot, same_memory
+from ringreduce._runtime import running, segments
+from ringreduce._runtime.process_set import ProcessSet
 from ringreduce.objects import allgather_object
-from ringreduce.process_set import ProcessSet
 
 
 class Arena:
@@ -126,16 +126,16 @@ def make_arena(
         op, prescale, postscale: the reduction.
         name: of the optimizer.
     """
-    context = _context.require()
+    context = running.require()
     segment = _share(context, spec, process_set, name)
     return Plan(context.engine, process_set.process_set_id or 0, list(spec), op, prescale, postscale, segment, channel)
 
 
-def _share(context: _context.Context, spec: Sequence[tuple[int, int]], process_set: ProcessSet, name: str) -> Segment:
+def _share(context: running.Context, spec: Sequence[tuple[int, int]], process_set: ProcessSet, name: str) -> Segment:
     members = process_set.registered_ranks()
     local = [r for r in members if context.host_of[r] == context.host_of[context.rank]]
     nbytes, reserve = Plan.segment_bytes(len(local), list(spec))
-    shared = _segments.share(
+    shared = segments.share(
         nbytes, context.rank, members, context.host_of,
         lambda item: allgather_object(item, f"{name}.arena", process_set), reserve,
     )  # fmt: skip

@@ -24,7 +24,7 @@ from typing import Any, Protocol
 import torch
 from torch.autograd.function import BackwardCFunction
 
-from ringreduce._compiled import is_compiled_autograd, untraced
+from ringreduce._ops.compiled import is_compiled_autograd, untraced
 from ringreduce.errors import PlanLeftError
 
 _NODE_FRAMES = {BackwardCFunction.apply.__code__} | (

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ringreduce import _context
 from ringreduce._core import Engine, agree_channel
+from ringreduce._runtime import running
 
 _FIRST = 128  # channel of a plan
 _lock = threading.Lock()
@@ -29,7 +29,7 @@ def agreed_channel(name: str, exchange: Callable[[Any], list[Any]]) -> Iterator[
         name: of the optimizer; different ones look in different places first.
         exchange: an allgather over the ranks of the set.
     """
-    engine = _context.require().engine
+    engine = running.require().engine
     for attempt in itertools.count():
         channel = agree_channel(exchange(engine.offer_channel()), zlib.crc32(f"{name}.{attempt}".encode()))
         mine = _claim(engine, channel)

@@ -16,13 +16,14 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from ringreduce import _core, _gpu
+from ringreduce import _core
 from ringreduce._gradients.drift_digests import NOTHING, WHOLE, CpuDigests, Taken
 from ringreduce._gradients.drift_gpu import GpuDigests
 from ringreduce._gradients.drift_report import Drift, look
 from ringreduce._gradients.drift_windows import Named, Piece, cut, watched, whole
+from ringreduce._ops import gpus
+from ringreduce._runtime.process_set import ProcessSet
 from ringreduce.errors import DriftError
-from ringreduce.process_set import ProcessSet
 
 WINDOWS = 64
 
@@ -105,7 +106,7 @@ class DriftGuard:
         if self._last is None:
             self.began()
             self._last = self._full or NOTHING
-        if _gpu.backend.holds(tail) != self._digests.on_gpu:  # the model has moved since
+        if gpus.backend.holds(tail) != self._digests.on_gpu:  # the model has moved since
             self._move_to(tail)
         self._digests.write(tail, self._last, self._rounds)
 
@@ -167,8 +168,8 @@ class DriftGuard:
     def _move_to(self, tail: Tensor) -> None:
         self._known = []
         self._lay_out()
-        if _gpu.backend.holds(tail) != self._digests.on_gpu:  # nothing is looked at, or what is lies elsewhere
-            self._digests = GpuDigests(_gpu.backend.index(tail)) if _gpu.backend.holds(tail) else CpuDigests()
+        if gpus.backend.holds(tail) != self._digests.on_gpu:  # nothing is looked at, or what is lies elsewhere
+            self._digests = GpuDigests(gpus.backend.index(tail)) if gpus.backend.holds(tail) else CpuDigests()
             self._named, self._windows = [], cut([], WINDOWS // self._digests.every)
         self._last = NOTHING
 
@@ -179,9 +180,9 @@ class DriftGuard:
             return
         self._known = parameters
         named = watched(parameters)
-        on_gpu = [pair for pair in named if _gpu.backend.holds(pair[1])]
+        on_gpu = [pair for pair in named if gpus.backend.holds(pair[1])]
         if bool(on_gpu) != self._digests.on_gpu:
-            self._digests = GpuDigests(_gpu.backend.index(on_gpu[0][1])) if on_gpu else CpuDigests()
+            self._digests = GpuDigests(gpus.backend.index(on_gpu[0][1])) if on_gpu else CpuDigests()
         self._named = on_gpu or named
         self._windows = cut(self._named, WINDOWS // self._digests.every)
 

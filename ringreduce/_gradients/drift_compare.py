@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ringreduce import _submit
 from ringreduce._gradients.drift_windows import Named
+from ringreduce._ops import submit
+from ringreduce._runtime.process_set import ProcessSet
 from ringreduce.objects import allgather_object
-from ringreduce.process_set import ProcessSet
 
 # Of the largest magnitude in the tensor. Gradients have the same bits on all ranks, so that where CPUs round
 # differently a step adds about one such unit.
@@ -123,7 +123,7 @@ def _measure_all(
     mine = [_on_cpu(tensor) for tensor in tensors]
     theirs = [flat.clone() for flat in mine]
     handles = [
-        _submit.broadcast(flat.view(torch.uint8), difference.groups[0][0], True, f"ringreduce.drift.{at}", process_set)
+        submit.broadcast(flat.view(torch.uint8), difference.groups[0][0], True, f"ringreduce.drift.{at}", process_set)
         for at, (flat, difference) in enumerate(zip(theirs, differences, strict=True))
     ]
     for handle in handles:

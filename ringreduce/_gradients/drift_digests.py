@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ringreduce import _core, _dtypes
+from ringreduce import _core
 from ringreduce._gradients.drift_windows import Piece, regions
+from ringreduce._ops import dtypes
 
 
 class Taken(NamedTuple):
@@ -39,11 +40,11 @@ class CpuDigests:
 
     def write(self, tail: Tensor, taken: Taken, _round: int) -> None:
         """Write pairs of bits."""
-        _core.write_pairs(_dtypes.CODES[tail.dtype], taken.digest, tail.data_ptr())
+        _core.write_pairs(dtypes.CODES[tail.dtype], taken.digest, tail.data_ptr())
 
     def read(self, tail: Tensor, taken: Taken, _round: int) -> tuple[Taken, bool]:
         """After the reduction: what was compared, and whether the ranks differ."""
-        return taken, _core.pairs_differ(_dtypes.CODES[tail.dtype], tail.data_ptr())
+        return taken, _core.pairs_differ(dtypes.CODES[tail.dtype], tail.data_ptr())
 
     def number(self, taken: Taken) -> int:
         """The digest."""

@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ringreduce import _gpu
 from ringreduce._gradients.drift_digests import NOTHING, Taken
 from ringreduce._gradients.drift_windows import Piece, in_memory_order
+from ringreduce._ops import gpus
 
 _SLICE = 4 << 20  # elements hashed at a time: 8 bytes of memory for each, twice
 _WORD = {1: torch.uint8, 2: torch.int16}  # of what has so many bytes; int32 for all else
@@ -65,7 +65,7 @@ class GpuDigests:
             self._waiting = None
         if self._compared(round_number):
             flag = (tail.view(64, 2) != 0).all(1).any()
-            self._waiting = taken, _gpu.backend.to_host_later(flag)
+            self._waiting = taken, gpus.backend.to_host_later(flag)
         return result
 
     def number(self, taken: Taken) -> int:
@@ -80,7 +80,7 @@ class GpuDigests:
         return round_number % self.every == self.every - 1 and not self._capturing()
 
     def _capturing(self) -> bool:
-        return _gpu.attached(self._index).capturing(_gpu.backend.current_stream(self._index))
+        return gpus.attached(self._index).capturing(gpus.backend.current_stream(self._index))
 
     def _hash(self, piece: Piece) -> Tensor:
         memory = in_memory_order(piece.tensor)[piece.begin : piece.end]

@@ -7,11 +7,12 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from ringreduce import _agreement, _context
 from ringreduce._gradients.drift_compare import Difference, compare, ranks_text, unequal
 from ringreduce._gradients.drift_windows import Named
+from ringreduce._ops import agreement
+from ringreduce._runtime import running
+from ringreduce._runtime.process_set import ProcessSet
 from ringreduce.objects import allgather_object
-from ringreduce.process_set import ProcessSet
 
 _SHOWN = 5  # names of other parameters
 WHERE = "see docs/debugging.md, 'A drift'"
@@ -66,7 +67,7 @@ class Drift:
     def warn(self) -> None:
         """On the first rank of the set, and on those that differ from the majority."""
         assert self.first is not None
-        rank = _context.require().rank
+        rank = running.require().rank
         if rank == min(self.steps) or rank in self.first.odd:
             warnings.warn(self.text(), stacklevel=_program_level())
 
@@ -100,11 +101,11 @@ def look(
     Raises RingreduceError on all ranks if the ranks have other parameters.
     """
     said = [(name, f"{tuple(tensor.shape)} {tensor.dtype}") for name, tensor in watched]
-    mine = (steps, mark, _agreement.digest(said), list(digests))
+    mine = (steps, mark, agreement.digest(said), list(digests))
     everyone = allgather_object(mine, "ringreduce.drift", process_set)
     counts, marks, descriptions, by_rank = zip(*everyone, strict=True)
     if len(set(descriptions)) > 1:
-        _agreement.raise_difference("the ranks optimize different parameters", said, process_set)
+        agreement.raise_difference("the ranks optimize different parameters", said, process_set)
     result = Drift(dict(zip(process_set.registered_ranks(), counts, strict=True)), mark[0])
     if len({mark[1:] for mark in marks}) > 1:  # what was compared are different windows
         result.seen = max(counts)

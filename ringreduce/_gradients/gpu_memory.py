@@ -15,13 +15,14 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ringreduce import _context, _dtypes, _gpu, _submit
 from ringreduce._core import Gpu, GpuPlan, Plan
 from ringreduce._gradients.holders import Watched
 from ringreduce._gradients.layout import Bucket, is_dense, view_like
 from ringreduce._gradients.slot import Slot, same_memory
+from ringreduce._ops import dtypes, gpus, submit
+from ringreduce._runtime import running
+from ringreduce._runtime.process_set import ProcessSet
 from ringreduce.objects import allgather_object
-from ringreduce.process_set import ProcessSet
 from ringreduce.reduction import ReduceOp
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -48,11 +49,11 @@ class GpuMemory:
         postscale: float, process_set: ProcessSet, channel: int, name: str,
         make_host_plan: Callable[[], Plan],
     ) -> None:  # fmt: skip
-        engine, set_id = _context.require().engine, process_set.process_set_id or 0
-        self._gpu: Gpu = _gpu.attached(index)
+        engine, set_id = running.require().engine, process_set.process_set_id or 0
+        self._gpu: Gpu = gpus.attached(index)
         # How a set's operations run is known after its first.
-        probe = _gpu.backend.empty((1,), torch.float32, index).zero_()
-        _submit.allreduce([probe], True, f"{name}.gpu_plan", ReduceOp.Sum, 1.0, 1.0, process_set).wait()
+        probe = gpus.backend.empty((1,), torch.float32, index).zero_()
+        submit.allreduce([probe], True, f"{name}.gpu_plan", ReduceOp.Sum, 1.0, 1.0, process_set).wait()
         path, _why = engine.gpu_path(set_id)
         infos = allgather_object(engine.gpu_info(set_id), f"{name}.gpu_plan", process_set)
         self._host = make_host_plan() if path == "host" else None
@@ -61,13 +62,13 @@ class GpuMemory:
         native = [(flat.data_ptr(), *each) for flat, each in zip(self.flat, spec, strict=True)]
         self._plan = GpuPlan(engine, set_id, infos, native, op, prescale, postscale, self._host, channel)
         for flat in self.flat:
-            _gpu.backend.record(flat, self._plan.stream, index)
+            gpus.backend.record(flat, self._plan.stream, index)
         self._offsets: dict[int, int] = {}  # slot -> element of its bucket at which the view begins
         self._streams: list[set[int]] = [set() for _ in spec]  # on which gradients came
         self._watched: list[Watched | None] = [None] * len(buckets)
 
     def _allocate(self, elements: int, dtype: torch.dtype) -> Tensor:
-        return _gpu.backend.empty((elements,), dtype, self._gpu.device).zero_()
+        return gpus.backend.empty((elements,), dtype, self._gpu.device).zero_()
 
     def assign(self, slot: Slot, offset: int) -> None:
         """Give the slot its view, from element `offset` of its bucket on."""
@@ -82,7 +83,7 @@ class GpuMemory:
         elif not self._gpu.capturing(self._stream()) and self._is_held(watched, slots):
             self._watched[bucket] = None
             flat = self.flat[bucket] = self._allocate(self._buckets[bucket].elements, self._buckets[bucket].dtype)
-            _gpu.backend.record(flat, self._plan.stream, self._gpu.device)
+            gpus.backend.record(flat, self._plan.stream, self._gpu.device)
             self._plan.set_buffer(bucket, flat.data_ptr())
             for slot in slots:
                 self.assign(slot, self._offsets[slot.index])
@@ -124,7 +125,7 @@ class GpuMemory:
             self._gpu.order(stream, current)
         if others:
             for tensor in (*gradients, self.flat[bucket]):
-                _gpu.backend.record(tensor, current, index)
+                gpus.backend.record(tensor, current, index)
 
     def check_readable(self) -> None:
         """ValueError while a CUDA graph is captured: the host cannot read what has not run."""
@@ -142,7 +143,7 @@ class GpuMemory:
             if slot.view.dtype is slot.parameter.dtype:
                 results.append(slot.view)
                 continue
-            home = slot.home_memory(_gpu.backend.empty_like)
+            home = slot.home_memory(gpus.backend.empty_like)
             converted.append((slot, home))
             results.append(home)
         self._move(bucket, converted, unpack=True)
@@ -151,7 +152,7 @@ class GpuMemory:
     def wait(self, bucket: int) -> None:
         """The current stream waits for the bucket's reduction."""
         self._plan.wait(bucket, self._stream())
-        _gpu.backend.joined(self._plan.stream)
+        gpus.backend.joined(self._plan.stream)
 
     def leave(self, text: str) -> None:
         """Tell the peers that this rank gives the plan up, and why."""
@@ -164,7 +165,7 @@ class GpuMemory:
             self._host.close()
 
     def _stream(self) -> int:
-        return _gpu.backend.current_stream(self._gpu.device)
+        return gpus.backend.current_stream(self._gpu.device)
 
     def _move(self, bucket: int, pairs: Sequence[tuple[Slot, Tensor]], unpack: bool) -> None:
         """Between tensors and views: one kernel for each dtype; what it cannot do, tensor by tensor."""
@@ -183,10 +184,10 @@ class GpuMemory:
         kernel = self._gpu.unpack if unpack else self._gpu.pack
         for dtype, group in groups.items():
             kernel(
-                flat.data_ptr(), _dtypes.CODES[flat.dtype], _dtypes.CODES[dtype],
+                flat.data_ptr(), dtypes.CODES[flat.dtype], dtypes.CODES[dtype],
                 [tensor.data_ptr() for tensor, _ in group],
                 [int(view.storage_offset() - flat.storage_offset()) for _, view in group],
                 [tensor.numel() for tensor, _ in group], 1.0, self._stream(),
             )  # fmt: skip
         if groups:
-            _gpu.backend.joined(self._stream())
+            gpus.backend.joined(self._stream())

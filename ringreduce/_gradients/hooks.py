@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ringreduce._compiled import untraced
 from ringreduce._gradients.slot import Slot
+from ringreduce._ops.compiled import untraced
 
 Handles = tuple[Any, Any]
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ringreduce import _check
+from ringreduce._ops import check
+from ringreduce._runtime.process_set import ProcessSet
 from ringreduce.compression import Compressor
-from ringreduce.process_set import ProcessSet
 from ringreduce.reduction import ReduceOp
 
 
@@ -93,7 +93,7 @@ def check_groups(num_groups: Any, groups: Any, parameters: Sequence[Tensor]) -> 
 
 def check_passes(passes: Any) -> int:
     """backward_passes_per_step."""
-    passes = _check.index("backward_passes_per_step", passes)
+    passes = check.index("backward_passes_per_step", passes)
     if passes < 1:
         raise ValueError(f"backward_passes_per_step: expected 1 or more, got {passes}")
     return int(passes)

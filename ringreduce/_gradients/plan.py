@@ -17,11 +17,11 @@ from typing import Protocol
 
 from torch import Tensor
 
-from ringreduce import _context
 from ringreduce._gradients import marks
 from ringreduce._gradients.drift import DriftGuard
 from ringreduce._gradients.layout import Bucket
 from ringreduce._gradients.slot import Kind, Slot
+from ringreduce._runtime import running
 
 
 class BucketMemory(Protocol):
@@ -72,7 +72,7 @@ class GradientPlan:
     def __init__(
         self, buckets: list[Bucket], slots: Sequence[Slot], early: int, memory: BucketMemory, guard: DriftGuard
     ) -> None:
-        self.context = _context.require()
+        self.context = running.require()
         self.buckets = buckets
         self.early = early
         self.can_be_late = memory.reads_at_once  # the ranks learn of late gradients from the marks
@@ -205,12 +205,12 @@ class GradientPlan:
 
     def leave(self, text: str) -> None:
         """Tell the peers that this rank gives the plan up."""
-        if self.context is _context.current:
+        if self.context is running.current:
             self._memory.leave(text)
 
     def close(self) -> None:
         """Give the buckets up. Gradients that are aliases of them stay valid."""
-        if self.context is _context.current:
+        if self.context is running.current:
             self._memory.close()
 
     def __del__(self) -> None:

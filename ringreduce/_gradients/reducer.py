@@ -29,7 +29,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ringreduce import _context
 from ringreduce._gradients import agreement, hooks, refusals
 from ringreduce._gradients.backward import BackwardEnd
 from ringreduce._gradients.drift import DriftGuard
@@ -40,6 +39,7 @@ from ringreduce._gradients.parameters import Parameters
 from ringreduce._gradients.plan import GradientPlan
 from ringreduce._gradients.rest import reduce_loss, reduce_rest, reduce_sparse
 from ringreduce._gradients.slot import Kind, Slot, layout_of
+from ringreduce._runtime import running
 from ringreduce.errors import PlanLeftError, RingreduceError, RingreduceTimeoutError
 
 _REPLAN = "asks for a new plan: "  # a reason to leave after which all ranks agree anew at once
@@ -77,9 +77,9 @@ class Reducer:
         self._meeting = agreement.Meeting(self._name, options.process_set)
         self._all_parameters = all_parameters
         self._guard: DriftGuard | None = None
-        self._guarded: _context.Context | None = None  # the life of the library that the guard is for
+        self._guarded: running.Context | None = None  # the life of the library that the guard is for
         self._parameters = Parameters(self)
-        self._life: _context.Context | None = None  # of the library, in which it is known whether we are alone
+        self._life: running.Context | None = None  # of the library, in which it is known whether we are alone
         self._slots = self._parameters.slots
         self._end = BackwardEnd(weakref.ref(self))
         self._plan: GradientPlan | None = None
@@ -228,7 +228,7 @@ class Reducer:
 
     def expect(self) -> None:
         """An optimizer's pass has begun. If it will come to our parameters too, we hear of its failure before."""
-        chosen, context = self.options.process_set, _context.current
+        chosen, context = self.options.process_set, running.current
         if context is None or context.sets.get(chosen.process_set_id or 0) is not chosen:
             return  # its process set has gone: the optimizer is alive, and of no use
         if self._phase is not Phase.BETWEEN or self._expected or self.superseded or self._alone():
@@ -238,7 +238,7 @@ class Reducer:
 
     def _check_plan(self) -> None:
         """Whether the plan still fits; before anything of this step is launched."""
-        if self._plan is not None and self._plan.context is not _context.current:
+        if self._plan is not None and self._plan.context is not running.current:
             self._plan = None  # of an earlier life of the library
         if self._plan is None:
             self._drift_guard().began()
@@ -377,7 +377,7 @@ class Reducer:
     def _launch_rest(self) -> None:
         try:
             plan = self._plan
-            if plan is None or plan.context is not _context.current:
+            if plan is None or plan.context is not running.current:
                 plan = self._plan = self._agree()
             self._phase = Phase.REDUCING
             plan.launch_rest(any(slot.late for slot in self._slots), Counts(self._steps, self._lost_passes))
@@ -460,14 +460,14 @@ class Reducer:
         self._plan = None
 
     def _drift_guard(self) -> DriftGuard:
-        if self._guard is None or self._guarded is not _context.current:
+        if self._guard is None or self._guarded is not running.current:
             self._guard = DriftGuard(self._all_parameters, self.options.process_set)
-            self._guarded = _context.current
+            self._guarded = running.current
         return self._guard
 
     def _alone(self) -> bool:
-        if self._life is not _context.current:
-            self._life = _context.current
+        if self._life is not running.current:
+            self._life = running.current
             self._parameters.set_alone(self.options.process_set.size() == 1)
         return self._parameters.alone
 
@@ -492,7 +492,7 @@ class Reducer:
         self._begin_group()
         for slot in self._slots:
             slot.step()
-        if self._guard is not None and self._guarded is _context.current:
+        if self._guard is not None and self._guarded is running.current:
             self._guard.stepped()
 
     def closure_called(self) -> None:
@@ -505,7 +505,7 @@ class Reducer:
 
     def cleared(self) -> None:
         """zero_grad() is being called: nothing may be in flight."""
-        if self._plan is not None and self._plan.context is not _context.current:
+        if self._plan is not None and self._plan.context is not running.current:
             self._plan = None  # what was in flight has ended with an earlier life of the library
             self._phase = Phase.BETWEEN
         under_way = self._left is not None or (self._plan is not None and self._plan.next > 0)

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ringreduce import _gpu, _submit
 from ringreduce._gradients.options import Options
 from ringreduce._gradients.slot import Kind, Slot
 from ringreduce._gradients.sparse import SparseReduction
+from ringreduce._ops import gpus, submit
 from ringreduce.compression import effective
 from ringreduce.reduction import ReduceOp
 
@@ -44,7 +44,7 @@ def _agree_on_kinds(slots: Sequence[Slot], options: Options, name: str) -> list[
             kind = Kind.SPARSE if grad.is_sparse and not options.sparse_as_dense else Kind.DENSE
         mine.append(int(kind))
     row = torch.tensor([mine], dtype=torch.uint8, device="cpu")
-    output, _ = _submit.allgather(row, f"{name}.rest.kinds", options.process_set).wait()
+    output, _ = submit.allgather(row, f"{name}.rest.kinds", options.process_set).wait()
     return [Kind(kind) for kind in output.amax(0).tolist()]
 
 
@@ -54,7 +54,7 @@ def _reduce_dense(slots: Sequence[Slot], options: Options, name: str) -> None:
     compression = effective(options.compression, options.process_set)
     sent = [compression.compress(_local_or_zeros(slot)) for slot in slots]
     factor = options.gradient_predivide_factor
-    handle = _submit.allreduce(
+    handle = submit.allreduce(
         [tensor for tensor, _ in sent], False, f"{name}.rest", options.op, 1.0 / factor, factor, options.process_set
     )
     for slot, reduced, (_, context) in zip(slots, handle.wait(), sent, strict=True):
@@ -69,8 +69,8 @@ def _local_or_zeros(slot: Slot) -> Tensor:
     if grad is not None and slot.is_local():
         return grad.to_dense() if grad.is_sparse else grad
     slot.aside = slot.parameter.grad
-    if _gpu.backend.holds(slot.parameter):
-        return _gpu.backend.empty_like(slot.parameter.detach()).zero_()
+    if gpus.backend.holds(slot.parameter):
+        return gpus.backend.empty_like(slot.parameter.detach()).zero_()
     return torch.zeros_like(slot.parameter, requires_grad=False)
 
 
@@ -95,6 +95,6 @@ def reduce_loss(loss: Any, options: Options, name: str) -> Any:
     if isinstance(loss, bool) or not isinstance(loss, (float, int, Tensor)):
         return loss
     tensor = loss.detach() if isinstance(loss, Tensor) else torch.tensor(loss, dtype=torch.float64, device="cpu")
-    handle = _submit.allreduce([tensor], False, f"{name}.loss", options.op, 1.0, 1.0, options.process_set)
+    handle = submit.allreduce([tensor], False, f"{name}.loss", options.op, 1.0, 1.0, options.process_set)
     (result,) = handle.wait()
     return result if isinstance(loss, Tensor) else result.item()

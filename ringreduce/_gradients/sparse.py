@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ringreduce import _gpu, _submit
-from ringreduce.handle import Handle
-from ringreduce.process_set import ProcessSet
+from ringreduce._ops import gpus, submit
+from ringreduce._ops.handle import Handle
+from ringreduce._runtime.process_set import ProcessSet
 
 
 class SparseReduction:
@@ -31,8 +31,8 @@ class SparseReduction:
             compact = _row_sparse(gradient).coalesce()
             rows, values = compact.indices()[0], compact.values()
         self._handles = [
-            _submit.allgather(rows, f"sparse.{name}.rows", process_set),
-            _submit.allgather(values, f"sparse.{name}.values", process_set),
+            submit.allgather(rows, f"sparse.{name}.rows", process_set),
+            submit.allgather(values, f"sparse.{name}.values", process_set),
         ]
 
     def result(self, factor: float) -> Tensor | None:
@@ -45,8 +45,8 @@ class SparseReduction:
             return None
         if factor != 1.0:
             values = values * factor
-        if _gpu.backend.holds(values) and values.dtype.is_floating_point:
-            rows, values = _gpu.merge_rows(rows, values)
+        if gpus.backend.holds(values) and values.dtype.is_floating_point:
+            rows, values = gpus.merge_rows(rows, values)
             return torch.sparse_coo_tensor(
                 rows.unsqueeze(0), values, self._shape, is_coalesced=True, check_invariants=False
             )

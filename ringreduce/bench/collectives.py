@@ -19,12 +19,13 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 import ringreduce as rr
-from ringreduce import _context, _dtypes, _segments
 from ringreduce._core import SUM, Plan, agree_channel
+from ringreduce._ops import dtypes
+from ringreduce._runtime import running, segments
 from ringreduce.bench.job import Job
 from ringreduce.bench.measure import Contender
 
-DTYPES = tuple(name for name in _dtypes.NAMES if name != "bool")
+DTYPES = tuple(name for name in dtypes.NAMES if name != "bool")
 OURS = ("ringreduce", "arena")
 PEERS = ("memcpy", "mpi", "gloo")
 MPI_TYPES = {
@@ -61,10 +62,10 @@ class Buffers:
     @cached_property
     def plan(self) -> Plan:
         """One bucket in the arena, as DistributedOptimizer has them."""
-        context, everyone = _context.require(), range(self.job.size)
-        spec = [(self.elements, _dtypes.CODES[self.data.dtype])]
+        context, everyone = running.require(), range(self.job.size)
+        spec = [(self.elements, dtypes.CODES[self.data.dtype])]
         nbytes, reserve = Plan.segment_bytes(context.local_size, spec)
-        shared = _segments.share(nbytes, self.job.rank, everyone, context.host_of, self.job.comm.allgather, reserve)
+        shared = segments.share(nbytes, self.job.rank, everyone, context.host_of, self.job.comm.allgather, reserve)
         assert shared.segment is not None
         channel = agree_channel(self.job.comm.allgather(context.engine.offer_channel()), 0)
         plan = Plan(context.engine, 0, spec, SUM, 1.0, 1.0, shared.segment, channel)

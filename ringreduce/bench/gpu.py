@@ -18,7 +18,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ringreduce._nccl import show_version
 from ringreduce.bench import gpu_plot, gpu_report, launch, machine, report
 from ringreduce.bench.gpu_device import SHARING, SHARING_NCCL, Found, GpuDevice, find, gpu_line
 from ringreduce.bench.gpu_kernels import KernelRow, measure_kernels, memory_needed
@@ -32,6 +31,7 @@ from ringreduce.bench.run import describe
 from ringreduce.bench.step import MODES
 from ringreduce.bench.turns import FEWEST_ROUNDS, take_turns
 from ringreduce.bench.units import show_size
+from ringreduce.doctor.nccl import show_version
 
 MOST_SHARING = 2  # ranks that NCCL lets share a GPU
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import ringreduce as rr
 from ringreduce._core import Gpu
-from ringreduce._nccl import show_version
+from ringreduce.doctor.nccl import show_version
 
 CUDA_LIBRARY = Path(rr.__file__).with_name("libringreduce_cuda.so")
 IDLE_BYTES = 256 << 20  # read to keep the GPU busy, and larger than any L2 cache

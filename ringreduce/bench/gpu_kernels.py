@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ringreduce import _dtypes
 from ringreduce._core import SUM
 from ringreduce._gradients.layout import Bucket
+from ringreduce._ops import dtypes
 from ringreduce.bench.gpu_clock import Turn, alternate
 from ringreduce.bench.gpu_device import GpuDevice
 from ringreduce.bench.measure import Effort, Timing
@@ -141,7 +141,7 @@ def cases(nbytes: int) -> list[Case]:
 def _moving(kernel: str, load: str, sizes: Sequence[int], dtype: torch.dtype, target: float | None) -> Case:
     """pack into a bucket of `dtype`, or unpack from it; the tensors are float32."""
     if dtype != torch.float32:
-        names = ("float32", _dtypes.NAMES[_dtypes.CODES[dtype]])
+        names = ("float32", dtypes.NAMES[dtypes.CODES[dtype]])
         load += ", {} to {}".format(*(names if kernel == "pack" else names[::-1]))
     nbytes = sum(sizes) * (torch.float32.itemsize + dtype.itemsize)
     return Case(kernel, load, nbytes, target, partial(_move, kernel, sizes, dtype))
@@ -178,7 +178,7 @@ def _move(kernel: str, sizes: Sequence[int], dtype: torch.dtype, device: GpuDevi
     views = [flat[offset : offset + size] for offset, size in zip(bucket.offsets, sizes, strict=True)]
     given, taken = (tensors, views) if kernel == "pack" else (views, tensors)
     call = partial(
-        getattr(device.gpu, kernel), flat.data_ptr(), _dtypes.CODES[dtype], _dtypes.CODES[torch.float32],
+        getattr(device.gpu, kernel), flat.data_ptr(), dtypes.CODES[dtype], dtypes.CODES[torch.float32],
         [one.data_ptr() for one in tensors], bucket.offsets, list(sizes), 1.0, device.stream,
     )  # fmt: skip
     return call, lambda: torch.equal(torch.cat(taken).to(torch.float32), torch.cat(given).to(torch.float32))
@@ -186,7 +186,7 @@ def _move(kernel: str, sizes: Sequence[int], dtype: torch.dtype, device: GpuDevi
 
 def _reduce(sources: int, elements: int, device: GpuDevice) -> Parts:
     given = [_numbers(device, elements) for _ in range(sources)]
-    result, code = torch.empty_like(given[0]), _dtypes.CODES[torch.float32]
+    result, code = torch.empty_like(given[0]), dtypes.CODES[torch.float32]
 
     def call() -> None:
         addresses = [one.data_ptr() for one in given]
@@ -201,7 +201,7 @@ def _merge(rows: int, out_rows: int, device: GpuDevice) -> Parts:
     order = torch.argsort(index, stable=True)
     first = torch.zeros(out_rows + 1, dtype=torch.int64, device=device.torch)
     torch.cumsum(torch.bincount(index, minlength=out_rows), 0, out=first[1:])
-    result, code = torch.empty(out_rows, ROW, device=device.torch), _dtypes.CODES[torch.float32]
+    result, code = torch.empty(out_rows, ROW, device=device.torch), dtypes.CODES[torch.float32]
 
     def call() -> None:
         device.gpu.merge_rows(

@@ -22,14 +22,16 @@ import torch.distributed as dist
 from torch import Tensor
 
 import ringreduce as rr
-from ringreduce import _context, _dtypes, _nccl
 from ringreduce._core import SUM, GpuPlan, agree_channel
+from ringreduce._ops import dtypes
+from ringreduce._runtime import running
 from ringreduce.bench.collectives import Buffers
 from ringreduce.bench.gpu_device import GpuDevice
 from ringreduce.bench.job import Job
 from ringreduce.bench.measure import Effort, Timing, affordable_rounds, summary
 from ringreduce.bench.sweep import Progress
 from ringreduce.bench.units import show_size
+from ringreduce.doctor import nccl
 
 SIZES = (4 << 10, 25 << 20)  # bytes: a small tensor, a full bucket
 TARGET_SECONDS = 10e-6  # of a planned bucket
@@ -72,7 +74,7 @@ def measure_submission(
     rows: list[SubmissionRow] = []
     notes: dict[str, None] = {}
     device.first_operation()
-    path, why = _context.require().engine.gpu_path(0)
+    path, why = running.require().engine.gpu_path(0)
     if path == "nccl":
         job.start_nccl(device.torch)
     else:
@@ -102,9 +104,9 @@ def _ways(job: Job, device: GpuDevice, nbytes: int, on_nccl: bool) -> Iterator[l
         ]
         if on_nccl:
             share = partial(job.comm.bcast, root=0)
-            direct = closing.enter_context(_nccl.Communicator(device.gpu.nccl_path, job.rank, job.size, share))
+            direct = closing.enter_context(nccl.Communicator(device.gpu.nccl_path, job.rank, job.size, share))
             theirs = next(tensors)
-            ways.append(Way("nccl", direct.all_reduce(theirs, theirs, _nccl.SUM, stream), _succeeded))
+            ways.append(Way("nccl", direct.all_reduce(theirs, theirs, nccl.SUM, stream), _succeeded))
             ways.append(Way("torch", partial(dist.all_reduce, next(tensors), async_op=True), lambda work: work.wait()))
         yield ways
         device.synchronize()
@@ -112,14 +114,14 @@ def _ways(job: Job, device: GpuDevice, nbytes: int, on_nccl: bool) -> Iterator[l
 
 def _plan(job: Job, bucket: Tensor, closing: ExitStack, on_nccl: bool) -> GpuPlan:
     """One bucket, as DistributedOptimizer has them."""
-    engine = _context.require().engine
+    engine = running.require().engine
     host = None
     if not on_nccl:
         buffers = Buffers(job, "float32", bucket.numel())
         host = buffers.plan
         closing.enter_context(buffers.closing)
     infos = job.comm.allgather(engine.gpu_info(0))
-    spec = (bucket.data_ptr(), bucket.numel(), _dtypes.CODES[bucket.dtype])
+    spec = (bucket.data_ptr(), bucket.numel(), dtypes.CODES[bucket.dtype])
     channel = agree_channel(job.comm.allgather(engine.offer_channel()), 0)
     plan = GpuPlan(engine, 0, infos, [spec], SUM, 1.0, 1.0, host, channel)
     closing.callback(plan.close)

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # torch does not list it
 
 import ringreduce as rr
-from ringreduce import _context
+from ringreduce._runtime import running
 from ringreduce.bench import link
 
 TORCH_TIMEOUT = timedelta(minutes=10)
@@ -49,7 +49,7 @@ class Job:
             raise Refused(f"the benchmark needs mpi4py and an MPI library ({error})") from None
         world = MPI.COMM_WORLD
         machines = world.allgather(MPI.Get_processor_name())
-        context = _context.current
+        context = running.current
         host_of = context.host_of if context else [[*dict.fromkeys(machines)].index(one) for one in machines]
         return cls(world.Dup(), world.rank, world.size, host_of, machines)
 

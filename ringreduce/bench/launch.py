@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from ringreduce import _launcher
+from ringreduce._runtime import launcher
 
 # What Open MPI (5, then 4) needs where the user is root and where there are more ranks than
 # cores; and ranks that are not bound may use all cores, as a single rank would. MPICH and
@@ -36,7 +36,7 @@ _LOCAL_SIZES = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
 
 def launched_size(environ: Mapping[str, str] = os.environ) -> int | None:
     """How many ranks a launcher has started, or None if this process was started by hand."""
-    sizes = _launcher.launched_sizes(environ)
+    sizes = launcher.launched_sizes(environ)
     if sizes.get("SLURM_STEP_NUM_TASKS") == 1:
         del sizes["SLURM_STEP_NUM_TASKS"]  # an interactive shell of an allocation is such a step
     return next(iter(sizes.values()), None)

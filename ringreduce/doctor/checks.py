@@ -12,7 +12,10 @@ from collections.abc import Callable, Iterator
 import torch
 
 import ringreduce as rr
-from ringreduce import _context, _core, _gpu, _nccl
+from ringreduce import _core
+from ringreduce._ops import gpus
+from ringreduce._runtime import running
+from ringreduce.doctor import nccl
 from ringreduce.doctor.check import FAILED, OK, SKIPPED, Check
 from ringreduce.doctor.facts import gpu_in_torch
 
@@ -71,7 +74,7 @@ def _segments() -> str:
 
 def _start() -> str:
     rr.init()
-    hosts = len(set(_context.require().host_of))
+    hosts = len(set(running.require().host_of))
     if rr.size() == 1:
         return "1 rank (mpirun -np 2 ringreduce doctor looks at several)"
     return f"{rr.size()} ranks on {hosts} host(s)"
@@ -106,14 +109,14 @@ def _on_cpu() -> str:
 
 def _between_hosts() -> str:
     _running()
-    if len(set(_context.require().host_of)) == 1:
+    if len(set(running.require().host_of)) == 1:
         raise Skip("all ranks are on one host")
     rr.allreduce(torch.ones(1 << 20), op=rr.Sum)
     return "4 MiB went round"
 
 
 def _to_gpu(tensor: torch.Tensor) -> torch.Tensor:
-    return _gpu.backend.empty(tensor.shape, tensor.dtype).copy_(tensor)
+    return gpus.backend.empty(tensor.shape, tensor.dtype).copy_(tensor)
 
 
 def _nccl_itself() -> str:
@@ -123,21 +126,21 @@ def _nccl_itself() -> str:
         raise Skip(reason)
     numbers = torch.arange(5000, dtype=torch.float32)
     source, result = _to_gpu(numbers), _to_gpu(torch.zeros(5000))
-    index = _gpu.backend.index(source)
-    gpu = _gpu.attached(index)
+    index = gpus.backend.index(source)
+    gpu = gpus.attached(index)
     if gpu.nccl_problem:
         raise RuntimeError(gpu.nccl_problem)
-    stream = _gpu.backend.current_stream(index)
+    stream = gpus.backend.current_stream(index)
     try:
-        with _nccl.Communicator(gpu.nccl_path, 0, 1, lambda own: own) as alone:
+        with nccl.Communicator(gpu.nccl_path, 0, 1, lambda own: own) as alone:
             # Not a sum: of one rank that is a copy for NCCL too, while an average is a kernel of its own.
-            alone.check("ncclAllReduce", alone.all_reduce(source, result, _nccl.AVERAGE, stream)())
-            _gpu.backend.joined(stream)
+            alone.check("ncclAllReduce", alone.all_reduce(source, result, nccl.AVERAGE, stream)())
+            gpus.backend.joined(stream)
             _expect("ncclAllReduce", result, numbers)
-    except _nccl.NcclError as error:
+    except nccl.NcclError as error:
         hint = "with NCCL_DEBUG=WARN it says why; RINGREDUCE_GPU_PATH=host does without it"
         raise RuntimeError(f"{error}; {hint}") from None
-    where = f"{_nccl.show_version(gpu.nccl_version)}, {gpu.nccl_path}, GPU {gpu.device}"
+    where = f"{nccl.show_version(gpu.nccl_version)}, {gpu.nccl_path}, GPU {gpu.device}"
     return f"{where}: an all-reduce of one rank is right"
 
 
@@ -146,7 +149,7 @@ def _on_gpu() -> str:
     if reason := gpu_in_torch():
         raise Skip(reason)
     _collectives(_to_gpu)
-    context = _context.require()
+    context = running.require()
     if rr.size() == 1:
         return "allreduce, allgather and broadcast are right; with one rank they copy, without NCCL"
     path, why = context.engine.gpu_path(0)
@@ -180,7 +183,7 @@ def _gpu_through_host() -> str:
 def _cuda_library() -> str:
     if reason := gpu_in_torch():
         raise Skip(reason)
-    if problem := _core.Gpu.probe(str(_gpu.LIBRARY))["problem"]:
+    if problem := _core.Gpu.probe(str(gpus.LIBRARY))["problem"]:
         raise RuntimeError(f"{problem}; build ringreduce where nvcc is (docs/tuning.md)")
     return "loaded"
 

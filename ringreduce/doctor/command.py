@@ -38,9 +38,9 @@ def _say_what_is_missing(found: Sequence[Check], json: bool) -> int:
             if check.status == FAILED:
                 print(f"ringreduce doctor: rank {launched_rank()}: {check.name}: {check.text}", file=sys.stderr)
     if "mpi4py.MPI" in sys.modules:
-        from ringreduce import _mpi
+        from ringreduce._runtime import mpi
 
-        atexit.register(_mpi.finalize)
+        atexit.register(mpi.finalize)
     return 1
 
 

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Sequence
 
 import ringreduce as rr
-from ringreduce import _state
+from ringreduce._runtime import hang_report
 from ringreduce.doctor import checks, facts, show
 from ringreduce.doctor.check import Check
 from ringreduce.doctor.command import launched_rank
@@ -51,6 +51,6 @@ class _Deadline:
             self._timer.cancel()
 
     def _expired(self, name: str) -> None:
-        where = _state.describe()
+        where = hang_report.describe()
         print(f"ringreduce doctor: {name}: no end after {self._seconds:g} s\n{where}", file=sys.stderr, flush=True)
         os._exit(1)

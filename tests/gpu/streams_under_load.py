@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 import ringreduce as rr
-from ringreduce import _gpu
+from ringreduce._ops import gpus
 
 STREAMS = 4
 DTYPES = (torch.float32, torch.bfloat16, torch.int32, torch.float16, torch.float64, torch.uint8)
@@ -70,7 +70,7 @@ class Doubles(Cuda):
         sys.path.insert(0, str(Path(__file__).parents[1]))
         from runner.fake_gpu import FakeCuda
 
-        self._fake = _gpu.backend = FakeCuda(os.environ["RINGREDUCE_CUDA_LIBRARY"], rr.rank())
+        self._fake = gpus.backend = FakeCuda(os.environ["RINGREDUCE_CUDA_LIBRARY"], rr.rank())
         self._fake.double.rr_double_use_device(rr.rank())
 
     def on(self, stream: int) -> AbstractContextManager[Any]:
@@ -186,7 +186,7 @@ class Training:
     def __init__(self, gpu: Cuda, count: int) -> None:
         sizes = [count, 1, count // 3 + 1, 1000, count]
         self._gpu, self._stream = gpu, 0
-        self._parameters = [nn.Parameter(gpu.place(torch.zeros(size, device=gpu.device))) for size in sizes]
+        self._parameters = [nn.Parameter(gpus.place(torch.zeros(size, device=gpu.device))) for size in sizes]
         self._expected = [torch.zeros(size, device=gpu.device) for size in sizes]
         plain = torch.optim.SGD(self._parameters, lr=RATE)
         names = [(f"p{i}", parameter) for i, parameter in enumerate(self._parameters)]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ringreduce import ReduceOp, RingreduceError
-from ringreduce._dtypes import CODES
+from ringreduce._ops.dtypes import CODES
 
 DEVICE = "cuda"
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

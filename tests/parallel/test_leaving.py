@@ -9,18 +9,19 @@ import pytest
 import torch
 from torch.utils.dlpack import from_dlpack
 
-from ringreduce import _context, _dtypes
 from ringreduce._core import SUM, Plan, PlanLeftError
 from ringreduce._gradients.arena import make_arena
 from ringreduce._gradients.channels import agreed_channel
+from ringreduce._ops import dtypes
+from ringreduce._runtime import running
 
 SIZES = [5, 100_000, 3000]
 WHY = "RuntimeError: out of memory"
 
 
 def make_plan(rr) -> Plan:
-    _context.require()
-    spec = [(elements, _dtypes.CODES[torch.float32]) for elements in SIZES]
+    running.require()
+    spec = [(elements, dtypes.CODES[torch.float32]) for elements in SIZES]
     with agreed_channel("test", rr.allgather_object) as channel:
         return make_arena(spec, SUM, 1.0, 1.0, rr.global_process_set, channel, "test")
 

@@ -26,7 +26,7 @@ from training import (
 )
 
 import ringreduce as rr
-from ringreduce import _context
+from ringreduce._runtime import running
 
 
 def trained(steps: int = 2) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -246,7 +246,7 @@ def test_an_optimizer_that_goes_leaves_its_parameters_usable(size):
 
 def test_an_optimizer_that_goes_gives_its_buckets_back():
     gc.collect()
-    engine = _context.require().engine
+    engine = running.require().engine
     slots = lambda: engine.offer_channel().partition(":")[2].count("1")  # noqa: E731
     before = slots()
     model, optimizer = trained()

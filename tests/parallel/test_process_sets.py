@@ -9,7 +9,7 @@ import torch
 from oracle import WORLD, assert_same, average_ulps, make, reduced, several_chunks
 
 import ringreduce as rr
-from ringreduce import _context
+from ringreduce._runtime import running
 
 
 @pytest.fixture
@@ -231,7 +231,7 @@ def test_a_set_with_operations_in_flight_stays(rank, size, add):
 def test_a_set_that_one_member_cannot_add(rank, size, step, monkeypatch):
     """No rank has it, and the next set gets its number."""
     needs(size, 2)
-    context = _context.require()
+    context = running.require()
 
     class Failing:
         """The engine, with a step that fails on the last rank."""
@@ -253,7 +253,7 @@ def test_a_set_that_one_member_cannot_add(rank, size, step, monkeypatch):
                 raise RuntimeError("no room here")
 
     engine = context.engine
-    monkeypatch.setattr(context, "engine", Failing())
+    monkeypatch.setattr(running, "engine", Failing())
     process_set = rr.ProcessSet([size - 1])
     with pytest.raises(rr.RingreduceError, match=f"cannot be added: rank {size - 1}: no room here"):
         rr.add_process_set(process_set)

@@ -133,8 +133,8 @@ def test_one_way_of_sharing_for_the_whole_job(run):
             kinds.append(kind)
             return create(kind, *sizes)
         open = staticmethod(_core.Segment.open)
-    from ringreduce import _segments
-    _segments.Segment = Watched
+    from ringreduce._runtime import segments
+    segments.Segment = Watched
     rr.add_process_set([0])
     print("kinds", kinds)
     """

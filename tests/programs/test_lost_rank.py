@@ -46,9 +46,9 @@ ON_CPU = """
 # All have agreed and NCCL runs, when the rank whose GPU does not get there is killed.
 ON_GPU = """
     from runner.fake_gpu import FakeCuda
-    from ringreduce import _gpu
+    from ringreduce._ops import gpus
 
-    fake = _gpu.backend = FakeCuda(os.environ["RINGREDUCE_CUDA_LIBRARY"], rr.rank())
+    fake = gpus.backend = FakeCuda(os.environ["RINGREDUCE_CUDA_LIBRARY"], rr.rank())
     rr.allreduce(fake.cuda(torch.ones(4)))
     if rr.rank() == 2:
         fake.double.rr_double_stall_all(1)

@@ -186,11 +186,12 @@ def test_init_while_running(run):
 
 def test_builds_are_compared(run):
     code = """
-    from ringreduce import _bootstrap, _version
+    from ringreduce import _version
+    from ringreduce._lifecycle import bootstrap
     if RANK == 1:
-        _bootstrap.__version__ = "0.0.1"
+        bootstrap.__version__ = "0.0.1"
     attempt(rr.init)
-    _bootstrap.__version__ = _version.__version__
+    bootstrap.__version__ = _version.__version__
     rr.init()
     print("sum", rr.allreduce(torch.ones(1), op=rr.Sum).item())
     """
@@ -214,8 +215,8 @@ def test_a_peer_that_does_not_come(run, code):
     """Nothing can interrupt MPI: the process says why and ends."""
     soon = """
 def soon():
-    from ringreduce import _bootstrap
-    _bootstrap._START_TIMEOUT_S = 5.0
+    from ringreduce._lifecycle import bootstrap
+    bootstrap._START_TIMEOUT_S = 5.0
 
 """
     done = run(2, soon + code, RINGREDUCE_TIMEOUT="1")

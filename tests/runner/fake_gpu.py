@@ -13,11 +13,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from ringreduce._gpu import Cuda
+from ringreduce._ops.gpus import Cuda
 
 
 class FakeCuda(Cuda):
-    """In the place of `ringreduce._gpu.backend`.
+    """In the place of `ringreduce._ops.gpus.backend`.
 
     `device` is the GPU of every tensor made here, `stream` the current one.
     """

@@ -157,7 +157,7 @@ def describe_on_signal(path: Path) -> None:
             text = "ringreduce is not loaded"
             if "ringreduce" in sys.modules:
                 try:
-                    text = importlib.import_module("ringreduce._state").describe()
+                    text = importlib.import_module("ringreduce._runtime.hang_report").describe()
                 except Exception as error:  # a report without it is better than none
                     text = f"no description: {error!r}"
             path.write_text(f"{text}\n")

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ringreduce import _nvml, _placement
-from ringreduce._gpu_report import Report, Seat, by_device, ranks, spans
-from ringreduce._nvml import Gpu
-from ringreduce._oddities import oddities
+from ringreduce._placement import nvml, placement
+from ringreduce._placement.nvml import Gpu
+from ringreduce._placement.oddities import oddities
+from ringreduce._placement.seats import Report, Seat, by_device, ranks, spans
 
 H100 = "NVIDIA H100 80GB HBM3"
 ALL_CORES = frozenset(range(64))
@@ -296,38 +296,38 @@ class FakeNvml:
 @pytest.mark.parametrize("text", [str, str.encode])
 def test_nvml_is_read(text):
     gpus = machine(8, per_node=8)
-    assert _nvml.read(FakeNvml(gpus, text=text)) == gpus
+    assert nvml.read(FakeNvml(gpus, text=text)) == gpus
 
 
 def test_nvml_is_read_where_it_knows_little():
     cannot = {"nvmlDeviceGetCpuAffinity", "nvmlDeviceGetMemoryAffinity", "nvmlDeviceGetMemoryInfo",
               "nvmlDeviceGetMaxMigDeviceCount", "nvmlDeviceGetP2PStatus"}  # fmt: skip
     nvml = FakeNvml(machine(2), cannot=cannot)
-    assert _nvml.read(nvml) == [g._replace(cores=frozenset(), nodes=(), memory_bytes=0) for g in machine(2)]
-    assert _nvml.nvlinks(nvml, machine(2)) == {0: [], 1: []}
+    assert nvml.read(nvml) == [g._replace(cores=frozenset(), nodes=(), memory_bytes=0) for g in machine(2)]
+    assert nvml.nvlinks(nvml, machine(2)) == {0: [], 1: []}
 
 
 def test_instances_follow_their_gpu():
     parts = instances(machine(1, per_node=8)[0], 3)
-    assert _nvml.read(FakeNvml(parts[:1], parts=parts[1:])) == parts
+    assert nvml.read(FakeNvml(parts[:1], parts=parts[1:])) == parts
 
 
 def test_links():
     gpus = machine(3)
-    assert _nvml.nvlinks(FakeNvml(gpus), gpus) == {0: [1], 1: [0, 2], 2: [1]}
+    assert nvml.nvlinks(FakeNvml(gpus), gpus) == {0: [1], 1: [0, 2], 2: [1]}
 
 
 def test_what_is_used_of_pynvml_is_there():
     pynvml = pytest.importorskip("pynvml")
     used = {name for name in vars(FakeNvml) if name.startswith(("nvml", "NVML"))}
     assert [name for name in used if not hasattr(pynvml, name)] == []
-    nvml, problem = _nvml.load()
-    assert (nvml is None) == bool(problem)
+    library, problem = nvml.load()
+    assert (library is None) == bool(problem)
 
 
 def test_without_nvidia_ml_py(monkeypatch):
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    assert _nvml.load() == (None, "nvidia-ml-py is not installed: pip install 'ringreduce[gpu]'")
+    assert nvml.load() == (None, "nvidia-ml-py is not installed: pip install 'ringreduce[gpu]'")
 
 
 # --- torch -----------------------------------------------------------------------------------------
@@ -372,10 +372,10 @@ def cuda(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     fake.nvml = FakeNvml(machine(2, per_node=8))
     monkeypatch.setitem(sys.modules, "pynvml", fake.nvml)
-    monkeypatch.setattr(_placement, "_pending", None)
-    monkeypatch.setattr(_placement, "_said", set())
+    monkeypatch.setattr(placement, "_pending", None)
+    monkeypatch.setattr(placement, "_said", set())
     fake.lines = []
-    monkeypatch.setattr(_placement._core, "log", lambda level, text: fake.lines.append((level, text)))
+    monkeypatch.setattr(placement._core, "log", lambda level, text: fake.lines.append((level, text)))
     return fake
 
 
@@ -384,7 +384,7 @@ def warnings(cuda):
 
 
 def test_looking_starts_nothing(cuda):
-    seen = _placement.look({"CUDA_VISIBLE_DEVICES": "1,0"})
+    seen = placement.look({"CUDA_VISIBLE_DEVICES": "1,0"})
     assert seen == Report(2, None, "1,0", tuple(reversed(machine(2, per_node=8))))
     assert not cuda.running
     assert cuda.nvml.running == 0  # shut down again
@@ -392,51 +392,51 @@ def test_looking_starts_nothing(cuda):
 
 def test_what_nvml_does_not_say_is_no_error(cuda):
     cuda.nvml.cannot = {"nvmlDeviceGetCount"}
-    assert _placement.look({}) == Report(2, problem="NVML: Not Supported")
+    assert placement.look({}) == Report(2, problem="NVML: Not Supported")
     cuda.nvml.cannot = {"nvmlInit"}
-    assert _placement.look({}) == Report(2, problem="NVML cannot be used: Not Supported")
+    assert placement.look({}) == Report(2, problem="NVML cannot be used: Not Supported")
     cuda.nvml.cannot = ()
-    assert _placement.look({"CUDA_VISIBLE_DEVICES": "0"}) == Report(2, None, "0", (), "of 2 devices NVML names 1")
+    assert placement.look({"CUDA_VISIBLE_DEVICES": "0"}) == Report(2, None, "0", (), "of 2 devices NVML names 1")
 
 
 def test_the_gpu_is_set_when_cuda_starts(cuda):
-    _placement.settle(1, seats([_placement.look({})] * 2))
+    placement.settle(1, seats([placement.look({})] * 2))
     assert not cuda.running
     assert cuda.current_device() == 1
     assert cuda.lines == [(2, f"this rank uses GPU 1 ({H100}, 0000:11:00.0)")]
 
 
 def test_the_programs_own_set_device_wins_later_and_earlier(cuda):
-    _placement.settle(1, seats([_placement.look({})] * 2))
+    placement.settle(1, seats([placement.look({})] * 2))
     cuda.set_device(0)
     assert cuda.current_device() == 0
-    _placement.settle(1, seats([_placement.look({})] * 2))  # init once more
+    placement.settle(1, seats([placement.look({})] * 2))  # init once more
     assert cuda.current_device() == 0
 
 
 def test_warnings_wait_for_cuda_and_come_once(cuda):
-    there = seats([_placement.look({})] * 3)
+    there = seats([placement.look({})] * 3)
     for _ in range(2):
-        _placement.settle(0, there)
+        placement.settle(0, there)
     assert warnings(cuda) == []
     assert len(cuda.queue) == 1
     cuda.start()
     assert len(warnings(cuda)) == 1
     assert "ranks 0, 2 use GPU 0" in warnings(cuda)[0]
-    _placement.settle(0, there)
+    placement.settle(0, there)
     assert len(warnings(cuda)) == 1
 
 
 def test_only_the_lowest_rank_concerned_warns(cuda):
     cuda.start()
-    _placement.settle(2, seats([_placement.look({})] * 3))
+    placement.settle(2, seats([placement.look({})] * 3))
     assert warnings(cuda) == []
 
 
 def test_a_missing_nvml_is_told_to_those_who_debug(cuda, monkeypatch):
     monkeypatch.setitem(sys.modules, "pynvml", None)
     cuda.start()
-    _placement.settle(0, seats([_placement.look({})]))
+    placement.settle(0, seats([placement.look({})]))
     assert cuda.lines[0] == (
         3,
         "GPUs are not known by name: nvidia-ml-py is not installed: pip install 'ringreduce[gpu]'",
@@ -446,10 +446,10 @@ def test_a_missing_nvml_is_told_to_those_who_debug(cuda, monkeypatch):
 
 def test_without_a_gpu_nothing_happens(cuda, monkeypatch):
     cuda.devices = 0
-    assert _placement.look({}) is None
+    assert placement.look({}) is None
     monkeypatch.setattr(torch.version, "cuda", None)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: pytest.fail("a torch without CUDA is asked for GPUs"))
-    assert _placement.look({}) is None
-    _placement.settle(0, seats([None, Report(2)]))
+    assert placement.look({}) is None
+    placement.settle(0, seats([None, Report(2)]))
     assert cuda.queue == []
     assert cuda.lines == []

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ringreduce._agreement import difference
 from ringreduce._gradients.layout import lay_out, view_like
-from ringreduce._launcher import check_size
-from ringreduce._parameters import may_overlap
+from ringreduce._ops.agreement import difference
+from ringreduce._ops.memory import may_overlap
+from ringreduce._runtime.launcher import check_size
 from ringreduce.errors import RingreduceError
 
 F32, F64 = torch.float32, torch.float64

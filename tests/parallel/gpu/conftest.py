@@ -9,7 +9,7 @@ from runner.doubles import build, why_not
 from runner.fake_gpu import FakeCuda
 
 import ringreduce as rr
-from ringreduce import _gpu
+from ringreduce._ops import gpus
 
 Start = Callable[..., FakeCuda]
 
@@ -30,7 +30,7 @@ def start(rank: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
         rr.shutdown()
         monkeypatch.setenv("RINGREDUCE_CUDA_LIBRARY", str(cuda))
         monkeypatch.setenv("RINGREDUCE_NCCL", str(nccl))
-        monkeypatch.setattr(_gpu, "backend", fake)
+        monkeypatch.setattr(gpus, "backend", fake)
         rr.init()
         fakes.append(fake)
         return fake

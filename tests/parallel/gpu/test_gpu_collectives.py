@@ -10,7 +10,7 @@ from gpu_steps import path
 from oracle import make
 
 import ringreduce as rr
-from ringreduce import _context
+from ringreduce._runtime import running
 
 OPS = [rr.Average, rr.Sum, rr.Min, rr.Max, rr.Product]
 
@@ -123,7 +123,7 @@ def test_results_are_copied_and_the_memory_of_the_core_is_freed(start, rank, siz
 
 
 def test_one_warning_says_why_nccl_is_not_used(start, rank, size, capfd):
-    host_of = _context.require().host_of
+    host_of = running.require().host_of
     cases = [({"nccl_version": 22605}, "too old")]
     if len(set(host_of)) < size:
         cases.append(({"same_pci": 1}, "share the GPU"))

@@ -10,7 +10,7 @@ from training import batches, loss_of, part
 from training import make as make_model
 
 import ringreduce as rr
-from ringreduce import _context
+from ringreduce._runtime import running
 
 
 def _train(
@@ -43,7 +43,7 @@ def _train(
 )
 def test_training_is_as_on_the_cpu(gpu, options):
     """The doubles add in rank order, as the CPU does within a host; between hosts it rounds to 16 bits more often."""
-    tolerance = 1e-2 if "compression" in options and len(set(_context.require().host_of)) > 1 else 1e-6
+    tolerance = 1e-2 if "compression" in options and len(set(running.require().host_of)) > 1 else 1e-6
     expected = _train(None, **options)
     result = _train(gpu, **options)
     for got, want in zip(result, expected, strict=True):

@@ -17,9 +17,10 @@ from typing import NamedTuple
 
 import torch
 
-from ringreduce import _core, _nvml
-from ringreduce._gpu_report import Report, Seat, by_device
-from ringreduce._oddities import oddities
+from ringreduce import _core
+from ringreduce._placement import nvml
+from ringreduce._placement.oddities import oddities
+from ringreduce._placement.seats import Report, Seat, by_device
 
 _WARNING, _INFORMATION, _DEBUG = 1, 2, 3  # RINGREDUCE_LOG
 
@@ -45,15 +46,15 @@ def look(environ: Mapping[str, str]) -> Report | None:
         return None
     chosen = torch.cuda.current_device() if _cuda_runs() else None
     report = Report(count, chosen, environ.get("CUDA_VISIBLE_DEVICES"))
-    nvml, problem = _nvml.load()
-    if nvml is None:
+    library, problem = nvml.load()
+    if library is None:
         return report._replace(problem=problem)
     try:
-        gpus = by_device(_nvml.read(nvml), report.visible, environ.get("CUDA_DEVICE_ORDER"))
-    except nvml.NVMLError as error:
+        gpus = by_device(nvml.read(library), report.visible, environ.get("CUDA_DEVICE_ORDER"))
+    except library.NVMLError as error:
         return report._replace(problem=f"NVML: {error}")
     finally:
-        nvml.nvmlShutdown()
+        library.nvmlShutdown()
     if len(gpus) != count:
         return report._replace(problem=f"of {count} devices NVML names {len(gpus)}")
     return report._replace(gpus=gpus)

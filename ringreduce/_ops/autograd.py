@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ringreduce import _check
-from ringreduce._derivatives import linear, weighted
-from ringreduce._linear import Allreduce, Alltoall, FromRoot, GatherScatter
-from ringreduce.process_set import ProcessSet
+from ringreduce._ops import check
+from ringreduce._ops.derivatives import linear, weighted
+from ringreduce._ops.linear import Allreduce, Alltoall, FromRoot, GatherScatter
+from ringreduce._runtime.process_set import ProcessSet
 from ringreduce.reduction import ReduceOp
 
 _under_torch_func = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
@@ -28,14 +28,14 @@ def wanted(*tensors: Any) -> bool:
         return True
     if torch.is_grad_enabled() and any(isinstance(tensor, Tensor) and tensor.requires_grad for tensor in tensors):
         return True
-    return forward_ad._current_level >= 0 and any(_check.has_tangent(tensor) for tensor in tensors)
+    return forward_ad._current_level >= 0 and any(check.has_tangent(tensor) for tensor in tensors)
 
 
 def allreduce(
     tensors: Sequence[Tensor], name: str | None, op: Any, prescale: float, postscale: float, process_set: ProcessSet
 ) -> tuple[Tensor, ...]:
     """Of one tensor or a group."""
-    scales = _check.scale("prescale_factor", prescale), _check.scale("postscale_factor", postscale)
+    scales = check.scale("prescale_factor", prescale), check.scale("postscale_factor", postscale)
     call = Allreduce(name, process_set, op, *scales)
     if op in _LINEAR:
         return linear(call, tensors)
@@ -46,7 +46,7 @@ def reducescatter(
     tensor: Tensor, name: str | None, op: Any, prescale: float, postscale: float, process_set: ProcessSet
 ) -> Tensor:
     """Along dimension 0."""
-    scales = _check.scale("prescale_factor", prescale), _check.scale("postscale_factor", postscale)
+    scales = check.scale("prescale_factor", prescale), check.scale("postscale_factor", postscale)
     call = GatherScatter(name, process_set, False, op, *scales)
     if op in _LINEAR:
         call.factor = scales[0] * scales[1] * (process_set.size() if op == ReduceOp.Sum else 1)

@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 from torch.utils.dlpack import from_dlpack
 
-from ringreduce import _check, _dtypes, _gpu
-from ringreduce._compiled import untraced
 from ringreduce._core import Op
-from ringreduce.handle import Handle, check_name
-from ringreduce.process_set import ProcessSet
+from ringreduce._ops import check, dtypes, gpus
+from ringreduce._ops.compiled import untraced
+from ringreduce._ops.handle import Handle, check_name
+from ringreduce._runtime.process_set import ProcessSet
 
 
 def packed(tensor: Tensor) -> Tensor:
@@ -33,14 +33,14 @@ def received(op: Op, like: Tensor, shape: tuple[int, ...]) -> Tensor:
     """The output of an allgather or alltoall as a tensor beside `like`; on the CPU without a copy."""
     if math.prod(shape) == 0:
         return torch.empty(shape, dtype=like.dtype, device=like.device)
-    flat: Tensor = _gpu.received(op) if op.on_gpu else from_dlpack(op.output())
+    flat: Tensor = gpus.received(op) if op.on_gpu else from_dlpack(op.output())
     return flat.view(like.dtype).view(shape)
 
 
 def _results_like(tensors: Sequence[Tensor], stream: int) -> list[Tensor]:
-    if stream == _gpu.NO_STREAM:
+    if stream == gpus.NO_STREAM:
         return [torch.empty_like(tensor) for tensor in tensors]
-    return [_gpu.backend.empty_like(tensor) for tensor in tensors]
+    return [gpus.backend.empty_like(tensor) for tensor in tensors]
 
 
 def _copy_back(source: Tensor, target: Tensor) -> Tensor:
@@ -67,17 +67,17 @@ def allreduce(
 ) -> Handle[list[Tensor]]:
     """One allreduce of a group of tensors: one operation for each dtype among them."""
     engine, set_id = process_set.usable_engine(), process_set.process_set_id or 0
-    _check.op_name(name)
-    pre = _check.scale("prescale_factor", prescale)
-    post = _check.scale("postscale_factor", postscale)
+    check.op_name(name)
+    pre = check.scale("prescale_factor", prescale)
+    post = check.scale("postscale_factor", postscale)
     groups: dict[int, list[int]] = {}
     for index, tensor in enumerate(tensors):
-        groups.setdefault(_check.tensor(argument(index), tensor), []).append(index)
-        _check.reduction(op, tensor.dtype)
+        groups.setdefault(check.tensor(argument(index), tensor), []).append(index)
+        check.reduction(op, tensor.dtype)
         if in_place:
-            _check.writable(argument(index), tensor)
+            check.writable(argument(index), tensor)
     key = check_name("allreduce", set_id, name)
-    stream = _gpu.stream_of_all(argument, tensors)
+    stream = gpus.stream_of_all(argument, tensors)
     sources = [packed(tensor) for tensor in tensors]
     outputs = sources if in_place else _results_like(sources, stream)
     results = list(tensors) if in_place else outputs
@@ -85,7 +85,7 @@ def allreduce(
     for code, members in groups.items():
         label = name
         if name is not None and len(groups) > 1:
-            label = f"{name}.{_dtypes.NAMES[code]}"
+            label = f"{name}.{dtypes.NAMES[code]}"
         parts.append(
             (
                 label,
@@ -94,7 +94,7 @@ def allreduce(
                 [sources[i].numel() for i in members],
                 [tuple(sources[i].shape) for i in members],
                 code,
-                _check.reduction(op, _dtypes.BY_CODE[code]),
+                check.reduction(op, dtypes.BY_CODE[code]),
                 [tensor for i in members for tensor in (sources[i], results[i])],
             )
         )
@@ -110,13 +110,13 @@ def broadcast(
 ) -> Handle[Tensor]:
     """Broadcast from the global rank `root_rank`."""
     engine, set_id = process_set.usable_engine(), process_set.process_set_id or 0
-    _check.op_name(name)
-    code = _check.tensor("tensor", tensor)
+    check.op_name(name)
+    code = check.tensor("tensor", tensor)
     if in_place:
-        _check.writable("tensor", tensor)
+        check.writable("tensor", tensor)
     root = process_set.set_rank("root_rank", root_rank)
     key = check_name("broadcast", set_id, name)
-    stream = _gpu.stream_of("tensor", tensor)
+    stream = gpus.stream_of("tensor", tensor)
     source = packed(tensor)
     (output,) = [source] if in_place else _results_like([source], stream)
     op = engine.broadcast(
@@ -132,10 +132,10 @@ def allgather(
 ) -> Handle[tuple[Tensor, list[int]]]:
     """Gather along dimension 0; the result is the output and the rows from each rank."""
     engine, set_id = process_set.usable_engine(), process_set.process_set_id or 0
-    _check.op_name(name)
-    code = _check.with_rows("tensor", tensor)
+    check.op_name(name)
+    code = check.with_rows("tensor", tensor)
     key = check_name("allgather", set_id, name)
-    stream = _gpu.stream_of("tensor", tensor)
+    stream = gpus.stream_of("tensor", tensor)
     source = packed(tensor)
     row = tuple(source.shape[1:])
     width = math.prod(row)
@@ -143,9 +143,9 @@ def allgather(
         op = engine.allgather(set_id, name, source.data_ptr(), source.numel(), row, code, (source,), stream, wake)
     else:
         # Rows without elements: nothing shows how many there are, so their number is sent.
-        stream = _gpu.NO_STREAM
+        stream = gpus.NO_STREAM
         source = torch.tensor([source.shape[0]], dtype=torch.int64, device="cpu")
-        code = _dtypes.CODES[torch.int64]
+        code = dtypes.CODES[torch.int64]
         op = engine.allgather(set_id, name, source.data_ptr(), 1, row, code, (source,), stream, wake)
 
     def finish() -> tuple[Tensor, list[int]]:
@@ -165,25 +165,25 @@ def reducescatter(
 ) -> Handle[Tensor]:  # fmt: skip
     """Reduce, and give rank i of the set its rows: `rows[i]`, or nearly equal parts."""
     engine, set_id = process_set.usable_engine(), process_set.process_set_id or 0
-    _check.op_name(name)
-    code = _check.with_rows("tensor", tensor)
-    reduction = _check.reduction(op, tensor.dtype)
+    check.op_name(name)
+    code = check.with_rows("tensor", tensor)
+    reduction = check.reduction(op, tensor.dtype)
     key = check_name("reducescatter", set_id, name)
-    stream = _gpu.stream_of("tensor", tensor)
+    stream = gpus.stream_of("tensor", tensor)
     source = packed(tensor)
     row = tuple(source.shape[1:])
     if rows is None:
         share, more = divmod(source.shape[0], process_set.size())
         rows = [share + (rank < more) for rank in range(process_set.size())]
     shape = (rows[process_set.rank()], *row)
-    if stream == _gpu.NO_STREAM:
+    if stream == gpus.NO_STREAM:
         output = torch.empty(shape, dtype=source.dtype, device="cpu")
     else:
-        output = _gpu.backend.empty(shape, source.dtype, _gpu.backend.index(tensor))
+        output = gpus.backend.empty(shape, source.dtype, gpus.backend.index(tensor))
     submitted = engine.reducescatter(
         set_id, name, source.data_ptr(), output.data_ptr(),
         [count * math.prod(row) for count in rows], tuple(source.shape), code, reduction,
-        _check.scale("prescale_factor", prescale), _check.scale("postscale_factor", postscale),
+        check.scale("prescale_factor", prescale), check.scale("postscale_factor", postscale),
         (source, output), stream, wake,
     )  # fmt: skip
     return Handle([submitted], lambda: output, key)
@@ -195,19 +195,19 @@ def alltoall(
 ) -> Handle[tuple[Tensor, list[int]]]:
     """Send `splits[i]` rows to rank i; the result is the output and the rows received."""
     engine, set_id = process_set.usable_engine(), process_set.process_set_id or 0
-    _check.op_name(name)
-    code = _check.with_rows("tensor", tensor)
-    parts = _check.splits(splits, tensor.shape[0], process_set.size())
+    check.op_name(name)
+    code = check.with_rows("tensor", tensor)
+    parts = check.splits(splits, tensor.shape[0], process_set.size())
     key = check_name("alltoall", set_id, name)
-    stream = _gpu.stream_of("tensor", tensor)
+    stream = gpus.stream_of("tensor", tensor)
     source = packed(tensor)
     row = tuple(source.shape[1:])
     width = math.prod(row)
     counts = [part * width for part in parts]
     if not width:  # as in allgather: send the numbers of rows
-        stream = _gpu.NO_STREAM
+        stream = gpus.NO_STREAM
         source, counts = torch.tensor(parts, dtype=torch.int64, device="cpu"), [1] * len(parts)
-        code = _dtypes.CODES[torch.int64]
+        code = dtypes.CODES[torch.int64]
     op = engine.alltoall(set_id, name, source.data_ptr(), counts, row, code, (source,), stream, wake)
 
     def finish() -> tuple[Tensor, list[int]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from ringreduce._nvml import Gpu
+from ringreduce._placement.nvml import Gpu
 
 
 class Report(NamedTuple):
@@ -46,7 +46,7 @@ def by_device(machine: Sequence[Gpu], visible: str | None, order: str | None) ->
     """The machine's GPUs as CUDA numbers them; empty where only CUDA knows how.
 
     Args:
-        machine: all GPUs in the order of PCI ids, as `_nvml.read` gives them.
+        machine: all GPUs in the order of PCI ids, as `nvml.read` gives them.
         visible: CUDA_VISIBLE_DEVICES: indices, or uuids of which the beginning suffices. CUDA
             stops at the first entry that names no GPU.
         order: CUDA_DEVICE_ORDER. Unless it is PCI_BUS_ID, CUDA numbers fast GPUs first, which

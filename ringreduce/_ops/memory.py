@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from ringreduce import _check, _dtypes, _gpu
+from ringreduce._ops import check, dtypes, gpus
 
 _AS_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by size, for other dtypes
 
@@ -42,17 +42,17 @@ def target(argument: str, tensor: Any) -> Tensor:
         )
     if is_lazy(tensor):
         raise ValueError(f"{argument} has no shape yet; run the lazy module once before, on all ranks alike")
-    _check.dense(argument, tensor)
+    check.dense(argument, tensor)
     if tensor.is_quantized:
         raise ValueError(f"{argument}: expected plain numbers, got dtype {tensor.dtype}; send tensor.int_repr()")
     target = tensor.detach()
     for dimension, (extent, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
         if stride == 0 and extent > 1:  # made by expand: the same element again and again
             target = target.narrow(dimension, 0, 1)
-    if target.dtype not in _dtypes.CODES:
+    if target.dtype not in dtypes.CODES:
         target = target.view(_AS_INTEGERS[target.element_size()])
-    _check.tensor(argument, target)
-    _gpu.stream_of(argument, target)
+    check.tensor(argument, target)
+    gpus.stream_of(argument, target)
     return target
 
 
@@ -61,7 +61,7 @@ def described(tensor: Tensor) -> str:
     text = f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
     if may_overlap(tensor.shape, tensor.stride()):
         text += f" with strides {list(tensor.stride())}, which repeat memory"
-    return f"{text} on a GPU" if _gpu.backend.holds(tensor) else text
+    return f"{text} on a GPU" if gpus.backend.holds(tensor) else text
 
 
 def may_overlap(shape: Sequence[int], strides: Sequence[int]) -> bool:

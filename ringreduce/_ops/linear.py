@@ -21,8 +21,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ringreduce import _context, _submit
-from ringreduce.process_set import ProcessSet
+from ringreduce._ops import submit
+from ringreduce._runtime import running
+from ringreduce._runtime.process_set import ProcessSet
 from ringreduce.reduction import ReduceOp
 
 
@@ -52,7 +53,7 @@ class Allreduce(Collective):
 
     def run(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         argument = _only_tensor if len(tensors) == 1 else _member
-        handle = _submit.allreduce(
+        handle = submit.allreduce(
             tensors, False, self.name, self.op, self.prescale, self.postscale, self.process_set, argument, wake=False
         )
         return tuple(handle.wait())
@@ -78,10 +79,10 @@ class GatherScatter(Collective):
     def run(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         (tensor,) = tensors
         if self.gathers:
-            output, self.rows = _submit.allgather(tensor, self.name, self.process_set, wake=False).wait()
+            output, self.rows = submit.allgather(tensor, self.name, self.process_set, wake=False).wait()
             return (output if self.factor == 1 else output * self.factor,)
         return (
-            _submit.reducescatter(
+            submit.reducescatter(
                 tensor, self.name, self.op, self.prescale, self.postscale, self.process_set, self.rows, wake=False
             ).wait(),
         )
@@ -102,9 +103,9 @@ class FromRoot(Collective):
     def run(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         (tensor,) = tensors
         if self.outward:
-            return (_submit.broadcast(tensor, self.root_rank, False, self.name, self.process_set, wake=False).wait(),)
+            return (submit.broadcast(tensor, self.root_rank, False, self.name, self.process_set, wake=False).wait(),)
         (reduced,) = Allreduce(self.name, self.process_set).run(tensors)
-        return (reduced if _context.require().rank == self.root_rank else reduced.zero_(),)
+        return (reduced if running.require().rank == self.root_rank else reduced.zero_(),)
 
     def reversed(self, name: str) -> FromRoot:
         return FromRoot(name, self.process_set, self.root_rank, not self.outward)
@@ -119,7 +120,7 @@ class Alltoall(Collective):
 
     def run(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         (tensor,) = tensors
-        output, self.rows = _submit.alltoall(tensor, self.splits, self.name, self.process_set, wake=False).wait()
+        output, self.rows = submit.alltoall(tensor, self.splits, self.name, self.process_set, wake=False).wait()
         return (output,)
 
     def reversed(self, name: str) -> Alltoall:

@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ringreduce import _context, _dtypes
 from ringreduce._core import Gpu, Op
+from ringreduce._ops import dtypes
+from ringreduce._runtime import running
 
-LIBRARY = Path(__file__).with_name("libringreduce_cuda.so")
+LIBRARY = Path(__file__).parents[1] / "libringreduce_cuda.so"
 NO_STREAM = -1  # the tensor is on the CPU
 
 
@@ -112,7 +113,7 @@ def place(tensor: Tensor) -> str:
 
 def attached(index: int) -> Gpu:
     """The rank's GPU; attaches GPU `index` if there is none yet."""
-    context = _context.require()
+    context = running.require()
     if context.gpu is None:
         gpu = Gpu(str(LIBRARY), nccl_candidates(), index)
         context.engine.attach_gpu(gpu)
@@ -129,7 +130,7 @@ def nccl_candidates() -> list[str]:
 
 def after(ops: Iterable[Op]) -> None:
     """Operations are enqueued: the current stream waits for them, and their tensors stay until then."""
-    gpu = _context.require().gpu
+    gpu = running.require().gpu
     assert gpu is not None
     current = backend.current_stream(gpu.device)
     for op in ops:
@@ -147,7 +148,7 @@ def received(op: Op) -> Tensor:
 
     A copy in memory of torch's: of anybody else's memory it does not know which streams use it.
     """
-    gpu = _context.require().gpu
+    gpu = running.require().gpu
     assert gpu is not None
     stream = backend.current_stream(gpu.device)
     output = backend.empty((op.output_bytes,), torch.uint8, gpu.device)
@@ -174,7 +175,7 @@ def merge_rows(rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     if width:
         gpu.merge_rows(
             out.data_ptr(), values.data_ptr(), order.data_ptr(), first.data_ptr(), merged.numel(), width,
-            _dtypes.CODES[values.dtype], 1.0, stream,
+            dtypes.CODES[values.dtype], 1.0, stream,
         )  # fmt: skip
     backend.joined(stream)
     return merged, out

@@ -14,7 +14,7 @@ import os
 import sys
 from typing import Any
 
-from ringreduce import _launcher
+from ringreduce._runtime import launcher
 from ringreduce.errors import RingreduceError
 
 _retired: list[Any] = []
@@ -57,18 +57,18 @@ def communicator(comm: Any) -> Any:
     `comm` is an mpi4py communicator, a list of MPI world ranks, or None for all ranks, whose
     number is then compared with what the launcher says.
     """
-    _launcher.check_mark(os.environ)
+    launcher.check_mark(os.environ)
     mpi, reason = load()
     if mpi is None:
         if comm is not None:
             raise ValueError(f"comm: MPI cannot be used here ({reason})")
-        _launcher.check_size(1, os.environ, f"MPI cannot be used here ({reason})")
+        launcher.check_size(1, os.environ, f"MPI cannot be used here ({reason})")
         return None
-    _launcher.mark(os.environ)
+    launcher.mark(os.environ)
     world = mpi.COMM_WORLD
     if comm is None:
         library = mpi.Get_library_version().split("\n")[0].split(",")[0]
-        _launcher.check_size(
+        launcher.check_size(
             world.size,
             os.environ,
             f"mpi4py uses {library}; start the program with the mpirun of the same MPI",

@@ -15,9 +15,10 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar, cast
 from weakref import ref
 
-from ringreduce import _context, _gpu
-from ringreduce._compiled import untraced
 from ringreduce._core import Op
+from ringreduce._ops import gpus
+from ringreduce._ops.compiled import untraced
+from ringreduce._runtime import running
 from ringreduce.errors import RingreduceError, RingreduceTimeoutError
 
 T = TypeVar("T")
@@ -41,7 +42,7 @@ class Handle(Generic[T]):
         self._finish: Callable[[], T] | None = finish
         self._key = key
         self._timed_out = False
-        self._context = _context.current
+        self._context = running.current
         if key is not None and self._context is not None:
             names = self._context.names
             names[key] = ref(self, lambda _: names.pop(key, None))  # also when it is dropped
@@ -81,7 +82,7 @@ class Handle(Generic[T]):
             for op in self._ops:
                 op.wait(None if timeout is None else max(0.0, end - time.monotonic()))
             if self._ops and self._ops[0].on_gpu:
-                _gpu.after(self._ops)
+                gpus.after(self._ops)
         except RingreduceTimeoutError:
             self._timed_out = True
             raise
@@ -114,7 +115,7 @@ def check_name(kind: str, set_id: int, name: str | None) -> tuple[str, int, str]
     if name is None:
         return None
     key = (kind, set_id, name)
-    if key in _context.require().names:
+    if key in running.require().names:
         raise ValueError(f"name: {kind} {name!r} is in flight; a name is free again after synchronize()")
     return key
 

@@ -16,12 +16,14 @@ import socket
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from ringreduce import _context, _mpi, _placement, _roster, _segments
 from ringreduce._core import Deadline, Engine, load_settings, setting_texts, wire_format
-from ringreduce._membership import add_process_set
+from ringreduce._lifecycle import roster
+from ringreduce._lifecycle.membership import add_process_set
+from ringreduce._placement import placement
+from ringreduce._runtime import mpi, running, segments
+from ringreduce._runtime.process_set import ProcessSet, global_process_set
 from ringreduce._version import __version__
 from ringreduce.errors import RingreduceError
-from ringreduce.process_set import ProcessSet, global_process_set
 
 _CLOSE_TIMEOUT_S = 10.0  # how long shutdown lets the engine's thread finish what it does
 _START_TIMEOUT_S = 20.0  # what init has at least: starting MPI takes some seconds
@@ -44,21 +46,21 @@ def init(comm: Any = None, process_sets: Iterable[ProcessSet | Iterable[int]] | 
     RINGREDUCE_TIMEOUT (20 s at least), as nothing can interrupt MPI while it waits for them.
     """
     chosen = list(process_sets or ())
-    if _context.current is not None:
-        _check_same(_context.current, comm, chosen)
+    if running.current is not None:
+        _check_same(running.current, comm, chosen)
         return
-    if _context.forked_from is not None:
-        _context.raise_not_running()
+    if running.forked_from is not None:
+        running.raise_not_running()
     with _deadline() as now:
         now("MPI starts (MPI_Init, MPI_Comm_dup)")
-        comm = _mpi.communicator(comm)
+        comm = mpi.communicator(comm)
         now("the ranks meet" + ("" if comm is None else f" (this is rank {comm.rank} of {comm.size})"))
-        _mpi.free_retired(comm)
+        mpi.free_retired(comm)
         _register_exit()  # what fails from here on fails on all ranks, and all end MPI
         try:
-            _context.current = _meet(comm)
+            running.current = _meet(comm)
         except BaseException:
-            _mpi.retire(comm)
+            mpi.retire(comm)
             raise
     try:
         for process_set in chosen:
@@ -68,10 +70,10 @@ def init(comm: Any = None, process_sets: Iterable[ProcessSet | Iterable[int]] | 
         raise
 
 
-def _check_same(context: _context.Context, comm: Any, process_sets: list[Any]) -> None:
+def _check_same(context: running.Context, comm: Any, process_sets: list[Any]) -> None:
     """ValueError if a second `init` asks for something else than what runs."""
     if comm is not None:
-        _mpi.check_same(comm, context.comm)
+        mpi.check_same(comm, context.comm)
     registered = list(context.sets.values())
     for one in process_sets:
         wanted = one if isinstance(one, ProcessSet) else ProcessSet(one)
@@ -102,39 +104,39 @@ def _deadline() -> Iterator[Callable[[str], None]]:
 
 def shutdown() -> None:
     """Stop the library: outstanding operations fail. `init` may be called again afterwards."""
-    context = _context.current
+    context = running.current
     if context is None:
         return
     _stop(context)
-    _mpi.retire(context.comm)
+    mpi.retire(context.comm)
 
 
-def _stop(context: _context.Context) -> None:
-    _context.current = None
+def _stop(context: running.Context) -> None:
+    running.current = None
     for process_set in context.sets.values():
         process_set.unbind()
     context.engine.close(_CLOSE_TIMEOUT_S)
 
 
-def _meet(comm: Any) -> _context.Context:
+def _meet(comm: Any) -> running.Context:
     rank, size = (comm.rank, comm.size) if comm is not None else (0, 1)
     exchange = comm.allgather if comm is not None else lambda item: [item]
-    _roster.check_builds(exchange(f"version {__version__}, wire format {wire_format()}"))
-    everyone: list[_roster.Rank] = exchange(_roster.introduce(comm, rank))
-    _roster.check_settings(everyone)
-    host_of = _roster.number_hosts(everyone)
+    roster.check_builds(exchange(f"version {__version__}, wire format {wire_format()}"))
+    everyone: list[roster.Rank] = exchange(roster.introduce(comm, rank))
+    roster.check_settings(everyone)
+    host_of = roster.number_hosts(everyone)
     local = [r for r in range(size) if host_of[r] == host_of[rank]]
     nbytes, reserve = Engine.segment_bytes(host_of, host_of[rank])
-    shared = _segments.share(nbytes, rank, range(size), host_of, exchange, reserve)
+    shared = segments.share(nbytes, rank, range(size), host_of, exchange, reserve)
     know_pids = len({everyone[r].pid_namespace for r in local}) == 1
     pids = [everyone[r].pid for r in local] if know_pids else []
     assert shared.segment is not None
-    crowding = _roster.crowding(everyone)
+    crowding = roster.crowding(everyone)
     engine = problem = None
     try:
         engine = Engine(
             rank, size, host_of, shared.segment,
-            mpi_comm=_mpi.handle_address(comm) if max(host_of) > 0 else 0,
+            mpi_comm=mpi.handle_address(comm) if max(host_of) > 0 else 0,
             oversubscribed=max(crowding.values()) > 1,
             peer_pids=pids,
             spare_cores=crowding[everyone[rank].hostname] <= 0.5,
@@ -144,11 +146,11 @@ def _meet(comm: Any) -> _context.Context:
     problems = [p for p in exchange(problem) if p is not None]
     if engine is None or problems:
         raise RingreduceError("the engine cannot be started: " + "; ".join(problems))
-    context = _context.Context(engine, rank, size, host_of, comm, shared.kind)
+    context = running.Context(engine, rank, size, host_of, comm, shared.kind)
     context.sets[0] = global_process_set
     global_process_set.bind(0, list(range(size)), engine)
     if everyone[rank].gpus is not None:
-        _placement.settle(rank, _roster.seats(everyone, host_of))
+        placement.settle(rank, roster.seats(everyone, host_of))
     return context
 
 
@@ -163,6 +165,6 @@ def _at_exit() -> None:
     """The engine's thread ends before MPI does. A forked child leaves both alone."""
     if os.getpid() != _initialised_by:
         return
-    if _context.current is not None:
-        _stop(_context.current)
-    _mpi.finalize()
+    if running.current is not None:
+        _stop(running.current)
+    mpi.finalize()

@@ -14,15 +14,21 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 from weakref import ref
 
 from ringreduce.errors import RingreduceError
 
 if TYPE_CHECKING:
     from ringreduce._core import Engine, Gpu
-    from ringreduce.handle import Handle
-    from ringreduce.process_set import ProcessSet
+
+
+class Registered(Protocol):
+    """As much of a process set as a life of the library knows of those that are registered with it."""
+
+    ranks: list[int] | None
+
+    def unbind(self) -> None: ...
 
 
 @dataclass(eq=False)
@@ -34,10 +40,10 @@ class Context:
     size: int
     host_of: list[int]  # world rank -> host, numbered by first appearance
     comm: Any  # our duplicate of the MPI communicator, None without MPI
-    sharing: str = "memfd"  # how the job's ranks share memory, see _segments.py
-    sets: dict[int, ProcessSet] = field(default_factory=dict)
+    sharing: str = "memfd"  # how the job's ranks share memory, see segments.py
+    sets: dict[int, Registered] = field(default_factory=dict)
     # The handles that live and were not synchronized, by (kind, set, name).
-    names: dict[tuple[str, int, str], ref[Handle[Any]]] = field(default_factory=dict)
+    names: dict[tuple[str, int, str], ref[Any]] = field(default_factory=dict)
     gpu: Gpu | None = None  # attached with the first GPU tensor
     differentiable_calls: int = 0  # numbers the backward passes of unnamed collectives
 

@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ringreduce import _context
-from ringreduce._linear import Allreduce, Collective, GatherScatter
+from ringreduce._ops.linear import Allreduce, Collective, GatherScatter
+from ringreduce._runtime import running
 from ringreduce.reduction import ReduceOp
 
 _FLIPPED = {ReduceOp.Min: ReduceOp.Max, ReduceOp.Max: ReduceOp.Min}
@@ -56,7 +56,7 @@ class _Call:
     def run(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Runs the collective. Counted only then: a call that a rank refuses is none."""
         results: tuple[Tensor, ...] = self.collective.run([_with_memory(tensor) for tensor in tensors])
-        context = _context.require()
+        context = running.require()
         if self.collective.name is None:
             context.differentiable_calls += 1
             self._name = f"grad#{context.differentiable_calls}"

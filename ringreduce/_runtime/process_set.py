@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from ringreduce import _check, _context
+from ringreduce._runtime import running
+from ringreduce._runtime.arguments import index
 
 if TYPE_CHECKING:
     from ringreduce._core import Engine
@@ -47,18 +48,18 @@ class ProcessSet:
     def rank(self) -> int:
         """This process's rank within the set. ValueError if it is not a member."""
         ranks = self.registered_ranks()
-        me = _context.topology().rank
+        me = running.topology().rank
         if me not in ranks:
             raise ValueError(f"process_set: rank {me} is not a member of {self}")
         return ranks.index(me)
 
     def included(self) -> bool:
         """Whether this process is a member. ValueError before the set is registered."""
-        return _context.topology().rank in self.registered_ranks()
+        return running.topology().rank in self.registered_ranks()
 
     def registered_ranks(self) -> list[int]:
         """The ranks; ValueError unless the set is registered with the running library."""
-        context = _context.topology()
+        context = running.topology()
         if self.process_set_id is None or context.sets.get(self.process_set_id) is not self:
             raise ValueError(f"process_set: {self} is not registered; call add_process_set() first")
         assert self.ranks is not None
@@ -67,14 +68,14 @@ class ProcessSet:
     def usable_engine(self) -> Engine:
         """The engine to submit to; the error that explains why there is none."""
         if self.engine is None:
-            _context.require()
+            running.require()
             self.rank()  # raises: not registered, or not a member
             raise AssertionError("a registered set has an engine on its members")
         return self.engine
 
     def set_rank(self, argument: str, rank: int) -> int:
         """Convert a global rank to this set's; ValueError naming `argument` if it has none."""
-        rank = _check.index(argument, rank)
+        rank = index(argument, rank)
         ranks = self.registered_ranks()
         if rank not in ranks:
             raise ValueError(f"{argument}: {rank} is not a global rank of the process set; its ranks are {ranks}")
@@ -102,7 +103,7 @@ def _checked_ranks(ranks: Any) -> list[int]:
     except TypeError as error:
         raise ValueError(f"ranks_or_comm: expected ranks or an mpi4py communicator, got {ranks!r}") from error
     try:
-        result = [_check.index("ranks_or_comm", rank) for rank in given]
+        result = [index("ranks_or_comm", rank) for rank in given]
     except TypeError:
         raise ValueError(f"ranks_or_comm: ranks are ints, got {given!r}") from None
     if len(set(result)) != len(result):

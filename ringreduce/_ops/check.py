@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numbers
-import operator
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ringreduce import _dtypes
+from ringreduce._ops import dtypes
+from ringreduce._runtime.arguments import index as index
 from ringreduce.reduction import ReduceOp
 
 _OPS = "Average, Sum, Min, Max, Product"
@@ -20,9 +20,9 @@ _OPS = "Average, Sum, Min, Max, Product"
 def tensor(argument: str, value: Any) -> int:
     """Check that `value` is a dense tensor which the core can move; returns its dtype code."""
     dense(argument, value)
-    code = _dtypes.CODES.get(value.dtype)
+    code = dtypes.CODES.get(value.dtype)
     if code is None:
-        allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in _dtypes.BY_CODE)
+        allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes.BY_CODE)
         raise ValueError(f"{argument}: dtype {value.dtype} is not supported; allowed: {allowed}")
     memory(argument, value)
     return code
@@ -128,16 +128,6 @@ def _is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def index(argument: str, value: Any) -> int:
-    """A whole number, of Python's or numpy's; not a bool."""
-    try:
-        if not isinstance(value, bool):
-            return operator.index(value)
-    except TypeError:
-        pass
-    raise TypeError(f"{argument}: expected an int, got {value!r}")
 
 
 def splits(value: Any, rows: int, size: int) -> list[int]:

@@ -6,9 +6,9 @@ import os
 import socket
 from typing import Any, NamedTuple
 
-from ringreduce import _placement
 from ringreduce._core import load_settings
-from ringreduce._gpu_report import Report, Seat
+from ringreduce._placement import placement
+from ringreduce._placement.seats import Report, Seat
 from ringreduce.errors import RingreduceError
 
 
@@ -43,7 +43,7 @@ def introduce(comm: Any, rank: int) -> Rank:
         problem = str(error)
     return Rank(
         os.environ.get("RINGREDUCE_HOST_ID"), leader, socket.gethostname(), os.getpid(), _pid_namespace(),
-        frozenset(os.sched_getaffinity(0)), settings, problem, _placement.look(os.environ),
+        frozenset(os.sched_getaffinity(0)), settings, problem, placement.look(os.environ),
     )  # fmt: skip
 
 

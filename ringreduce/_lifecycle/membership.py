@@ -6,13 +6,13 @@ import contextlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from ringreduce import _context, _segments
 from ringreduce._core import Engine
+from ringreduce._runtime import running, segments
+from ringreduce._runtime.process_set import ProcessSet
 from ringreduce.errors import RingreduceError
 from ringreduce.objects import allgather_object
-from ringreduce.process_set import ProcessSet
 
-_EXCHANGE = "ringreduce.process_set"
+_EXCHANGE = "ringreduce._runtime.process_set"
 
 
 def add_process_set(process_set: ProcessSet | Iterable[int] | Any) -> ProcessSet:
@@ -28,7 +28,7 @@ def add_process_set(process_set: ProcessSet | Iterable[int] | Any) -> ProcessSet
     RingreduceError if the ranks disagree about the set, or if any of them cannot add it. Then
     no rank has it, and a next set may get its number.
     """
-    context = _context.require()
+    context = running.require()
     try:
         chosen = process_set if isinstance(process_set, ProcessSet) else ProcessSet(process_set)
         ranks = _requested_ranks(context, chosen)
@@ -38,7 +38,7 @@ def add_process_set(process_set: ProcessSet | Iterable[int] | Any) -> ProcessSet
     _agree(f"add {ranks}")
     set_id = next(i for i in range(1, len(context.sets) + 2) if i not in context.sets)
     nbytes, reserve = Engine.segment_bytes([context.host_of[r] for r in ranks], context.host_of[context.rank])
-    segment = _segments.share(nbytes, context.rank, ranks, context.host_of, _exchange, reserve).segment
+    segment = segments.share(nbytes, context.rank, ranks, context.host_of, _exchange, reserve).segment
     _on_all_ranks(context, set_id, lambda: None if segment is None else context.engine.add_set(set_id, ranks, segment))
     _on_all_ranks(context, set_id, lambda: context.engine.split_gpu(set_id).wait())
     # Every member has the set: only now may anybody submit to it.
@@ -56,7 +56,7 @@ def remove_process_set(process_set: ProcessSet) -> bool:
     Raises ValueError on all ranks if any has an operation on the set that is not done: wait
     for it, and call again. Until then the set is as usable as before.
     """
-    context = _context.require()
+    context = running.require()
     set_id = process_set.process_set_id
     if not set_id or context.sets.get(set_id) is not process_set:
         return False
@@ -79,7 +79,7 @@ def _exchange(item: Any) -> list[Any]:
     return allgather_object(item, name=_EXCHANGE)
 
 
-def _on_all_ranks(context: _context.Context, set_id: int, step: Callable[[], object]) -> None:
+def _on_all_ranks(context: running.Context, set_id: int, step: Callable[[], object]) -> None:
     """One step in adding a set. If it fails on any rank, the set is taken back on all, and all raise."""
     problem = None
     try:
@@ -93,7 +93,7 @@ def _on_all_ranks(context: _context.Context, set_id: int, step: Callable[[], obj
         raise RingreduceError("the process set cannot be added: " + "; ".join(problems))
 
 
-def _requested_ranks(context: _context.Context, process_set: ProcessSet) -> list[int]:
+def _requested_ranks(context: running.Context, process_set: ProcessSet) -> list[int]:
     ranks = process_set.ranks
     if process_set.mpi_comm is not None:
         ranks = _communicator_ranks(context, process_set.mpi_comm)
@@ -107,7 +107,7 @@ def _requested_ranks(context: _context.Context, process_set: ProcessSet) -> list
     return ranks
 
 
-def _communicator_ranks(context: _context.Context, comm: Any) -> list[int]:
+def _communicator_ranks(context: running.Context, comm: Any) -> list[int]:
     """The ranks of a communicator that its members give; others give MPI.COMM_NULL."""
     mine: list[int] | None = sorted(comm.allgather(context.rank)) if comm else None
     given = [ranks for ranks in _exchange(mine) if ranks is not None]

@@ -6,11 +6,12 @@ A digest is exchanged first; the descriptions themselves only when the digests d
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 
+from ringreduce._ops.together import described, gather_bytes, raise_said
+from ringreduce._runtime.process_set import ProcessSet
 from ringreduce.errors import RingreduceError
-from ringreduce.objects import allgather_object, described, gather_bytes, raise_said
-from ringreduce.process_set import ProcessSet
 
 Description = tuple[str, str]  # a parameter's name, and what must agree about it
 _SHOWN = 5
@@ -36,7 +37,7 @@ def require_same(
 
 def raise_difference(what: str, descriptions: Sequence[Description], process_set: ProcessSet) -> None:
     """On every rank of the set: raise a RingreduceError that names what differs, and where."""
-    everyone = allgather_object(list(descriptions), "ringreduce.agreement", process_set)
+    everyone = map(json.loads, gather_bytes(json.dumps(descriptions).encode(), "ringreduce.agreement", process_set))
     ranks = process_set.registered_ranks()
     raise RingreduceError(f"{what}: " + difference(dict(zip(ranks, everyone, strict=True))))
 

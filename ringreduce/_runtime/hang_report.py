@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 
-from ringreduce import _context
+from ringreduce._runtime import running
 
 
 def describe() -> str:
     """Several lines: this rank, and what is pending, since when, and who is missing."""
-    context = _context.current
+    context = running.current
     if context is None:
         return f"ringreduce is not running in process {os.getpid()}"
     where = (

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
 
-from ringreduce._gpu_report import Report, Seat, ranks, spans
+from ringreduce._placement.seats import Report, Seat, ranks, spans
 
 Oddity = tuple[int, str]  # the rank that says it, the text
 _Taken = tuple[Seat, Report, int]  # a rank that has a GPU, and the device that it takes

@@ -18,8 +18,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from ringreduce import _context, _core
+from ringreduce import _core
 from ringreduce._core import Segment
+from ringreduce._runtime import running
 from ringreduce.errors import RingreduceError
 
 # Gathers one object from every rank that takes part, in a fixed order, on each of them.
@@ -89,7 +90,7 @@ def share(
 
 
 def _kinds() -> Sequence[str]:
-    return ("memfd", "posix") if _context.current is None else (_context.current.sharing,)
+    return ("memfd", "posix") if running.current is None else (running.current.sharing,)
 
 
 def _reserve_part(segment: Segment, nbytes: int, index: int, parts: int) -> None:
