@@ -60,16 +60,17 @@ class Level(NamedTuple):
     """Which stages a level has, and with how many ranks, or on which splits, those of several run."""
 
     kinds: Sequence[str]
-    parallel: Mapping[int, str] = {}  # number of ranks -> marks that select the tests; "" for all
+    parallel: Mapping[int, str]  # number of ranks -> marks that select the tests; "" for all
     splits: Sequence[str] = tuple(SPLITS)
     idioms: Sequence[int] = (2, 3)
+    is_thorough: bool = True
 
 
 ALL_SIZES = {1: "", 2: "", 3: "", 4: ""}
 LEVELS = {
     "check": Level(("lint", "native", "single", "parallel"), {2: QUICK_PARALLEL}),
     "test": Level(
-        [kind for kind in KINDS if kind not in ("sanitize", "mpich")], {1: "", 2: "pair", 3: ""}, ("1+3",), (3,)
+        [kind for kind in KINDS if kind not in ("sanitize", "mpich")], {1: "", 2: "pair", 3: ""}, ("1+3",), (3,), False
     ),
     "all": Level(KINDS, ALL_SIZES),
 }
@@ -145,7 +146,8 @@ def stages(options: argparse.Namespace) -> Iterator[Stage]:
         yield Stage("lint", lambda: run_lint("lint"), is_alone=False)
     for folder in SINGLE:
         if folder in wanted:
-            yield pytest(folder, 1, f"tests/{folder}", under=None, slow=3)
+            marks = [] if level.is_thorough else ["-m", "not thorough"]
+            yield pytest(folder, 1, f"tests/{folder}", *marks, under=None, slow=3)
     if "parallel" in wanted:
         for size in sizes(*level.parallel):
             marks = level.parallel[size]
@@ -154,7 +156,10 @@ def stages(options: argparse.Namespace) -> Iterator[Stage]:
         for split in options.hosts or level.splits:
             hosts = SPLITS[split]
             for size in sizes(hosts.count(",") + 1):
-                yield pytest(f"parallel, hosts {split}", size, "tests/parallel", hosts=hosts)
+                left_out = (
+                    [] if level.is_thorough else ["--ignore", "tests/parallel/gpu"]
+                )  # NCCL knows no hosts of ours
+                yield pytest(f"parallel, hosts {split}", size, "tests/parallel", *left_out, hosts=hosts)
     if "smoke" in wanted:
         for size in sizes(16):
             yield pytest(f"smoke, {ranks(size)}", size, "tests/parallel", "-m", "smoke", slow=3)

@@ -59,6 +59,7 @@ def test_a_broken_setting_is_named():
     assert "Traceback" not in done.stdout + done.stderr
 
 
+@pytest.mark.thorough
 def test_the_wrong_launcher_is_named():
     done = alone(PMI_SIZE="4", PMI_RANK="0")
     assert done.returncode == 1
@@ -78,12 +79,14 @@ def test_a_rank_that_hangs_does_not_hang_doctor(tmp_path):
     assert "rank 1 has not submitted it" in done.stderr
 
 
+@pytest.mark.thorough
 def test_bad_option():
     done = alone("--timeout", "0")
     assert done.returncode == 2
     assert "--timeout: expected a number of seconds above 0" in done.stderr
 
 
+@pytest.mark.thorough
 def test_a_library_that_is_none_of_ours(tmp_path):
     done = alone("--json", RINGREDUCE_CUDA_LIBRARY=str(tmp_path / "nothing.so"))
     document = json.loads(done.stdout)
@@ -139,7 +142,16 @@ def test_a_gpu_that_ranks_share_is_no_fault(doubles):
     assert "rank 0 and rank 1 share the GPU" in check["text"]
 
 
-@pytest.mark.parametrize("function", ["ncclGetUniqueId", "ncclCommInitRankConfig", "ncclAllReduce", "ncclCommDestroy"])
+@pytest.mark.parametrize(
+    "function",
+    [
+        "ncclCommInitRankConfig",
+        *(
+            pytest.param(name, marks=pytest.mark.thorough)
+            for name in ("ncclGetUniqueId", "ncclAllReduce", "ncclCommDestroy")
+        ),
+    ],
+)
 def test_a_call_of_nccl_that_fails_is_named(doubles, function):
     done = alone("--json", program=(ON_DOUBLES,), RR_DOUBLE_FAIL=f"{function}:2:0", **doubles)
     assert done.returncode == 1, done.stdout + done.stderr
@@ -149,6 +161,7 @@ def test_a_call_of_nccl_that_fails_is_named(doubles, function):
     assert "NCCL_DEBUG=WARN" in check["text"]
 
 
+@pytest.mark.thorough
 def test_a_wrong_number_of_nccl_is_a_failure(doubles, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
