@@ -97,6 +97,8 @@ STATIC_TLS = -ftls-model=initial-exec
 NATIVE_SOURCES = $(shell find csrc -name '*.cc' -not -path 'csrc/bindings/*' -not -path 'csrc/gpu/cuda/*')
 NATIVE_TESTS = $(patsubst tests/native/%.cc,$(NATIVE)/%,$(wildcard tests/native/test_*.cc))
 NATIVE_OBJECTS = $(patsubst %.cc,$(NATIVE)/%.o,$(NATIVE_SOURCES))
+# What several tests share: the transports that stand for a network.
+NATIVE_SHARED = $(patsubst %.cc,$(NATIVE)/%.o,$(filter-out $(wildcard tests/native/test_*.cc),$(wildcard tests/native/*.cc)))
 CXX = g++
 
 native-build: doubles $(NATIVE_TESTS)
@@ -109,7 +111,7 @@ sanitize:
 	$(MAKE) -j$(JOBS) native SANITIZE=address,undefined
 	$(MAKE) -j$(JOBS) native SANITIZE=thread
 
-$(NATIVE)/%: $(NATIVE)/tests/native/%.o $(NATIVE_OBJECTS)
+$(NATIVE)/%: $(NATIVE)/tests/native/%.o $(NATIVE_SHARED) $(NATIVE_OBJECTS)
 	@$(CXX) $(NATIVE_FLAGS) $^ -o $@ -ldl
 
 $(NATIVE)/%.o: %.cc Makefile
@@ -119,7 +121,7 @@ $(NATIVE)/%.o: %.cc Makefile
 
 # Stand-ins for CUDA and NCCL, which the tests load (tests/doubles/).
 DOUBLES = $(subst /native,/doubles,$(NATIVE))
-DOUBLES_CORE = $(filter $(addprefix $(NATIVE)/csrc/,common/% kernels/% transport/bell.o),$(NATIVE_OBJECTS))
+DOUBLES_CORE = $(filter $(addprefix $(NATIVE)/csrc/,common/% kernels/% shm/bell.o),$(NATIVE_OBJECTS))
 DOUBLES_OF_CUDA = $(addprefix $(NATIVE)/tests/doubles/,control.o cuda.o cuda_control.o)
 DOUBLES_OF_NCCL = $(addprefix $(NATIVE)/tests/doubles/,comm.o meeting.o nccl.o nccl_split.o)
 LINK_DOUBLE = mkdir -p $(@D) && $(CXX) $(NATIVE_FLAGS) -shared -Wl,-soname,$(@F) -Wl,-rpath,'$$ORIGIN' $^ -o $@
@@ -133,7 +135,7 @@ $(DOUBLES)/libnccl_double.so: $(DOUBLES_OF_NCCL) $(DOUBLES_CORE) $(DOUBLES)/libc
 	@$(LINK_DOUBLE)
 
 .SECONDARY:
--include $(patsubst %.cc,$(NATIVE)/%.d,$(wildcard tests/doubles/*.cc)) $(NATIVE_OBJECTS:.o=.d) $(patsubst $(NATIVE)/%,$(NATIVE)/tests/native/%.d,$(NATIVE_TESTS))
+-include $(patsubst %.cc,$(NATIVE)/%.d,$(wildcard tests/doubles/*.cc)) $(NATIVE_OBJECTS:.o=.d) $(NATIVE_SHARED:.o=.d) $(patsubst $(NATIVE)/%,$(NATIVE)/tests/native/%.d,$(NATIVE_TESTS))
 
 # --- the rest ---------------------------------------------------------------------------------
 

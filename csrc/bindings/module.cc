@@ -20,7 +20,7 @@
 #include "common/deadline.h"
 #include "common/log.h"
 #include "engine/wire_format.h"
-#include "transport/mpi_net.h"
+#include "net/mpi_net.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;

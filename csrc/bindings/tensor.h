@@ -5,7 +5,7 @@
 
 #include <nanobind/nanobind.h>
 
-#include "collectives/submission.h"
+#include "ops/submission.h"
 
 namespace ringreduce {
 

@@ -14,7 +14,7 @@
 #include <vector>
 
 #include "collectives/machine.h"
-#include "collectives/output.h"
+#include "ops/output.h"
 
 namespace ringreduce {
 

@@ -17,7 +17,7 @@
 
 #include "collectives/host_reduce.h"
 #include "collectives/machine.h"
-#include "collectives/pieces.h"
+#include "ops/pieces.h"
 
 namespace ringreduce {
 

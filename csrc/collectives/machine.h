@@ -6,10 +6,10 @@
 #include <memory>
 #include <string>
 
-#include "collectives/stream.h"
-#include "collectives/topology.h"
+#include "shm/staging.h"
+#include "ops/topology.h"
 #include "common/status.h"
-#include "transport/net.h"
+#include "net/net.h"
 
 namespace ringreduce {
 

@@ -4,8 +4,8 @@
 #include <memory>
 
 #include "collectives/machine.h"
-#include "collectives/output.h"
-#include "collectives/submission.h"
+#include "ops/output.h"
+#include "ops/submission.h"
 
 namespace ringreduce {
 

@@ -26,7 +26,7 @@
 #include <vector>
 
 #include "common/settings.h"
-#include "engine/plan.h"
+#include "buckets/plan.h"
 #include "gpu/gpu_plan.h"
 #include "engine/mutex.h"
 #include "engine/process_set.h"

@@ -4,10 +4,10 @@
 #include <atomic>
 #include <memory>
 
-#include "collectives/output.h"
+#include "ops/output.h"
 #include "common/clock.h"
 #include "common/status.h"
-#include "collectives/submission.h"
+#include "ops/submission.h"
 #include "gpu/collective.h"
 
 namespace ringreduce {

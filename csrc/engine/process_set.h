@@ -10,11 +10,11 @@
 #include <vector>
 
 #include "collectives/machine.h"
-#include "engine/departures.h"
-#include "engine/host_tree.h"
+#include "agreement/departures.h"
+#include "agreement/host_tree.h"
 #include "engine/op.h"
-#include "engine/op_table.h"
-#include "transport/segment.h"
+#include "agreement/op_table.h"
+#include "shm/segment.h"
 
 namespace ringreduce {
 

@@ -13,8 +13,8 @@
 #include <vector>
 
 #include "collectives/machine.h"
-#include "collectives/output.h"
-#include "collectives/submission.h"
+#include "ops/output.h"
+#include "ops/submission.h"
 #include "gpu/communicator.h"
 
 namespace ringreduce {

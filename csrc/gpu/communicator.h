@@ -18,8 +18,8 @@
 #include <string>
 #include <vector>
 
-#include "collectives/submission.h"
-#include "collectives/topology.h"
+#include "ops/submission.h"
+#include "ops/topology.h"
 #include "common/clock.h"
 #include "gpu/device.h"
 #include "gpu/gpu_info.h"

@@ -8,7 +8,7 @@
 // A plan has a communicator of its own: its buckets come in the order of the plan, and may meet
 // negotiated operations of the same ranks in any order.
 //
-// Without NCCL the bucket goes through a Plan of the CPU (engine/plan.h does the reduction), which
+// Without NCCL the bucket goes through a Plan of the CPU (buckets/plan.h does the reduction), which
 // the caller provides: GPU ─► arena ─► reduced ─► GPU.
 #pragma once
 
@@ -19,7 +19,7 @@
 #include <string>
 #include <vector>
 
-#include "collectives/plan_channel.h"
+#include "buckets/plan_channel.h"
 #include "gpu/communicator.h"
 #include "gpu/nccl_types.h"
 

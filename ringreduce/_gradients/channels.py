@@ -54,5 +54,5 @@ def _claim(engine: Engine, channel: int) -> bool:
 
 
 def _tags(channel: int) -> int:
-    """The part of a channel that must be free; the rest is a serial number (csrc/collectives/plan_channel.h)."""
+    """The part of a channel that must be free; the rest is a serial number (csrc/buckets/plan_channel.h)."""
     return channel & 1023

@@ -11,7 +11,7 @@
 #include <memory>
 #include <string>
 
-#include "transport/bell.h"
+#include "shm/bell.h"
 
 namespace ringreduce::doubles {
 

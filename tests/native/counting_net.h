@@ -4,7 +4,7 @@
 #include <atomic>
 #include <memory>
 
-#include "transport/net.h"
+#include "net/net.h"
 
 namespace ringreduce {
 

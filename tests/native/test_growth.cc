@@ -6,8 +6,8 @@
 
 #include "check.h"
 #include "counting_net.h"
-#include "engine/host_tree.h"
-#include "transport/loopback_net.h"
+#include "agreement/host_tree.h"
+#include "loopback_net.h"
 
 using namespace ringreduce;
 

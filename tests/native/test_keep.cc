@@ -2,7 +2,7 @@
 // are submitted or none.
 #include <atomic>
 
-#include "transport/fault_net.h"
+#include "fault_net.h"
 #include "world.h"
 
 using namespace ringreduce;

@@ -12,8 +12,8 @@
 #include <vector>
 
 #include "check.h"
-#include "transport/loopback_net.h"
-#include "transport/mpi_net.h"
+#include "loopback_net.h"
+#include "net/mpi_net.h"
 
 using namespace ringreduce;
 

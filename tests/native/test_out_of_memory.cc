@@ -6,8 +6,8 @@
 #include <utility>
 
 #include "common/clock.h"
-#include "engine/departures.h"
-#include "engine/op_table.h"
+#include "agreement/departures.h"
+#include "agreement/op_table.h"
 #include "world.h"
 
 using namespace ringreduce;

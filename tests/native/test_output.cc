@@ -3,7 +3,7 @@
 #include <cstring>
 
 #include "check.h"
-#include "collectives/output.h"
+#include "ops/output.h"
 #include "common/settings.h"
 
 using namespace ringreduce;

@@ -18,8 +18,8 @@
 
 #include "check.h"
 #include "common/clock.h"
-#include "transport/bell.h"
-#include "transport/segment.h"
+#include "shm/bell.h"
+#include "shm/segment.h"
 
 using namespace ringreduce;
 

@@ -9,8 +9,8 @@
 
 #include "check.h"
 #include "common/clock.h"
-#include "transport/fault_net.h"
-#include "transport/loopback_net.h"
+#include "fault_net.h"
+#include "loopback_net.h"
 
 using namespace ringreduce;
 

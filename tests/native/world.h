@@ -14,8 +14,8 @@
 #include "common/clock.h"
 #include "counting_net.h"
 #include "engine/engine.h"
-#include "transport/fault_net.h"
-#include "transport/loopback_net.h"
+#include "fault_net.h"
+#include "loopback_net.h"
 
 namespace ringreduce {
 

@@ -1,5 +1,5 @@
 // Preloaded into a rank, it counts the calls of those MPI functions that ringreduce knows
-// (csrc/transport/mpi_abi.h), whoever makes them, and passes them on to MPI's profiling interface.
+// (csrc/net/mpi_abi.h), whoever makes them, and passes them on to MPI's profiling interface.
 // Its file is named libmpi*, so that ringreduce, which looks for MPI by that name, finds it first.
 //
 // A handle is a pointer or a number, depending on the MPI: both travel in a register, as a long does.

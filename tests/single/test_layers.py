@@ -1,7 +1,8 @@
-"""The direction of every #include in csrc, and a few more rules about what a layer may know."""
+"""The direction of every #include in csrc and of every import in ringreduce, and what else a layer may know."""
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -11,14 +12,19 @@ CSRC = Path(__file__).resolve().parents[2] / "csrc"
 SOURCES = sorted(path for suffix in ("*.h", "*.cc", "*.cu", "*.cuh") for path in CSRC.rglob(suffix))
 
 # A layer may include itself and what is named here.
+_MOVING = {"shm", "net", "ops", "kernels", "common"}
 MAY_INCLUDE = {
     "common": set(),
     "kernels": {"common"},
-    "transport": {"kernels", "common"},
-    "collectives": {"transport", "kernels", "common"},
-    "gpu": {"collectives", "transport", "kernels", "common"},
-    "engine": {"gpu", "collectives", "transport", "kernels", "common"},
-    "bindings": {"engine", "gpu", "collectives", "transport", "kernels", "common"},
+    "shm": {"common"},
+    "net": {"common"},
+    "ops": {"kernels", "common"},
+    "collectives": _MOVING,
+    "agreement": _MOVING | {"collectives"},
+    "buckets": _MOVING | {"collectives", "agreement"},
+    "gpu": _MOVING | {"collectives", "buckets"},
+    "engine": _MOVING | {"collectives", "agreement", "buckets", "gpu"},
+    "bindings": _MOVING | {"collectives", "agreement", "buckets", "gpu", "engine"},
     # A library of its own, which the core reaches through one table only.
     "gpu/cuda": {"common", "gpu/cuda_api.h"},
 }
@@ -133,3 +139,54 @@ def test_instructions_of_one_processor_have_their_place(path):
     """The core is built for others than x86: common/pause.h knows the ways to pause, kernels/ ask what there is."""
     if layer(path) != "kernels" and name(path) != "common/pause.h":
         assert not re.search(r"__builtin_ia32_|immintrin\.h|\b_mm\w*_\w+\(", without_comments(path.read_text()))
+
+
+PACKAGE = CSRC.parent / "ringreduce"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+# From the bottom up; parts of one line know nothing of each other. What the native core is made of is below all.
+ORDER = [
+    ["_core", "_version", "reduction"],
+    ["errors", "_placement"],
+    ["_runtime"],
+    ["_ops", "compression"],
+    ["collectives", "objects"],
+    ["state", "_lifecycle", "_gradients"],
+    ["optimizer", "drift"],
+    ["doctor"],
+    ["bench"],
+    ["cli"],
+    ["__init__", "__main__"],
+]
+HEIGHT = {part: height for height, parts in enumerate(ORDER) for part in parts}
+
+
+def part(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return parts[0]
+
+
+def imports(text: str) -> set[str]:
+    """The parts of ringreduce that a module imports, wherever it does: also in functions and for types alone."""
+    found = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            where = node.module.split(".")
+            if where[0] == "ringreduce":
+                found |= set(where[1:2]) or {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("ringreduce.")}
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_down(path):
+    own = part(path)
+    upwards = [other for other in imports(path.read_text()) - {own} if HEIGHT[other] >= HEIGHT[own]]
+    assert upwards == []
+
+
+def test_imports_are_found():
+    text = (
+        "from ringreduce import _core, state\nimport ringreduce.cli\ndef f():\n from ringreduce._ops import check\n"
+    )
+    assert imports(text) == {"_core", "state", "cli", "_ops"}

@@ -1,4 +1,4 @@
-#include "engine/departures.h"
+#include "agreement/departures.h"
 
 #include <algorithm>
 #include <cstring>

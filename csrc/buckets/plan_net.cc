@@ -1,4 +1,4 @@
-#include "engine/plan_net.h"
+#include "buckets/plan_net.h"
 
 #include <algorithm>
 #include <string>

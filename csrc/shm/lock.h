@@ -10,7 +10,7 @@
 #include "common/clock.h"
 #include "common/pause.h"
 #include "common/status.h"
-#include "transport/bell.h"
+#include "shm/bell.h"
 
 namespace ringreduce {
 

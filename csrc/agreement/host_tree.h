@@ -24,8 +24,8 @@
 #include <vector>
 
 #include "collectives/machine.h"
-#include "engine/departures.h"
-#include "engine/op_table.h"
+#include "agreement/departures.h"
+#include "agreement/op_table.h"
 
 namespace ringreduce {
 

@@ -16,8 +16,8 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "collectives/slices.h"
-#include "transport/bell.h"
+#include "common/slices.h"
+#include "shm/bell.h"
 
 namespace ringreduce {
 

@@ -1,7 +1,7 @@
 // Bell over Linux futexes. The word lies in memory shared by processes, so the futex is not a
 // private one. Waking counts as one change of the word: a sleeper whose ticket is older than
 // the word does not fall asleep at all.
-#include "transport/bell.h"
+#include "shm/bell.h"
 
 #include <climits>
 #include <ctime>

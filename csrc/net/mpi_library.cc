@@ -8,7 +8,7 @@
 #include <dlfcn.h>
 #include <link.h>
 
-#include "transport/mpi_abi.h"
+#include "net/mpi_abi.h"
 
 namespace ringreduce {
 namespace {

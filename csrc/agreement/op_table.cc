@@ -1,8 +1,8 @@
-#include "engine/op_table.h"
+#include "agreement/op_table.h"
 
 #include <cstring>
 
-#include "collectives/slices.h"
+#include "common/slices.h"
 #include "kernels/kernels.h"
 
 namespace ringreduce {

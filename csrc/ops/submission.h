@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "collectives/pieces.h"
+#include "ops/pieces.h"
 #include "common/dtype.h"
 #include "common/hash.h"
 #include "common/status.h"

@@ -1,5 +1,5 @@
 // Segment over mmap: a memfd, a file in /dev/shm, or plain anonymous memory.
-#include "transport/segment.h"
+#include "shm/segment.h"
 
 #include <algorithm>
 #include <atomic>

@@ -1,4 +1,4 @@
-#include "collectives/output.h"
+#include "ops/output.h"
 
 #include <cstdlib>
 #include <mutex>
@@ -7,7 +7,7 @@
 
 #include <sys/mman.h>
 
-#include "collectives/slices.h"
+#include "common/slices.h"
 #include "common/settings.h"
 
 namespace ringreduce {

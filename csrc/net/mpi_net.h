@@ -6,8 +6,8 @@
 #include <cstdint>
 #include <memory>
 
-#include "transport/mpi_abi.h"
-#include "transport/net.h"
+#include "net/mpi_abi.h"
+#include "net/net.h"
 
 namespace ringreduce {
 

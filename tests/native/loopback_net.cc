@@ -1,6 +1,6 @@
 // LoopbackWorld's matching and delivery. One mutex guards everything; what a rank has matched
 // is delivered whenever that rank tests anything, as MPI progresses in any call.
-#include "transport/loopback_net.h"
+#include "loopback_net.h"
 
 #include <algorithm>
 #include <cstring>

@@ -10,7 +10,7 @@
 #include <unordered_map>
 #include <vector>
 
-#include "transport/net.h"
+#include "net/net.h"
 
 namespace ringreduce {
 

@@ -1,4 +1,4 @@
-#include "collectives/submission.h"
+#include "ops/submission.h"
 
 #include <cstdio>
 #include <cstring>

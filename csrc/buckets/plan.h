@@ -29,10 +29,10 @@
 #include "common/settings.h"
 #include "collectives/host_reduce.h"
 #include "collectives/machine.h"
-#include "collectives/plan_channel.h"
-#include "engine/departures.h"
-#include "engine/plan_net.h"
-#include "transport/segment.h"
+#include "buckets/plan_channel.h"
+#include "agreement/departures.h"
+#include "buckets/plan_net.h"
+#include "shm/segment.h"
 
 namespace ringreduce {
 

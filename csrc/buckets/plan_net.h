@@ -14,7 +14,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "transport/net.h"
+#include "net/net.h"
 
 namespace ringreduce {
 

@@ -3,7 +3,7 @@
 // A transfer is one MPI request for each piece of its message, all started at once (MPI keeps
 // their order, so both sides agree on the pieces without a word) and tested first to last.
 // Slots are used again with the memory they have: the steady state allocates nothing.
-#include "transport/mpi_net.h"
+#include "net/mpi_net.h"
 
 #include <algorithm>
 #include <cstdio>

@@ -1,4 +1,4 @@
-#include "engine/plan.h"
+#include "buckets/plan.h"
 
 #include "common/clock.h"
 #include "kernels/kernels.h"

@@ -1,5 +1,5 @@
 // FaultNet: every transfer has an entry here, which says what is wrong with it, if anything.
-#include "transport/fault_net.h"
+#include "fault_net.h"
 
 namespace ringreduce {
 

@@ -1,4 +1,4 @@
-#include "collectives/plan_channel.h"
+#include "buckets/plan_channel.h"
 
 #include <algorithm>
 

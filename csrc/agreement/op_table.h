@@ -21,10 +21,10 @@
 #include <vector>
 
 #include "common/status.h"
-#include "collectives/submission.h"
-#include "transport/bell.h"
-#include "transport/segment.h"
-#include "transport/shm_lock.h"
+#include "ops/submission.h"
+#include "shm/bell.h"
+#include "shm/segment.h"
+#include "shm/lock.h"
 
 namespace ringreduce {
 

@@ -15,7 +15,7 @@
 #include <cstdint>
 #include <memory>
 
-#include "transport/net.h"
+#include "net/net.h"
 
 namespace ringreduce {
 

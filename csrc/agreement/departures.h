@@ -19,9 +19,9 @@
 #include <vector>
 
 #include "common/status.h"
-#include "transport/bell.h"
-#include "transport/segment.h"
-#include "transport/shm_lock.h"
+#include "shm/bell.h"
+#include "shm/segment.h"
+#include "shm/lock.h"
 
 namespace ringreduce {
 

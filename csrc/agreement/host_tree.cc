@@ -1,4 +1,4 @@
-#include "engine/host_tree.h"
+#include "agreement/host_tree.h"
 
 #include <algorithm>
 #include <cstring>
