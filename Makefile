@@ -88,9 +88,10 @@ SANITIZE =
 EMPTY :=
 SPACE := $(EMPTY) $(EMPTY)
 COMMA := ,
+OPTIMIZE = -O2
 NATIVE = build/native$(if $(SANITIZE),-$(subst $(COMMA),-,$(SANITIZE)))
 NATIVE_FLAGS = -std=c++17 -pthread -fPIC -ffp-contract=off -fvisibility=hidden -Wall -Wextra -Icsrc -Itests/native \
-  $(if $(SANITIZE),-O1 -g -fno-omit-frame-pointer -fsanitize=$(SANITIZE) -fno-sanitize-recover=all $(STATIC_TLS),-O2 -g0)
+  $(if $(SANITIZE),-O1 -g -fno-omit-frame-pointer -fsanitize=$(SANITIZE) -fno-sanitize-recover=all $(STATIC_TLS),$(OPTIMIZE) -g0)
 # Otherwise the C library allocates the thread-local data of libraries that are loaded later, and frees
 # it on another thread, in an order that ThreadSanitizer does not see.
 STATIC_TLS = -ftls-model=initial-exec

@@ -49,9 +49,11 @@ class Mutation:
             raise ValueError(f"its text is {len(found)} times in the {len(files)} file(s) of this name")
         return found[0]
 
-    def put_into(self, root: Path) -> None:
+    def put_into(self, root: Path) -> Path:
+        """Changes the file, and returns it."""
         path = self.place(root)
         path.write_text(path.read_text().replace("\n".join(self.old), "\n".join(self.new)))
+        return path
 
 
 def read(path: Path) -> list[Mutation]:
