@@ -35,7 +35,7 @@ ROWS = {
 def numbers(text: str) -> set[float]:
     """The numbers in a text, 4K and 1,000 too."""
     text = text.replace("a year", str(365 * 24 * 3600)).replace(",", "")
-    return {float(number) * UNITS[unit] for number, unit in re.findall(r"([\d.]+)([KMG]?)\b", text)}
+    return {float(number) * UNITS[unit] for number, unit in re.findall(r"(\d[\d.]*)([KMG]?)\b", text)}
 
 
 def test_each_setting_is_in_the_document():
