@@ -4,7 +4,7 @@
     lint       ruff, mypy                                                            x     x        x
     native     C++ tests of the core's parts                                       part    x        x
     single     pytest tests/single, one process                                      x     x        x
-    commands   pytest tests/commands: `ringreduce bench` and `ringreduce doctor`           x        x
+    commands   pytest tests/commands: `ringreduce bench`, `ringreduce doctor`, benchmarks/ x        x
     programs   pytest tests/programs: examples, jobs that end in all ways, installing      x        x
     hosts      pytest tests/hosts: several hosts in network namespaces                     x        x
     parallel   pytest tests/parallel under mpirun, on one host; at N ranks        part, 2  3    1, 2, 3, 4

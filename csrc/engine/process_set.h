@@ -68,8 +68,6 @@ class ProcessSet {
   // A message may arrive that only polling shows.
   bool on_net() const { return (machine_ && machine_->on_net()) || (tree_ && (!in_flight_.empty() || tree_->sending())); }
 
-  // GPU
-  void attach(std::shared_ptr<Device> device, int64_t patience_ns);
   GpuSet& gpu() { return gpu_; }
 
   void fail(const Status& status);             // everything in flight

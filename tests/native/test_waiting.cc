@@ -34,8 +34,8 @@ TEST(what_happens_while_a_rank_joins_the_sleepers_is_seen) {
   World world(options);
   const std::vector<BucketSpec> buckets = {{1000, DType::kFloat32}};
   auto engine = world.engine(0);
-  auto arena = world.segment("arena", 0, Plan::segment_bytes(2, buckets));
-  std::shared_ptr<Plan> plan;
+  auto arena = world.segment("arena", 0, ArenaPlan::segment_bytes(2, buckets));
+  std::shared_ptr<ArenaPlan> plan;
   CHECK_OK(engine->add_plan(0, buckets, kOpSum, 1, 1, arena, 130, &plan));
   auto* counters = reinterpret_cast<Counter*>(arena->data());  // arrived, finished
   finished = &counters[1].value;
@@ -140,8 +140,8 @@ TEST(whoever_completes_a_step_rings) {
 TEST(whoever_completes_a_bucket_rings) {
   Pair pair;
   const std::vector<BucketSpec> buckets = {{1000, DType::kFloat32}};
-  auto arena = pair.world.segment("arena", 0, Plan::segment_bytes(2, buckets));
-  std::shared_ptr<Plan> plans[2];
+  auto arena = pair.world.segment("arena", 0, ArenaPlan::segment_bytes(2, buckets));
+  std::shared_ptr<ArenaPlan> plans[2];
   for (int rank : {0, 1}) CHECK_OK(pair.engines[rank]->add_plan(0, buckets, kOpSum, 1, 1, arena, 130, &plans[rank]));
   CHECK_EQ(pair.rings([&] {
     for (int rank : {0, 1}) CHECK_OK(pair.engines[rank]->launch(*plans[rank], 0));
