@@ -97,6 +97,7 @@ def raises_everywhere(error: type[Exception], pattern: str, call: Callable[[], A
 # Between a backward pass and the next.
 
 
+@pytest.mark.quick
 def test_plain():
     check(step_with(lambda model: None))
 
@@ -112,6 +113,7 @@ CLEAR = {
 }
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("how", CLEAR)
 @pytest.mark.parametrize("op", [rr.Average, rr.Sum])
 def test_cleared(how, op, size):
@@ -124,6 +126,7 @@ def test_cleared(how, op, size):
     check(train, op=op)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("op", [rr.Average, rr.Sum])
 def test_again(op, size):
     def train(model, optimizer, part):
@@ -144,6 +147,7 @@ def held_back(optimizer: torch.optim.Optimizer) -> Any:
     return optimizer.no_sync() if hasattr(optimizer, "no_sync") else warnings.catch_warnings()
 
 
+@pytest.mark.quick
 def test_no_sync():
     def train(model, optimizer, part):
         for i, (x, y) in enumerate(data(4)):
@@ -607,9 +611,8 @@ def test_threads():
     assert all(isinstance(result, float) and result < 1e-9 for result in results.values()), results
 
 
-def test_compiled(size):
-    if size != 2:
-        pytest.skip("compiling takes long: at 2 ranks only")
+@pytest.mark.pair
+def test_compiled():
     import torch._dynamo
     from torch._dynamo import compiled_autograd
 
@@ -704,6 +707,7 @@ def test_failed_everywhere(clear, at):
     check(train, build=fragile, num_groups=4)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("fails", [(0,), (2,), (0, 1), (2, 3, 4)])
 @pytest.mark.parametrize("optimizers", [1, 2])
 def test_failed_on_one(rank, size, fails, optimizers):
