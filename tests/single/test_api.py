@@ -23,7 +23,7 @@ broadcast broadcast_async broadcast_ broadcast_async_ barrier barrier_async
 poll synchronize Handle
 broadcast_parameters broadcast_optimizer_state broadcast_object allgather_object
 PlanLeftError ProcessSet global_process_set add_process_set remove_process_set
-Compression DistributedOptimizer ReduceOp Average Sum Min Max Product RingreduceError RingreduceTimeoutError
+Compression DistributedOptimizer LocalSGD ReduceOp Average Sum Min Max Product RingreduceError RingreduceTimeoutError
 check DriftError
 """.split()  # noqa: SIM905
 
