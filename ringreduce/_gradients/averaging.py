@@ -14,8 +14,9 @@ from torch import Tensor
 
 from ringreduce._gradients import refusals
 from ringreduce._gradients.backward_pass import BackwardPass
-from ringreduce._gradients.exchange import GradientExchange, Named
+from ringreduce._gradients.exchange import GradientExchange
 from ringreduce._gradients.options import Options
+from ringreduce._gradients.parameters import AllParameters, Named
 from ringreduce._gradients.phases import IN_CLEARING, Event
 from ringreduce._gradients.rest import reduce_loss, reduce_rest
 from ringreduce.errors import RingreduceError
@@ -28,12 +29,12 @@ class Averaging(GradientExchange):
         all_parameters: of the optimizer now, those that are frozen too; for the drift guard.
     """
 
-    def __init__(self, named: Named, options: Options, all_parameters: Callable[[], Named]) -> None:
+    def __init__(self, named: Sequence[Named], options: Options, all_parameters: AllParameters) -> None:
         self._pass = BackwardPass(options, all_parameters)
         self._step = self._pass.step
         self.add(named)
 
-    def add(self, named: Named) -> None:
+    def add(self, named: Sequence[Named]) -> None:
         """More parameters."""
         self._step.parameters.add(named)
         self._step.update()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from torch import Tensor
 from ringreduce._gradients import edits, hooks, refusals
 from ringreduce._gradients.backward import BackwardEnd
 from ringreduce._gradients.options import Options
-from ringreduce._gradients.parameters import Parameters
+from ringreduce._gradients.parameters import AllParameters, Parameters
 from ringreduce._gradients.phases import Event, Phase
 from ringreduce._gradients.slot import Kind, Slot
 from ringreduce._gradients.step import Step
@@ -35,7 +34,7 @@ class BackwardPass:
 
     _serials = itertools.count()
 
-    def __init__(self, options: Options, all_parameters: Callable[[], Sequence[tuple[str, Tensor]]]) -> None:
+    def __init__(self, options: Options, all_parameters: AllParameters) -> None:
         self.serial = next(BackwardPass._serials)
         self.parameters = Parameters(self)
         self.step = Step(self.parameters, options, all_parameters)
@@ -74,7 +73,7 @@ class BackwardPass:
             self._end.arm()
             edits.watch(slot, gradient)
 
-    def after_gradient(self, slot: Slot) -> None:
+    def after_gradient(self, slot: Slot, parameter: Tensor) -> None:
         """Hook: p.grad has this parameter's gradient."""
         ends = self._end.arm()
         step = self.step
@@ -87,7 +86,7 @@ class BackwardPass:
             if torch.is_grad_enabled():
                 refusals.create_graph()
             edits.check_hooks(slot)
-            edits.watch(slot, slot.parameter.grad)
+            edits.watch(slot, parameter.grad)
         if slot.came == self._number:
             self._planning.came_twice()
         slot.came = self._number

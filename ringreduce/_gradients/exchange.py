@@ -21,8 +21,7 @@ import torch
 from torch import Tensor
 
 from ringreduce._gradients.options import Options
-
-Named = Sequence[tuple[str, Tensor]]
+from ringreduce._gradients.parameters import AllParameters, Named
 
 
 class GradientExchange:
@@ -37,7 +36,7 @@ class GradientExchange:
         """One has: do nothing more."""
         self.superseded = True
 
-    def add(self, named: Named) -> None:
+    def add(self, named: Sequence[Named]) -> None:
         """More parameters."""
 
     def follow(self, parameters: Sequence[Tensor]) -> None:
@@ -67,6 +66,5 @@ class GradientExchange:
         return run()
 
 
-# What makes one for an optimizer that is wrapped, or a copy: (its parameters with their names, its options, what gives
-# all its parameters whenever asked, new and frozen ones too). ValueError for options that have no meaning in it.
-MakeExchange = Callable[[Named, Options, Callable[[], Named]], GradientExchange]
+# What makes one for an optimizer that is wrapped, or a copy. ValueError for options that have no meaning in it.
+MakeExchange = Callable[[Sequence[Named], Options, AllParameters], GradientExchange]

@@ -10,15 +10,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from ringreduce._gradients.exchange import GradientExchange, Named
+from ringreduce._gradients.exchange import GradientExchange
 from ringreduce._gradients.names import optimizer_name
 from ringreduce._gradients.options import Options
+from ringreduce._gradients.parameters import AllParameters, Named
 from ringreduce._ops import agreement, check, submit
 from ringreduce.compression import Compression
 from ringreduce.reduction import ReduceOp
@@ -56,7 +57,7 @@ class LocalSGD:
         if check.index("period", self.period) < 1:
             raise ValueError(f"period: expected 1 or more steps, got {self.period}")
 
-    def __call__(self, named: Named, options: Options, all_parameters: Callable[[], Named]) -> GradientExchange:
+    def __call__(self, named: Sequence[Named], options: Options, all_parameters: AllParameters) -> GradientExchange:
         """The exchange of one optimizer."""
         for option, unset in _OF_GRADIENTS.items():
             if getattr(options, option) != unset:
@@ -72,7 +73,7 @@ class PeriodicAveraging(GradientExchange):
         all_parameters: of the optimizer now.
     """
 
-    def __init__(self, period: int, options: Options, all_parameters: Callable[[], Named]) -> None:
+    def __init__(self, period: int, options: Options, all_parameters: AllParameters) -> None:
         self._period = period
         self._set = options.process_set
         self._all_parameters = all_parameters

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -13,6 +13,7 @@ from ringreduce._gradients import hooks
 from ringreduce._gradients.slot import Slot
 
 Named = tuple[str, Tensor]
+AllParameters = Callable[[], Sequence[Named]]  # of an optimizer, whenever it is asked: frozen and new ones too
 
 
 class Parameters:
@@ -23,7 +24,7 @@ class Parameters:
     """
 
     def __init__(self, hooked: Any) -> None:
-        self._hooked = weakref.ref(hooked)
+        self._hooked, self._kind = weakref.ref(hooked), type(hooked)
         self.slots: list[Slot] = []  # in registration order
         self.alone = False  # this rank is the only one
         self._frozen: list[Named] = []
@@ -46,7 +47,7 @@ class Parameters:
             slot = Slot(len(self.slots), name, parameter)
             slot.alone = self.alone
             self.slots.append(slot)
-            self._handles[slot.index] = hooks.hook(self._hooked, slot)
+            self._handles[slot.index] = hooks.hook(self._hooked, self._kind, slot)
         if collecting:
             gc.enable()
         return [name for name, _ in new]

@@ -7,14 +7,13 @@ since a parameter has changed its dtype or layout, or a rank's backward pass has
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
-from torch import Tensor
+from collections.abc import Sequence
 
 from ringreduce._gradients import agreement
 from ringreduce._gradients.drift import DriftGuard
 from ringreduce._gradients.names import optimizer_name
 from ringreduce._gradients.options import Options
+from ringreduce._gradients.parameters import AllParameters
 from ringreduce._gradients.plan import GradientPlan
 from ringreduce._gradients.slot import Slot, layout_of
 from ringreduce._runtime import running
@@ -36,9 +35,7 @@ class Planning:
         all_parameters: of the optimizer now, those that are frozen too; for the drift guard.
     """
 
-    def __init__(
-        self, slots: Sequence[Slot], options: Options, all_parameters: Callable[[], Sequence[tuple[str, Tensor]]]
-    ) -> None:
+    def __init__(self, slots: Sequence[Slot], options: Options, all_parameters: AllParameters) -> None:
         self.name = optimizer_name(options.process_set)
         self.meeting = agreement.Meeting(self.name, options.process_set)
         self.plan: GradientPlan | None = None
@@ -76,8 +73,11 @@ class Planning:
         if self.plan is None:
             self.guard().began()
             return None
-        changed = (slot for slot in self._slots if slot.layout != layout_of(slot.parameter))
-        return next((f"its parameter {slot.name!r} is now {_shown(slot.parameter)}" for slot in changed), None)
+        for slot in self._slots:
+            if slot.layout != layout_of(slot.parameter):
+                dtype, strides, shape = layout_of(slot.parameter)
+                return f"its parameter {slot.name!r} is now {shape} {dtype} with strides {strides}"
+        return None
 
     def agreed(self) -> GradientPlan:
         """The plan; if there is none, all ranks agree on one."""
@@ -112,18 +112,8 @@ class Planning:
         if self.plan is not None:
             self.plan.leave(_REPLAN + why)
 
-    def drop(self) -> None:
-        """Give the plan up."""
+    def drop(self, broken: bool = False) -> None:
+        """Give the plan up. A broken one is kept: its memory may still be in use."""
         if self.plan is not None:
-            self.plan.close()
+            self._lost.append(self.plan) if broken else self.plan.close()
         self.plan = None
-
-    def drop_broken(self) -> None:
-        """Give it up where its memory may still be in use."""
-        if self.plan is not None:
-            self._lost.append(self.plan)
-        self.plan = None
-
-
-def _shown(parameter: Tensor) -> str:
-    return f"{tuple(parameter.shape)} {parameter.dtype} with strides {parameter.stride()}"

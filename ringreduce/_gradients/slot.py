@@ -40,7 +40,7 @@ def same_memory(tensor: Tensor, other: Tensor) -> bool:
 
 def layout_of(parameter: Tensor) -> tuple[object, ...]:
     """What a bucket's place for a gradient is made for; it may change under a parameter."""
-    return parameter.dtype, parameter.stride(), parameter.shape
+    return parameter.dtype, parameter.stride(), tuple(parameter.shape)
 
 
 class Slot:

@@ -6,16 +6,12 @@ decide differently. docs/gradients.md has the table of all that a program may do
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
-from torch import Tensor
-
 from ringreduce._gradients import refusals
 from ringreduce._gradients.delivery import drop, unplace
 from ringreduce._gradients.group import Group
 from ringreduce._gradients.marks import Counts, Marks
 from ringreduce._gradients.options import Options
-from ringreduce._gradients.parameters import Parameters
+from ringreduce._gradients.parameters import AllParameters, Parameters
 from ringreduce._gradients.phases import Event, Phase
 from ringreduce._gradients.plan import GradientPlan
 from ringreduce._gradients.planning import Planning, asks_anew
@@ -32,9 +28,7 @@ class Step:
         all_parameters: of the optimizer now, those that are frozen too; for the drift guard.
     """
 
-    def __init__(
-        self, parameters: Parameters, options: Options, all_parameters: Callable[[], Sequence[tuple[str, Tensor]]]
-    ) -> None:
+    def __init__(self, parameters: Parameters, options: Options, all_parameters: AllParameters) -> None:
         self.options = options
         self.parameters = parameters
         self.slots = parameters.slots
@@ -148,7 +142,7 @@ class Step:
                 self.launch_rest()
                 continue
             except RingreduceError:
-                self.planning.drop_broken()
+                self.planning.drop(broken=True)
                 self.forget_pass()
                 raise
             self.phase = self.phase.after(Event.REDUCED)

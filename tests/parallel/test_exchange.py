@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,14 +10,15 @@ from torch import nn
 from training import assert_same_on_all_ranks
 
 import ringreduce as rr
-from ringreduce._gradients.exchange import GradientExchange, Named
+from ringreduce._gradients.exchange import GradientExchange
 from ringreduce._gradients.options import Options
+from ringreduce._gradients.parameters import AllParameters, Named
 
 
 class SlicedStep(GradientExchange):
     """Parameters lie in one piece; each rank reduces and steps a slice of it, with state for that slice only."""
 
-    def __init__(self, named: Named, options: Options, all_parameters: Callable[[], Named]) -> None:
+    def __init__(self, named: Sequence[Named], options: Options, all_parameters: AllParameters) -> None:
         self.set = options.process_set
         self.parameters = [parameter for _, parameter in named]
         numels = [parameter.numel() for parameter in self.parameters]
