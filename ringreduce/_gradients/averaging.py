@@ -15,8 +15,7 @@ from torch import Tensor
 from ringreduce._gradients import refusals
 from ringreduce._gradients.backward_pass import BackwardPass
 from ringreduce._gradients.exchange import GradientExchange
-from ringreduce._gradients.options import Options
-from ringreduce._gradients.parameters import AllParameters, Named
+from ringreduce._gradients.options import AllParameters, Named, Options
 from ringreduce._gradients.phases import IN_CLEARING, Event
 from ringreduce._gradients.rest import reduce_loss, reduce_rest
 from ringreduce.errors import RingreduceError

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ringreduce._gradients import edits, hooks, refusals
 from ringreduce._gradients.backward import BackwardEnd
-from ringreduce._gradients.options import Options
-from ringreduce._gradients.parameters import AllParameters, Parameters
+from ringreduce._gradients.options import AllParameters, Options
+from ringreduce._gradients.parameters import Parameters
 from ringreduce._gradients.phases import Event, Phase
 from ringreduce._gradients.slot import Kind, Slot
 from ringreduce._gradients.step import Step

@@ -20,8 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ringreduce._gradients.options import Options
-from ringreduce._gradients.parameters import AllParameters, Named
+from ringreduce._gradients.options import AllParameters, Named, Options
 
 
 class GradientExchange:

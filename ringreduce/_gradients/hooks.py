@@ -1,6 +1,6 @@
 """The two hooks on each parameter: before its gradient is accumulated, and when p.grad has it.
 
-They hold the reducer weakly, as parameters may outlive their optimizer, and are small, as there may be many.
+They hold whom they call weakly, as parameters may outlive their optimizer, and are small, as there may be many.
 """
 
 from __future__ import annotations

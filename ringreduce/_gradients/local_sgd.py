@@ -18,8 +18,7 @@ import torch
 
 from ringreduce._gradients.exchange import GradientExchange
 from ringreduce._gradients.names import optimizer_name
-from ringreduce._gradients.options import Options
-from ringreduce._gradients.parameters import AllParameters, Named
+from ringreduce._gradients.options import AllParameters, Named, Options
 from ringreduce._ops import agreement, check, submit
 from ringreduce.compression import Compression
 from ringreduce.reduction import ReduceOp

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
 from ringreduce._gradients import hooks
+from ringreduce._gradients.options import Named
 from ringreduce._gradients.slot import Slot
-
-Named = tuple[str, Tensor]
-AllParameters = Callable[[], Sequence[Named]]  # of an optimizer, whenever it is asked: frozen and new ones too
 
 
 class Parameters:

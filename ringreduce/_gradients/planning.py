@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from ringreduce._gradients import agreement
 from ringreduce._gradients.drift import DriftGuard
 from ringreduce._gradients.names import optimizer_name
-from ringreduce._gradients.options import Options
-from ringreduce._gradients.parameters import AllParameters
+from ringreduce._gradients.options import AllParameters, Options
 from ringreduce._gradients.plan import GradientPlan
 from ringreduce._gradients.slot import Slot, layout_of
 from ringreduce._runtime import running

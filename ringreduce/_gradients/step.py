@@ -10,8 +10,8 @@ from ringreduce._gradients import refusals
 from ringreduce._gradients.delivery import drop, unplace
 from ringreduce._gradients.group import Group
 from ringreduce._gradients.marks import Counts, Marks
-from ringreduce._gradients.options import Options
-from ringreduce._gradients.parameters import AllParameters, Parameters
+from ringreduce._gradients.options import AllParameters, Options
+from ringreduce._gradients.parameters import Parameters
 from ringreduce._gradients.phases import Event, Phase
 from ringreduce._gradients.plan import GradientPlan
 from ringreduce._gradients.planning import Planning, asks_anew

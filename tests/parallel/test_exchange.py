@@ -11,8 +11,7 @@ from training import assert_same_on_all_ranks
 
 import ringreduce as rr
 from ringreduce._gradients.exchange import GradientExchange
-from ringreduce._gradients.options import Options
-from ringreduce._gradients.parameters import AllParameters, Named
+from ringreduce._gradients.options import AllParameters, Named, Options
 
 
 class SlicedStep(GradientExchange):

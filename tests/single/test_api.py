@@ -71,7 +71,7 @@ def test_every_name_is_documented(name):
         (
             rr.DistributedOptimizer,
             "optimizer named_parameters compression backward_passes_per_step op gradient_predivide_factor "
-            "num_groups groups sparse_as_dense process_set",
+            "num_groups groups sparse_as_dense process_set exchange",
         ),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
