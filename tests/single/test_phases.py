@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
 
 from ringreduce._gradients.group import Group
@@ -19,10 +21,8 @@ def test_a_step():
 def test_each_event_leads_somewhere(event):
     following = []
     for phase in Phase:
-        try:
+        with suppress(AssertionError):
             following.append(phase.after(event))
-        except AssertionError as error:
-            assert str(error)
     assert following
 
 
