@@ -18,6 +18,9 @@
 
 namespace ringreduce {
 
+// After a rank has shut down, what was launched before may still finish.
+constexpr int64_t kGoneGraceNs = 500'000'000;
+
 // At the start of a set's segment on each host.
 struct alignas(64) SetHeader {
   Bell bell;                                // the world's is the bell of the host
@@ -68,8 +71,6 @@ class ProcessSet {
   // A message may arrive that only polling shows.
   bool on_net() const { return (machine_ && machine_->on_net()) || (tree_ && (!in_flight_.empty() || tree_->sending())); }
 
-  // GPU
-  void attach(std::shared_ptr<Device> device, int64_t patience_ns);
   GpuSet& gpu() { return gpu_; }
 
   void fail(const Status& status);             // everything in flight

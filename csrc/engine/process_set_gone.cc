@@ -11,7 +11,6 @@ namespace {
 
 // A rank that shut down may still be named in decisions on their way: this long until
 // operations that wait for it fail.
-constexpr int64_t kGoneGraceNs = 500'000'000;
 // The same for an operation that is complete on this host and not decided by the others.
 constexpr int64_t kUndecidedNs = 1'500'000'000;
 // An operation in execution that makes no progress for this long will not: a rank that shut

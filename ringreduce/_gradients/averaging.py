@@ -69,7 +69,7 @@ class Averaging(GradientExchange):
         self._pass.launch()
         step.complete()
         if step.group.local or not step.group.reduced:
-            step.group.syncing = True
+            step.group.syncing, step.group.after_reduction = True, step.group.reduced
             step.fit_plan()
             step.launch_rest()
             step.complete()

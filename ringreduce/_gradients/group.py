@@ -20,6 +20,7 @@ class Group:
         self.syncing = False  # the pass ends with a reduction
         self.reduced = False  # there was a reduction since step() or zero_grad()
         self.local = False  # a pass has accumulated since
+        self.after_reduction = False  # what step() reduces has been accumulated after a reduction
 
     def begin(self) -> None:
         """After step() or zero_grad()."""
@@ -36,7 +37,7 @@ class Group:
                 )
             self._passes = self._passes % self._limit + 1
         self.syncing = not self._holding and self._passes == self._limit
-        self.local = True
+        self.local, self.after_reduction = True, False
 
     def is_open(self) -> bool:
         """Whether passes have come, and more are to come before the reduction."""

@@ -169,9 +169,9 @@ class Step:
             self.planning.guard().report()
 
     def _raise_different_steps(self) -> None:
-        steps = self.planning.meeting.exchange(self._counts.steps)
-        self._counts = self._counts._replace(steps=max(steps))
-        refusals.different_steps(self.options.process_set.registered_ranks(), steps)
+        said = self.planning.meeting.exchange((self._counts.steps, self.group.after_reduction))
+        self._counts = self._counts._replace(steps=max(steps for steps, _ in said))
+        refusals.different_steps(self.options.process_set.registered_ranks(), said)
 
     def _raise_lost_passes(self) -> None:
         lost = self.planning.meeting.exchange((self._counts.lost, self._why_lost))
