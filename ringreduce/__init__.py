@@ -17,6 +17,7 @@ __all__ = [
     "DistributedOptimizer",
     "DriftError",
     "Handle",
+    "LocalSGD",
     "Max",
     "Min",
     "PlanLeftError",
@@ -84,6 +85,7 @@ except (ImportError, OSError) as _error:
             f"ringreduce needs PyTorch, which cannot be imported here ({_error}): install torch again"
         ) from _error
 else:
+    from ringreduce._gradients.local_sgd import LocalSGD
     from ringreduce._lifecycle.bootstrap import init, shutdown
     from ringreduce._lifecycle.membership import add_process_set, remove_process_set
     from ringreduce._ops.handle import Handle, poll, synchronize

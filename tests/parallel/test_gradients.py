@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import ringreduce as rr
-from ringreduce._gradients.reducer import Phase, Reducer
+from ringreduce._gradients.backward_pass import BackwardPass
+from ringreduce._gradients.phases import Phase
 from ringreduce.errors import PlanLeftError
 
 Train = Callable[[nn.Module, torch.optim.Optimizer, Callable[[Tensor], Tensor]], None]
@@ -747,16 +748,16 @@ def test_failed_beside(rank, size, monkeypatch):
     if rank < size - 1:
         named = [(f"beside.{name}", p) for name, p in two.named_parameters()]
         optimizers.append(rr.DistributedOptimizer(torch.optim.SGD(two.parameters(), lr=0.1), named, process_set=others))
-    launched, launch = threading.local(), Reducer.launch
+    launched, launch = threading.local(), BackwardPass.launch
 
-    def late_launch(reducer: Reducer) -> None:
+    def late_launch(one: BackwardPass) -> None:
         """Of the first optimizer the launch comes before the failure, of the second one after it was told."""
         if rank == 0 and i == 2 and getattr(launched, "first", False):
             time.sleep(1)
-        launch(reducer)
-        launched.first = reducer._phase is Phase.REDUCING
+        launch(one)
+        launched.first = one.step.phase is Phase.REDUCING
 
-    monkeypatch.setattr(Reducer, "launch", late_launch)
+    monkeypatch.setattr(BackwardPass, "launch", late_launch)
     for i, (x, y) in enumerate(data(5)):
         for optimizer in optimizers:
             optimizer.zero_grad()

@@ -24,7 +24,7 @@ broadcast broadcast_async broadcast_ broadcast_async_ barrier barrier_async
 poll synchronize Handle
 broadcast_parameters broadcast_optimizer_state broadcast_object allgather_object
 PlanLeftError ProcessSet global_process_set add_process_set remove_process_set
-Compression DistributedOptimizer ReduceOp Average Sum Min Max Product RingreduceError RingreduceTimeoutError
+Compression DistributedOptimizer LocalSGD ReduceOp Average Sum Min Max Product RingreduceError RingreduceTimeoutError
 check DriftError
 """.split()  # noqa: SIM905
 
@@ -76,7 +76,7 @@ def test_every_name_is_documented(name):
         (
             rr.DistributedOptimizer,
             "optimizer named_parameters compression backward_passes_per_step op gradient_predivide_factor "
-            "num_groups groups sparse_as_dense process_set",
+            "num_groups groups sparse_as_dense process_set exchange",
         ),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
