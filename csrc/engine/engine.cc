@@ -1,7 +1,6 @@
 #include "engine/engine.h"
 
 #include <algorithm>
-#include <cstdio>
 #include <numeric>
 
 #include <sys/syscall.h>
@@ -10,6 +9,7 @@
 #include "common/clock.h"
 #include "common/keep.h"
 #include "common/log.h"
+#include "common/show.h"
 
 namespace ringreduce {
 
@@ -19,12 +19,6 @@ constexpr int64_t kMillisecond = 1'000'000;
 constexpr double kFarewellS = 0.2;
 constexpr double kDestroyS = 2;
 constexpr int64_t kGoneGraceNs = 500 * kMillisecond;  // what was launched before may still finish
-
-std::string seconds(int64_t ns) {
-  char text[32];
-  std::snprintf(text, sizeof text, "%.3g s", ns / 1e9);
-  return text;
-}
 
 }  // namespace
 
@@ -190,7 +184,7 @@ Status Engine::wait(const Op& op, double timeout_s, double slice_s, bool* done, 
   if (now_ns() < limit) return Status::ok();
   const auto set = sets_.find(op.set_id);
   const std::string missing = set == sets_.end() ? "" : set->second->missing(op);
-  return {Code::kTimeout, op.title() + " has not completed in " + seconds(now_ns() - op.submitted_ns) + ": " +
+  return {Code::kTimeout, op.title() + " has not completed in " + show_seconds(now_ns() - op.submitted_ns) + ": " +
                               (missing.empty() ? "all ranks have submitted it, but it does not finish" : missing)};
 }
 
@@ -255,7 +249,7 @@ Status Engine::overdue(const AnyPlan& plan, int bucket, int64_t since_ns, Status
   if (status.is_ok() && now - since < to_ns(config_.settings.timeout_s)) return Status::ok();
   if (status.is_ok()) {
     bucket_timed_out_ns_ = now;
-    status = {Code::kTimeout, "no progress for " + seconds(now - launched)};
+    status = {Code::kTimeout, "no progress for " + show_seconds(now - launched)};
   }
   return status.because("gradient bucket " + std::to_string(bucket) + " cannot complete (" + plan.missing(bucket) + ")");
 }

@@ -69,6 +69,13 @@ class Engine {
   // `memory` lives until the operation is done.
   void keep(const OpRef& op, std::shared_ptr<void> memory);
 
+  // Messages from rank to rank (messages.cc). wait() and keep() as for operations.
+  Status post(int set_id, MessageSpec spec, bool wake, MessageRef* message);
+  Status wait(const Message& message, double timeout_s, double slice_s, bool* done, int64_t since_ns = 0);
+  void keep(const MessageRef& message, std::shared_ptr<void> memory);
+  // What was sent and received on the set so far; nothing where this rank has no such set.
+  Mailboxes::Counts message_counts(int set_id);
+
   Status add_plan(int set_id, const std::vector<BucketSpec>& buckets, int op, double prescale, double postscale,
                   std::shared_ptr<Segment> segment, int64_t channel, std::shared_ptr<Plan>* plan);
   void remove_plan(const std::shared_ptr<Plan>& plan);
