@@ -318,7 +318,10 @@ void Mailboxes::finish(const MessageRef& message, Status status) {
 bool Mailboxes::on_net() const { return net_ && (any_ || !remote_waiting_.empty() || sending()); }
 
 bool Mailboxes::sending() const {
-  return std::any_of(busy_.begin(), busy_.end(), [this](int rank) { return peers_.at(rank).link->sending(); });
+  return std::any_of(busy_.begin(), busy_.end(), [this](int rank) {
+    const Peer& to = peers_.at(rank);
+    return !to.gone && to.link->sending();
+  });
 }
 
 bool Mailboxes::committed() const {
@@ -327,6 +330,8 @@ bool Mailboxes::committed() const {
 }
 
 void Mailboxes::withdraw(Code code, const std::string& why, const std::vector<int>* gone) {
+  for (auto& [rank, peer] : peers_)
+    peer.gone = peer.gone || (gone && std::find(gone->begin(), gone->end(), peer.world) != gone->end());
   std::vector<MessageRef> given_up;
   const auto in_vain = [&](const Message& message) {
     if (message.phase == Message::Phase::kMoving) return false;

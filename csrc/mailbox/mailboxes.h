@@ -70,6 +70,7 @@ class Mailboxes {
     std::deque<MessageRef> leaving;     // large sends that were accepted, in order
     std::deque<MessageRef> arriving;    // large receives that this rank has accepted, in order
     int waiting = 0;                    // messages in flight that wait for news of it
+    bool gone = false;                  // it has shut down: nobody counts on what is on its way to it
   };
 
   Peer& peer(int set_rank);

@@ -241,8 +241,8 @@ def test_mismatches(rank, size, numel):
         kept = wrong.clone()
         with pytest.raises(
             rr.RingreduceError,
-            match=rf"recv from rank {before} \(tag 2\): the tensor has {wrong.numel()} elements of {short(wrong.dtype)}, "
-            rf"but rank {before} has sent {numel} elements of float32",
+            match=rf"recv from rank {before} \(tag 2\): the tensor has {wrong.numel()} elements of "
+            rf"{short(wrong.dtype)}, but rank {before} has sent {numel} elements of float32",
         ):
             rr.recv(wrong, before, tag=2)
         assert torch.equal(wrong, kept)
