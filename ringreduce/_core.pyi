@@ -184,10 +184,24 @@ class Engine:
     def state(self) -> str: ...  # multi-line: what is pending, since when, who is missing (for hang reports)
 
 class Plan:
-    """Gradient buckets that live in shared memory, agreed once by all ranks of the set.
+    """Gradient buckets, agreed once by all ranks of a process set: what all kinds of them have in common."""
 
-    Created by every member with the same arguments (agree on them first, through allgather_object).
-    """
+    # Of the arena: what is on that side. Of the GPU: what is there behind what is on `stream` now. Buckets in order 0, 1,
+    # ... within a step. Returns at once, and makes a little progress.
+    def launch(self, bucket: int, side: int = 0, stream: int = 0) -> None: ...
+    # Until the bucket's last launch is complete on this rank; raises RingreduceError. On the GPU `stream` waits for it, the
+    # host at most until it is enqueued.
+    def wait(self, bucket: int, stream: int = 0) -> None: ...
+    # This rank's backward pass has failed, and `why` (at most 960 bytes of it) says how: on every rank launch() and wait()
+    # of a bucket that is not complete raise PlanLeftError at once. Returns at once, and raises nothing where the engine is
+    # broken anyway. Close the plan afterwards and agree on a new one. Until then other ranks may still read and write
+    # this rank's arena; NCCL's communicator is aborted on ranks that learn of it, so that streams run on.
+    def leave(self, why: str) -> None: ...
+    # In the middle of a step the plan is left. Memory that messages still use is kept until they are over.
+    def close(self) -> None: ...
+
+class ArenaPlan(Plan):
+    """In shared memory. Created by every member with the same arguments (agree on them first, through allgather_object)."""
 
     # buckets: (elements, dtype code). Bytes, and how many of the first ones are sure to be touched.
     @staticmethod
@@ -196,36 +210,20 @@ class Plan:
                  prescale: float, postscale: float, segment: Segment, channel: int) -> None: ...
     # A part of this rank's bucket, in bytes, on one of its two sides: uint8[nbytes] in the arena, for torch.from_dlpack.
     def part(self, bucket: int, side: int, offset: int, nbytes: int) -> memoryview_like: ...
-    def launch(self, bucket: int, side: int = 0) -> None: ...  # what is on that side; buckets in order 0, 1, ... within a step; returns at once, makes a little progress
-    def wait(self, bucket: int) -> None: ...  # until this bucket's last launch is complete on this rank; raises RingreduceError
-    # This rank's backward pass has failed, and `why` (at most 960 bytes of it) says how: on every rank launch() and wait()
-    # of a bucket that is not complete raise PlanLeftError at once. Returns at once, and raises nothing where the engine is
-    # broken anyway. Close the plan afterwards and agree on a new one. Until then other ranks may still read and write
-    # this rank's buckets.
-    def leave(self, why: str) -> None: ...
-    # In the middle of a step the plan is left. Memory that messages still use is kept until they are over.
-    def close(self) -> None: ...
 
-class GpuPlan:
-    """Gradient buckets in GPU memory, reduced in place, agreed once by all ranks of the set.
+class GpuPlan(Plan):
+    """In GPU memory, reduced in place.
 
     Created by every member with the same arguments and the infos of all of them (Engine.gpu_info, by set rank).
     """
 
     # buckets: (device address, elements, dtype code); the memory outlives close() by the GPU's work.
-    # host: where gpu_path says "host": a Plan with the same buckets, through which the data goes; its channel counts.
+    # host: where gpu_path says "host": a plan with the same buckets, through which the data goes; its channel counts.
     def __init__(self, engine: Engine, set_id: int, infos: list[bytes], buckets: list[tuple[int, int, int]], op: int,
-                 prescale: float, postscale: float, host: Plan | None, channel: int) -> None: ...
+                 prescale: float, postscale: float, host: ArenaPlan | None, channel: int) -> None: ...
     @property
     def stream(self) -> int: ...  # on which the reductions run
     def set_buffer(self, bucket: int, data: int) -> None: ...  # its device address from its next launch on
-    # After what is on `stream` now; buckets in order 0, 1, ... within a step. The host does not wait for the GPU.
-    def launch(self, bucket: int, stream: int) -> None: ...
-    # `stream` waits for the bucket's last launch. The host waits at most until that is enqueued.
-    def wait(self, bucket: int, stream: int) -> None: ...
-    # As Plan.leave. On ranks that learn of it NCCL's communicator is aborted, so that streams run on.
-    def leave(self, why: str) -> None: ...
-    def close(self) -> None: ...
 
 # Reads tensors of the type through DLPack's C exchange API, if the type has it (torch from 2.10 on). Plain are then
 # tensors of the very type, on the CPU, contiguous, of real numbers (no bool), and without requires_grad.
@@ -241,8 +239,9 @@ def pairs_differ(dtype: int, address: int) -> bool: ...  # after a reduction: th
 # Looks for one from number `start` on, the same on all ranks.
 def agree_channel(offers: list[str], start: int) -> int: ...
 def kernels_name() -> str: ...
-def load_settings() -> tuple[tuple[str, int | str], ...]: ...  # reads the environment; returns the settings that must agree over ranks; ValueError for a malformed one
+def load_settings() -> tuple[tuple[str, str], ...]: ...  # reads the environment; returns the settings that must agree over ranks; ValueError for a malformed one
 def setting_texts() -> list[tuple[str, str]]: ...  # every setting's variable and value in force, as load_settings found them
+def setting_table() -> list[tuple[str, str, str, bool]]: ...  # of every setting: variable, default, what is allowed, whether ranks must agree
 def log(level: int, message: str) -> None: ...  # "ringreduce[rank]: message" on stderr, where RINGREDUCE_LOG is `level` or more
 
 class memoryview_like:  # a nanobind ndarray: __dlpack__, __dlpack_device__

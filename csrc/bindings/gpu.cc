@@ -6,8 +6,6 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
-#include <cstring>
-
 #include "bindings/support.h"
 #include "common/settings.h"
 
@@ -22,28 +20,9 @@ struct PyGpu {
   const CudaApi& cuda() const { return *library->cuda; }
 };
 
-struct PyGpuPlan {
-  PyEngine* engine;
-  std::shared_ptr<GpuPlan> plan;
-};
-
 std::string library_path(const std::string& installed) {
   const std::string& wanted = settings().cuda_library;
   return wanted.empty() ? installed : wanted;
-}
-
-DType to_dtype(int code) {
-  if (code < 0 || code >= kDTypeCount) throw nb::value_error("dtype code out of range");
-  return static_cast<DType>(code);
-}
-
-std::vector<GpuInfo> to_infos(const std::vector<nb::bytes>& bytes) {
-  std::vector<GpuInfo> infos(bytes.size());
-  for (size_t i = 0; i < bytes.size(); ++i) {
-    if (bytes[i].size() != sizeof(GpuInfo)) throw nb::value_error("infos: not what gpu_info() gave");
-    std::memcpy(&infos[i], bytes[i].c_str(), sizeof(GpuInfo));
-  }
-  return infos;
 }
 
 // The part of pack and unpack that is the same.
@@ -128,50 +107,6 @@ void bind_kernels(nb::class_<PyGpu>& c) {
   }, "dst"_a, "sources"_a, "count"_a, "dtype"_a, "op"_a, "prescale"_a, "postscale"_a, "stream"_a);
 }
 
-void bind_gpu_plan(nb::module_& m) {
-  nb::class_<PyGpuPlan>(m, "GpuPlan")
-      .def("__init__", [](PyGpuPlan* self, PyEngine& engine, int set_id, const std::vector<nb::bytes>& infos,
-                          const std::vector<std::tuple<size_t, size_t, int>>& buckets, int op, double prescale,
-                          double postscale, PyPlan* host, int64_t channel) {
-        std::vector<GpuBucketSpec> specs;
-        for (const auto& [data, count, dtype] : buckets) specs.push_back({static_cast<char*>(pointer(data)), count, to_dtype(dtype)});
-        std::shared_ptr<GpuPlan> plan;
-        Engine& target = engine.get();
-        const std::vector<GpuInfo> of_ranks = to_infos(infos);
-        raise_if(without_gil([&] {
-          return target.add_gpu_plan(set_id, of_ranks, specs, op, prescale, postscale, host ? host->plan : nullptr, channel,
-                                     &plan);
-        }));
-        new (self) PyGpuPlan{&engine, plan};
-      }, nb::keep_alive<1, 2>(), "engine"_a, "set_id"_a, "infos"_a, "buckets"_a, "op"_a, "prescale"_a, "postscale"_a,
-           "host"_a.none(), "channel"_a)
-      .def_prop_ro("stream", [](const PyGpuPlan& self) { return reinterpret_cast<size_t>(self.plan->stream().get()); })
-      .def("set_buffer", [](const PyGpuPlan& self, int bucket, size_t data) {
-        Engine& engine = self.engine->get();
-        without_gil([&] { engine.set_buffer(*self.plan, bucket, static_cast<char*>(pointer(data))); });
-      }, "bucket"_a, "data"_a)
-      .def("launch", [](const PyGpuPlan& self, int bucket, size_t stream) {
-        Engine& engine = self.engine->get();
-        raise_if(without_gil([&] { return engine.launch(*self.plan, bucket, pointer(stream)); }));
-      }, "bucket"_a, "stream"_a)
-      .def("wait", [](const PyGpuPlan& self, int bucket, size_t stream) {
-        Engine& engine = self.engine->get();
-        const int64_t since_ns = now_ns();
-        wait_with_signals([&](double slice, bool* done) {
-          return engine.wait_bucket(*self.plan, bucket, pointer(stream), slice, done, since_ns);
-        });
-        release_kept();
-      }, "bucket"_a, "stream"_a)
-      .def("leave", [](const PyGpuPlan& self, const std::string& why) {
-        Engine& engine = self.engine->get();
-        raise_if(without_gil([&] { return engine.leave(self.plan->id(), why); }));
-      }, "why"_a)
-      .def("close", [](const PyGpuPlan& self) {
-        Engine& engine = self.engine->get();
-        without_gil([&] { engine.remove_plan(self.plan); });
-      });
-}
-
 }  // namespace
 
 void bind_gpu(nb::module_& m) {
@@ -190,7 +125,6 @@ void bind_gpu(nb::module_& m) {
   c.def_static("probe", probe, "cuda_library"_a);
   bind_streams(c);
   bind_kernels(c);
-  bind_gpu_plan(m);
 }
 
 void bind_gpu_engine(nb::class_<PyEngine>& c) {

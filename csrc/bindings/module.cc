@@ -1,7 +1,6 @@
 // The Python module ringreduce._core. Converts arguments, releases the GIL, calls, and turns a
 // Status into an exception; no logic. ringreduce/_core.pyi is its documentation.
 #include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
@@ -95,21 +94,6 @@ std::vector<int64_t> in_bytes(const std::vector<int64_t>& counts, DType dtype) {
 // A label, addresses, addresses, elements and shapes of its tensors; dtype; reduction; what to keep.
 using AllreducePart = std::tuple<std::optional<std::string>, std::vector<size_t>, std::vector<size_t>, std::vector<size_t>,
                                  nb::list, int, int, nb::object>;
-
-using Bytes = nb::ndarray<uint8_t, nb::ndim<1>, nb::device::cpu, nb::c_contig>;
-
-template <typename Owner>
-Bytes view(char* data, size_t bytes, std::shared_ptr<Owner> owner) {
-  auto* keep = new std::shared_ptr<Owner>(std::move(owner));
-  nb::capsule capsule(keep, [](void* p) noexcept { delete static_cast<std::shared_ptr<Owner>*>(p); });
-  return Bytes(data, {bytes}, capsule);
-}
-
-std::vector<BucketSpec> specs(const std::vector<std::pair<size_t, int>>& buckets) {
-  std::vector<BucketSpec> out;
-  for (const auto& [count, dtype] : buckets) out.push_back({count, static_cast<DType>(dtype)});
-  return out;
-}
 
 void bind_segment(nb::module_& m) {
   nb::class_<Segment>(m, "Segment")
@@ -320,49 +304,6 @@ void bind_engine(nb::module_& m) {
   bind_gpu_engine(c);
 }
 
-void bind_plan(nb::module_& m) {
-  nb::class_<PyPlan>(m, "Plan")
-      .def_static("segment_bytes", [](int local_size, const std::vector<std::pair<size_t, int>>& buckets) {
-        return std::make_pair(Plan::segment_bytes(local_size, specs(buckets)), Plan::reserved_bytes(local_size, specs(buckets)));
-      }, "local_size"_a, "buckets"_a)
-      .def("__init__", [](PyPlan* self, PyEngine& engine, int set_id, const std::vector<std::pair<size_t, int>>& buckets, int op,
-                          double prescale, double postscale, std::shared_ptr<Segment> segment, int64_t channel) {
-        std::shared_ptr<Plan> plan;
-        Engine& target = engine.get();
-        raise_if(without_gil([&] {
-          return target.add_plan(set_id, specs(buckets), op, prescale, postscale, segment, channel, &plan);
-        }));
-        new (self) PyPlan{&engine, plan, segment};
-      }, nb::keep_alive<1, 2>(), "engine"_a, "set_id"_a, "buckets"_a, "op"_a, "prescale"_a, "postscale"_a, "segment"_a,
-           "channel"_a)
-      .def("part", [](const PyPlan& self, int bucket, int side, size_t offset, size_t bytes) {
-        if (side < 0 || side >= Plan::kSides || offset > self.plan->bytes(bucket) || bytes > self.plan->bytes(bucket) - offset)
-          throw nb::value_error("a part of a bucket ends within it, on side 0 or 1");
-        if (side) raise_if(without_gil([&] { return self.plan->reserve(bucket, side); }));
-        return view(self.plan->buffer(bucket, side) + offset, bytes, self.segment);
-      }, "bucket"_a, "side"_a, "offset"_a, "nbytes"_a)
-      .def("launch", [](const PyPlan& self, int bucket, int side) {
-        Engine& engine = self.engine->get();
-        raise_if(without_gil([&] { return engine.launch(*self.plan, bucket, side); }));
-      }, "bucket"_a, "side"_a = 0)
-      .def("wait", [](const PyPlan& self, int bucket) {
-        Engine& engine = self.engine->get();
-        const int64_t since_ns = now_ns();
-        wait_with_signals([&](double slice, bool* done) {
-          return engine.wait_bucket(*self.plan, bucket, slice, done, since_ns);
-        });
-        release_kept();
-      }, "bucket"_a)
-      .def("leave", [](const PyPlan& self, const std::string& why) {
-        Engine& engine = self.engine->get();
-        raise_if(without_gil([&] { return engine.leave(self.plan->id(), why); }));
-      }, "why"_a)
-      .def("close", [](const PyPlan& self) {
-        Engine& engine = self.engine->get();
-        without_gil([&] { engine.remove_plan(self.plan); });
-      });
-}
-
 }  // namespace
 }  // namespace ringreduce
 
@@ -382,22 +323,25 @@ NB_MODULE(_core, m) {
   m.attr("MIN") = static_cast<int>(kOpMin);
   m.attr("MAX") = static_cast<int>(kOpMax);
   m.attr("PRODUCT") = static_cast<int>(kOpProduct);
-  m.def("agree_channel", [](const std::vector<std::string>& offers, uint64_t start) {
-    int64_t channel = 0;
-    raise_if(PlanChannel::agree(offers, start, &channel));
-    return channel;
-  }, "offers"_a, "start"_a);
   m.def("kernels_name", [] { return std::string(kernels_name()); });
   m.def("load_settings", [] {
     reload_settings();
     if (!settings_error().empty()) throw nb::value_error(settings_error().c_str());
-    const Settings& s = settings();
-    return nb::make_tuple(nb::make_tuple("RINGREDUCE_CHUNK_BYTES", s.chunk_bytes),
-                          nb::make_tuple("RINGREDUCE_FUSION_BYTES", s.fusion_bytes),
-                          nb::make_tuple("RINGREDUCE_TREE_ARITY", s.tree_arity),
-                          nb::make_tuple("RINGREDUCE_DRIFT", s.drift));
+    nb::list agree;
+    for (const SettingInfo& one : setting_infos())
+      if (one.agrees) agree.append(nb::make_tuple(one.name, one.value));
+    return nb::tuple(agree);
   });
-  m.def("setting_texts", [] { return setting_texts(); });
+  m.def("setting_texts", [] {
+    std::vector<std::pair<std::string, std::string>> texts;
+    for (const SettingInfo& one : setting_infos()) texts.emplace_back(one.name, one.value);
+    return texts;
+  });
+  m.def("setting_table", [] {
+    nb::list table;
+    for (const SettingInfo& one : setting_infos()) table.append(nb::make_tuple(one.name, one.standard, one.allowed, one.agrees));
+    return table;
+  });
   m.def("log", [](int level, const std::string& message) { log(level, message); }, "level"_a, "message"_a);
   m.def("use_exchange_api", &use_exchange_api, "tensor_type"_a);
   bind_segment(m);
@@ -405,7 +349,7 @@ NB_MODULE(_core, m) {
   bind_op(m);
   bind_messages(m);
   bind_engine(m);
-  bind_plan(m);
   bind_gpu(m);
+  bind_plans(m);
   bind_digest(m);
 }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
 
 #include <atomic>
 #include <memory>
@@ -90,19 +91,29 @@ struct PyOp {
   nb::object owner = {};          // keeps `engine` alive
 };
 
-struct PyPlan {
-  PyEngine* engine;
-  std::shared_ptr<Plan> plan;
-  std::shared_ptr<Segment> segment;
-};
-
 inline void* pointer(size_t value) { return reinterpret_cast<void*>(value); }
+
+inline DType to_dtype(int code) {
+  if (code < 0 || code >= kDTypeCount) throw nb::value_error("dtype code out of range");
+  return static_cast<DType>(code);
+}
+
+using Bytes = nb::ndarray<uint8_t, nb::ndim<1>, nb::device::cpu, nb::c_contig>;
+
+template <typename Owner>
+Bytes view(char* data, size_t bytes, std::shared_ptr<Owner> owner) {
+  auto* keep = new std::shared_ptr<Owner>(std::move(owner));
+  nb::capsule capsule(keep, [](void* p) noexcept { delete static_cast<std::shared_ptr<Owner>*>(p); });
+  return Bytes(data, {bytes}, capsule);
+}
+
 
 // gpu.cc
 void bind_gpu(nb::module_& m);
 void bind_gpu_engine(nb::class_<PyEngine>& c);
 void bind_gpu_op(nb::class_<PyOp>& c);
 
+void bind_plans(nb::module_& m);   // plans.cc
 void bind_digest(nb::module_& m);  // digest.cc
 
 // messages.cc

@@ -1,40 +1,28 @@
-// Gradient buckets that live in the shared arena of their host and are reduced where they are.
+// Gradient buckets that the ranks of a process set have agreed on once: from then on a bucket needs no
+// negotiation, it is launched. This is what all plans have in common; how a bucket is reduced is theirs.
 //
-// The ranks agree on a plan once; from then on a bucket needs no negotiation. Rank r of a host
-// reduces slice r of every rank's bucket and writes the result into every bucket, in rank
-// order, so that all get the same bits: S bytes read and S written a rank, the least there is.
+//   Plan ─┬─ ArenaPlan   in the memory that the ranks of a host share (arena_plan.h)
+//         └─ GpuPlan     on GPUs (gpu/gpu_plan.h); without NCCL through an ArenaPlan
 //
-//   rank 0's bucket |aaaa|bbbb|      arrived: all ranks have filled their bucket
-//   rank 1's bucket |aaaa|bbbb|      rank 0: a = a0 + a1 into both; rank 1: b likewise
-//                                    finished: all slices are in place
-//
-// A slice is worked off in segments. With several hosts each segment, once reduced here, goes
-// round the ring (host_reduce.h), several at once, and is then copied to the other buckets.
-//
-// A rank's arena has two sides. A bucket lies on side 0, until the program holds on to gradients there: then the
-// caller launches it on side 1, whose pages are not touched before. Peers learn the side with the launch.
-//
-// Buckets are launched in the same order by all ranks. The arrival counters are all the
-// control there is; beside them each rank's launch counts name a rank that has gone astray.
-//
-// A rank whose backward pass fails leaves the plan, and with it all ranks, in the middle of the step: what is
-// not complete on that rank is given up everywhere, and its messages between hosts are drained (plan_net.h).
+// Buckets are launched in the same order by all ranks, so a plan's launches are counted alike on all of them. A
+// rank whose backward pass fails leaves the plan in the middle of a step (agreement/departures.h): its first
+// `unaffected` launches go on everywhere, all others are lost.
 #pragma once
 
-#include <deque>
+#include <algorithm>
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <vector>
 
-#include "common/settings.h"
-#include "collectives/host_reduce.h"
-#include "collectives/machine.h"
 #include "buckets/plan_channel.h"
-#include "agreement/departures.h"
-#include "buckets/plan_net.h"
-#include "shm/segment.h"
+#include "common/clock.h"
+#include "common/dtype.h"
+#include "common/status.h"
 
 namespace ringreduce {
+
+class PlanNet;
 
 struct BucketSpec {
   size_t count = 0;  // elements
@@ -44,110 +32,73 @@ struct BucketSpec {
 
 class Plan {
  public:
-  static size_t segment_bytes(int local_size, const std::vector<BucketSpec>& buckets);
-  // How many of the first bytes are touched in any case: up to the end of side 0.
-  static size_t reserved_bytes(int local_size, const std::vector<BucketSpec>& buckets);
+  // What is launched: what is on this side of the arena; what will be there behind this stream of the GPU.
+  struct Where {
+    Where(int side = 0) : side(side) {}
+    Where(void* stream) : stream(stream) {}
+    int side = 0;
+    void* stream = nullptr;
+  };
 
-  Plan(const Topology& topology, const std::vector<BucketSpec>& buckets, Reduction reduction, Scale scale,
-       std::shared_ptr<Segment> segment, Net* net, Bell* bell, PlanId id, std::shared_ptr<Departures> departures);
+  // `ranks`: of the set, as world ranks.
+  Plan(PlanId id, std::vector<int> ranks, size_t buckets) : id_(id), ranks_(std::move(ranks)), last_(buckets) {}
+  virtual ~Plan() = default;
 
   const PlanId& id() const { return id_; }
-  size_t bucket_count() const { return buckets_.size(); }
-  static constexpr int kSides = 2;
-  char* buffer(int bucket, int side) const { return data(bucket, topology_.local(), side); }
-  char* buffer(int bucket) const { return buffer(bucket, buckets_[bucket].side); }  // on the side of its last launch
-  size_t bytes(int bucket) const { return buckets_[bucket].bytes; }
-  // Makes sure that a bucket can be touched on a side.
-  Status reserve(int bucket, int side) const;
-  size_t arena_bytes() const { return stride_; }  // of one side of all this rank's buckets, from buffer(0, side) on
+  int bucket_count() const { return static_cast<int>(last_.size()); }
+  bool includes(int rank) const { return std::find(ranks_.begin(), ranks_.end(), rank) != ranks_.end(); }
 
-  void launch(int bucket, int side = 0);
-  bool complete(int bucket) const;  // its last launch
-  int first_open() const;           // the first bucket whose last launch is not complete, or -1
-  bool open() const { return first_open() >= 0; }  // in the middle of a step
-  // How many launches of the plan are over, counted from its first.
-  uint64_t completed() const;
-  Status leave(const Departure& departure);
-  const Status& left() const { return left_; }  // ok: nobody has
-  // The bucket's last launch will not complete.
-  bool lost(int bucket) const { return buckets_[bucket].ordinal > unaffected_; }
-  const std::shared_ptr<PlanNet>& net() const { return net_; }  // null on one host and where this rank sends nothing
-  int64_t launched_ns(int bucket) const { return buckets_[bucket].launched_ns; }
-  Status advance(bool* moved);
-  int64_t moved_ns() const { return moved_ns_; }  // last progress, or launch
-  bool includes(int world_rank) const;
-  // Launched by all local ranks and not yet reduced here: the peers rely on it.
-  bool committed() const { return in_flight_ > 0 || (!queue_.empty() && arrived(queue_.front())); }
-  bool idle() const { return queue_.empty() && in_flight_ == 0; }
-  bool on_net() const { return in_flight_ > 0; }
-  std::string missing(int bucket) const;  // who has not launched it as often as this rank
-  Status failure;                   // of the last wait
+  // kInvalid, kUnsupported: the caller's mistake; nothing has begun.
+  virtual Status launch(int bucket, Where where) = 0;
+  virtual Status advance(bool* moved) = 0;
+  virtual bool idle() const = 0;                     // there is nothing to advance
+  virtual bool polled() const = 0;                   // what it waits for rings no bell
+  virtual bool on_gpu() const { return false; }      // complete means: enqueued
+  virtual bool committed() const { return false; }   // the peers rely on this rank to advance it
+  virtual bool complete(int bucket) const = 0;       // its last launch
+  virtual Status join(int, void*) { return Status::ok(); }  // the stream waits for a complete bucket
+  virtual std::string missing(int bucket) const = 0; // what a bucket that is not complete waits for
+  int64_t launched_ns(int bucket) const { return last_[bucket].ns; }
+  int64_t moved_ns() const { return moved_ns_; }     // last progress, or launch
+  Status failure;                                    // of the last wait
 
- private:
-  static constexpr int kInFlight = PlanNet::kTags;     // segments between hosts at once
-  // On one host small, so that a call does not take long; between hosts what makes one message a step.
-  size_t segment_limit() const { return one_host_ ? 1 << 20 : kMessageBytes * topology_.host_count(); }
-
-  struct Bucket {
-    size_t offset = 0, bytes = 0;
-    DType dtype = DType::kFloat32;
-    Range own;                 // the slice this rank reduces
-    uint64_t launches = 0;
-    int side = 0;              // of this rank's last launch
-    uint64_t ordinal = 0;      // of its last launch, among all of the plan
-    int64_t launched_ns = 0;
-    size_t next = 0;           // of `own`: reduced up to here
-    int in_flight = 0;
-  };
-  struct Segments {            // of one in flight between hosts
-    int bucket = -1;
-    Range range;
-    HostReduce exchange;
-  };
-  struct Shared;
-
-  char* data(int bucket, int local, int side) const {
-    return data_ + (side * topology_.local_size() + local) * stride_ + buckets_[bucket].offset;
+  const Status& left() const { return left_; }       // ok: nobody has
+  bool may_launch() const { return launches_ < unaffected_; }
+  bool lost(int bucket) const { return last_[bucket].ordinal > unaffected_; }  // its last launch
+  // How many launches are over on this rank, or will be, whatever it does from now on.
+  virtual uint64_t over() const = 0;
+  Status leave(uint64_t unaffected, const Status& why) {
+    if (unaffected >= unaffected_) return Status::ok();
+    unaffected_ = unaffected;
+    left_ = why;
+    return drop_lost();
   }
-  // Where a rank of this host has a bucket that all of them have launched.
-  char* data(int bucket, int local) const;
-  Status drain_if_over();
-  bool given_up(int bucket) const;
-  std::vector<int> peers() const;
-  size_t largest_message() const;
-  bool arrived(int bucket) const;
-  void finish_if_done(int bucket);
-  void reduce_local(int bucket, Range range);
-  Status start_segment(bool* moved);
-  Status exchange(bool* moved);
-  void publish(int bucket, Range range);
+  // To close it now is to leave it: it is in the middle of a step, with this bucket; or -1.
+  virtual int first_open() const = 0;
+  // Its messages between hosts; null where it has none.
+  virtual std::shared_ptr<PlanNet> net() const { return nullptr; }
 
-  PlanId id_;
-  Topology topology_;
-  std::shared_ptr<PlanNet> net_;
-  Channel channel_;
-  std::vector<Bucket> buckets_;
-  Reduction reduction_;
-  Scale scale_;
-  std::shared_ptr<Segment> segment_;
-  Bell* bell_;
-  bool one_host_;
-  int weight_;                 // of this rank's `finished`, as in Allreduce
-  size_t stride_ = 0;          // bytes of one side of a rank's arena
-  Shared* shared_ = nullptr;   // [bucket]
-  // [local][bucket]: launches * kSides + side of the last one.
-  std::atomic<uint64_t>* launched_ = nullptr;
-  char* data_ = nullptr;
-  std::deque<int> queue_;      // launched, not yet fully reduced here
-  uint64_t started_ = 0;       // segments, ever
-  int in_flight_ = 0;
-  int64_t moved_ns_ = 0;
-  Segments segments_[kInFlight];
-  std::vector<const void*> sources_;
-  std::vector<void*> targets_;
-  std::shared_ptr<Departures> departures_;
+ protected:
+  void count_launch(int bucket) { last_[bucket] = {++launches_, moved_ns_ = now_ns()}; }
+  uint64_t ordinal(int bucket) const { return last_[bucket].ordinal; }
+  Status in_flight(int bucket) const {
+    return {Code::kInvalid, "gradient bucket " + std::to_string(bucket) + " is in flight (" + missing(bucket) +
+                                "); wait for it before it is launched again"};
+  }
+  virtual Status drop_lost() = 0;
+
+  const PlanId id_;
+  const std::vector<int> ranks_;
   Status left_;
   uint64_t launches_ = 0, unaffected_ = UINT64_MAX;
+  int64_t moved_ns_ = now_ns();
+
+ private:
+  struct Launch {
+    uint64_t ordinal = 0;  // among all of the plan
+    int64_t ns = 0;
+  };
+  std::vector<Launch> last_;  // by bucket
 };
 
 }  // namespace ringreduce

@@ -2,7 +2,6 @@
 #include <algorithm>
 
 #include "common/clock.h"
-#include "common/show.h"
 #include "engine/engine.h"
 
 namespace ringreduce {
@@ -16,25 +15,20 @@ Status Engine::post(int set_id, MessageSpec spec, bool wake, MessageRef* message
   RR_TRY(set->mail().enlist(made));
   if (const Status status = set->mail().post(made); !status.is_ok()) return fail(status), status;
   *message = std::move(made);
-  if (drivers_ && set->net()) bell_->ring();  // asleep for longer, perhaps, than the new message should wait
+  if (driver_.driven() && set->net()) bell_->ring();  // asleep for longer, perhaps, than the new message should wait
   // What was handed over may still have to leave, though nobody waits for it.
-  if (!drivers_ && (wake || (*message)->is_done()) && background_work()) wake_.notify_one();
+  if ((wake && !(*message)->is_done()) || (set->net() && set->sending())) driver_.wake();
   return Status::ok();
 }
 
 Status Engine::wait(const Message& message, double timeout_s, double slice_s, bool* done, int64_t since_ns) {
   Lock lock(mutex_);
-  if (!since_ns) since_ns = message.limit_since_ns;
-  const int64_t limit = since_ns + to_ns(timeout_s < 0 ? config_.settings.timeout_s : timeout_s);
+  const int64_t limit = liveness_.limit_ns(timeout_s, since_ns ? since_ns : message.limit_since_ns.load());
   if (timeout_s >= 0) slice_s = std::clamp((limit - now_ns()) * 1e-9, 0.0, slice_s);
-  if (!message.is_done()) (void)wait_until(lock, [&message] { return message.is_done(); }, slice_s);
+  if (!message.is_done()) driver_.wait_until(lock, [&message] { return message.is_done(); }, slice_s);
   *done = message.is_done();
   if (*done) return message.status;
-  if (!broken_.is_ok()) return broken_;
-  if (now_ns() < limit) return Status::ok();
-  const auto set = sets_.find(message.set_id);
-  return {Code::kTimeout, message.title() + " has not completed in " + show_seconds(now_ns() - message.submitted_ns) +
-                              (set == sets_.end() ? "" : ": " + set->second->mail().missing(message))};
+  return broken() ? broken_ : liveness_.late(message, limit, sets_.find(message.set_id));
 }
 
 void Engine::keep(const MessageRef& message, std::shared_ptr<void> memory) {
@@ -44,8 +38,8 @@ void Engine::keep(const MessageRef& message, std::shared_ptr<void> memory) {
 
 Mailboxes::Counts Engine::message_counts(int set_id) {
   Lock lock(mutex_);
-  const auto at = sets_.find(set_id);
-  return at == sets_.end() ? Mailboxes::Counts() : at->second->mail().counts();
+  ProcessSet* set = sets_.find(set_id);
+  return set ? set->mail().counts() : Mailboxes::Counts();
 }
 
 }  // namespace ringreduce

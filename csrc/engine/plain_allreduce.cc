@@ -3,8 +3,6 @@
 // finds its caches cold, so what counts is how little memory it touches.
 //
 // What takes longer, or turns out to be a disagreement, becomes an operation like any other.
-#include "common/clock.h"
-#include "common/pause.h"
 #include "engine/engine.h"
 
 namespace ringreduce {
@@ -47,16 +45,6 @@ OpRef ProcessSet::adopt(const PlainAllreduce& plain, bool posted, uint32_t entry
   return op;
 }
 
-// As long as pause() would spin or yield before it sleeps.
-void Engine::linger(const ProcessSet& set) const {
-  for (int i = 0; config_.oversubscribed && i < kYields && !set.decided(); ++i) std::this_thread::yield();
-  if (config_.oversubscribed || set.decided()) return;
-  const int64_t end = now_ns() + to_ns(config_.settings.spin_us * 1e-6);
-  do {
-    for (int i = 0; i < 64 && !set.decided(); ++i) spin_pause();
-  } while (!set.decided() && now_ns() < end);
-}
-
 Status Engine::allreduce(int set_id, const PlainAllreduce& plain, OpRef* op) {
   Lock lock(mutex_);
   ProcessSet* set;
@@ -69,7 +57,7 @@ Status Engine::allreduce(int set_id, const PlainAllreduce& plain, OpRef* op) {
   uint32_t entry = 0;
   Status status = set->post(plain, &posted, &entry);
   if (posted && status.is_ok()) {
-    linger(*set);
+    driver_.linger([set] { return set->decided(); });
     status = set->take_inline(plain, entry, &done);
   }
   if (!status.is_ok()) return fail(status), status;  // the next one must not meet the peers' this one

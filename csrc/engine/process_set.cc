@@ -352,11 +352,6 @@ void ProcessSet::finish(const OpRef& op, Status status) {
   op->finish(std::move(status));
 }
 
-void ProcessSet::attach(std::shared_ptr<Device> device, int64_t patience_ns) {
-  gpu_.device = std::move(device);
-  gpu_.patience_ns = patience_ns;
-}
-
 // Transfers in flight, and the GPU, may still refer to the buffers of a machine and its operations:
 // better leaked than freed.
 void ProcessSet::keep_running() {

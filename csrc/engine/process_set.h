@@ -75,8 +75,6 @@ class ProcessSet {
   }
   Mailboxes& mail() { return *mail_; }
 
-  // GPU
-  void attach(std::shared_ptr<Device> device, int64_t patience_ns);
   GpuSet& gpu() { return gpu_; }
 
   void fail(const Status& status);             // everything in flight

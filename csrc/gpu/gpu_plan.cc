@@ -3,6 +3,7 @@
 #include <thread>
 
 #include "common/clock.h"
+#include "common/log.h"
 
 namespace ringreduce {
 
@@ -16,33 +17,38 @@ Communicator::AllReduce call(const GpuBucketSpec& bucket, const NcclReduction& h
 
 }  // namespace
 
-std::vector<Communicator::AllReduce> GpuPlan::calls(const std::vector<GpuBucketSpec>& buckets, const GpuReduction& reduction) {
-  std::vector<Communicator::AllReduce> all;
-  for (const GpuBucketSpec& bucket : buckets) all.push_back(call(bucket, reduction.of(bucket.dtype)));
-  return all;
+Status GpuPlan::make(std::shared_ptr<Device> device, const std::vector<GpuInfo>& infos, const Topology& set,
+                     const std::vector<GpuBucketSpec>& buckets, const GpuReduction& reduction, std::shared_ptr<ArenaPlan> host,
+                     PlanId id, std::shared_ptr<GpuPlan>* plan) {
+  std::shared_ptr<Communicator> communicator;
+  std::shared_ptr<void> pin = host;
+  if (host) {
+    RR_TRY(Communicator::without_nccl(device, &communicator));
+    const Status pinned = device->pin(host->buffer(0), host->arena_bytes(), host, &pin);
+    if (!pinned.is_ok()) log(kWarning, "gradients go through host memory that is not pinned, which is slower: " + pinned.text());
+  } else {
+    std::vector<Communicator::AllReduce> calls;
+    for (const GpuBucketSpec& bucket : buckets) calls.push_back(call(bucket, reduction.of(bucket.dtype)));
+    RR_TRY(Communicator::connect(device, infos, set, calls, &communicator));
+  }
+  *plan = std::make_shared<GpuPlan>(communicator, set.world, buckets, reduction, host, std::move(pin), id);
+  return Status::ok();
 }
 
 GpuPlan::GpuPlan(std::shared_ptr<Communicator> communicator, std::vector<int> ranks, const std::vector<GpuBucketSpec>& buckets,
-                 const GpuReduction& reduction, std::shared_ptr<HostBuckets> host, PlanId id)
-    : communicator_(std::move(communicator)),
+                 const GpuReduction& reduction, std::shared_ptr<ArenaPlan> host, std::shared_ptr<void> pin, PlanId id)
+    : Plan(id, std::move(ranks), buckets.size()),
+      communicator_(std::move(communicator)),
       device_(communicator_->device()),
       host_(std::move(host)),
-      ranks_(std::move(ranks)),
-      moved_ns_(now_ns()),
-      id_(id) {
-  for (const GpuBucketSpec& spec : buckets) {
-    buckets_.emplace_back();
-    static_cast<GpuBucketSpec&>(buckets_.back()) = spec;
-    buckets_.back().how = reduction.of(spec.dtype);
-  }
+      pin_(std::move(pin)) {
+  for (const GpuBucketSpec& spec : buckets) buckets_.emplace_back(spec, reduction.of(spec.dtype));
 }
 
-Status GpuPlan::launch(int index, void* stream) {
-  const bool captured = device_.capturing(stream);
+Status GpuPlan::launch(int index, Where where) {
+  const bool captured = device_.capturing(where.stream);
   if (captured && used_) RR_TRY(settle(kCapturePatienceNs));
-  if (host_ && buckets_[index].pending)
-    return {Code::kUnsupported, "gradient bucket " + std::to_string(index) + " is in flight (" + missing(index) +
-                                    "); wait for it before it is launched again"};
+  if (host_ && buckets_[index].pending) return in_flight(index);
   if (captured && host_) return {Code::kUnsupported, "a reduction through host memory cannot be captured in a CUDA graph"};
   if (captured && !used_)
     return {Code::kUnsupported, "the first step cannot be captured in a CUDA graph; run one step before the capture"};
@@ -52,10 +58,9 @@ Status GpuPlan::launch(int index, void* stream) {
   ++buckets_[index].pending;
   buckets_[index].captured = captured;
   buckets_[index].joined = false;
-  buckets_[index].ordinal = ++launches_;
-  buckets_[index].launched_ns = now_ns();
+  count_launch(index);
   if (captured) communicator_->keep_for_graphs();
-  RR_TRY(device_.record(stream, &queue_.back().event));
+  RR_TRY(device_.record(where.stream, &queue_.back().event));
   return settle(captured ? kCapturePatienceNs : 0);
 }
 
@@ -114,7 +119,7 @@ Status GpuPlan::step(Launch* launch, bool turn, bool* moved, bool* over) {
       RR_TRY(device_.reached(launch->event, &reached));
       if (!reached || !turn) return Status::ok();
       *moved = true;
-      host_->launch(launch->bucket);
+      RR_TRY(host_->launch(launch->bucket, 0));
       launch->state = State::kReducing;
       return Status::ok();
     }
@@ -160,7 +165,7 @@ Status GpuPlan::finish(Launch* launch) {
 
 // Host memory lives until the GPU has read or written it.
 void GpuPlan::watch(const Launch& launch, const Event& event) {
-  communicator_->watch(event, "gradient bucket " + std::to_string(launch.bucket), host_);
+  communicator_->watch(event, "gradient bucket " + std::to_string(launch.bucket), pin_);
 }
 
 Status GpuPlan::scaled(Bucket& bucket, Scale scale) {
@@ -176,19 +181,16 @@ Status GpuPlan::join(int bucket, void* stream) {
 }
 
 // A caller whose stream waits for all buckets already has gone on to the optimizer's step.
-Status GpuPlan::leave(uint64_t unaffected, const Status& why) {
-  if (unaffected >= unaffected_) return Status::ok();
-  unaffected_ = unaffected;
-  left_ = why;
+Status GpuPlan::drop_lost() {
   bool all_joined = true, any_lost = false;
-  for (size_t i = 0; i < buckets_.size(); ++i) {
+  for (int i = 0; i < bucket_count(); ++i) {
     all_joined = all_joined && buckets_[i].joined;
-    any_lost = any_lost || lost(static_cast<int>(i));
-    if (lost(static_cast<int>(i))) buckets_[i].pending = 0;
+    any_lost = any_lost || lost(i);
+    if (lost(i)) buckets_[i].pending = 0;
   }
   queue_.erase(std::remove_if(queue_.begin(), queue_.end(), [this](const Launch& launch) { return lost(launch.bucket); }), queue_.end());
   if (all_joined && any_lost)
-    left_ = {why.code(), why.text() + "; the optimizer's step that this rank has enqueued on its GPU is not valid, so load a checkpoint"};
+    left_ = {left_.code(), left_.text() + "; the optimizer's step that this rank has enqueued on its GPU is not valid, so load a checkpoint"};
   return abort_if_over();
 }
 
@@ -197,14 +199,21 @@ Status GpuPlan::abort_if_over() {
   if (!aborting() || !queue_.empty()) return Status::ok();
   if (may_launch()) return Status::ok();  // others count on this rank
   Device::Scope scope(device_);
-  for (const Bucket& bucket : buckets_) {
+  for (int i = 0; i < bucket_count(); ++i) {
+    const Bucket& bucket = buckets_[i];
     bool reached = true;
-    if (bucket.ordinal <= unaffected_ && bucket.finished && !bucket.captured) RR_TRY(device_.reached(bucket.finished, &reached));
+    if (!lost(i) && bucket.finished && !bucket.captured) RR_TRY(device_.reached(bucket.finished, &reached));
     if (!reached) return Status::ok();
   }
   aborted_ = true;
   communicator_->abort();
   return Status::ok();
+}
+
+// Also where another rank has left, but counts on launches that this one has not made.
+int GpuPlan::first_open() const {
+  if (left_.is_ok() ? idle() : !aborting() || !may_launch()) return -1;
+  return idle() ? 0 : queue_.front().bucket;
 }
 
 std::string GpuPlan::missing(int bucket) const {

@@ -8,37 +8,24 @@
 // A plan has a communicator of its own: its buckets come in the order of the plan, and may meet
 // negotiated operations of the same ranks in any order.
 //
-// Without NCCL the bucket goes through a Plan of the CPU (buckets/plan.h does the reduction), which
-// the caller provides: GPU ─► arena ─► reduced ─► GPU.
+// Without NCCL the bucket goes through an ArenaPlan with the same buckets, which the caller provides and
+// others advance: GPU ─► arena ─► reduced ─► GPU.
 #pragma once
 
-#include <algorithm>
 #include <deque>
-#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
-#include "buckets/plan_channel.h"
+#include "buckets/arena_plan.h"
 #include "gpu/communicator.h"
 #include "gpu/nccl_types.h"
 
 namespace ringreduce {
 
-// The buckets of a CPU plan, as this one sees them.
-struct HostBuckets {
-  std::shared_ptr<void> pin;  // of their memory; null where that is impossible
-  std::function<char*(int)> buffer;
-  std::function<void(int)> launch;
-  std::function<bool(int)> complete;  // its last launch
-  std::function<std::string(int)> missing;
-};
-
-struct GpuBucketSpec {
-  char* data = nullptr;
-  size_t count = 0;
-  DType dtype = DType::kFloat32;
-  size_t bytes() const { return count * info(dtype).size; }
+struct GpuBucketSpec : BucketSpec {
+  GpuBucketSpec(char* data, size_t count, DType dtype) : BucketSpec{count, dtype}, data(data) {}
+  char* data;
 };
 
 // Of all buckets of a plan. `scale` does not contain the average's 1/size.
@@ -54,51 +41,44 @@ struct GpuReduction {
   }
 };
 
-class GpuPlan {
+class GpuPlan final : public Plan {
  public:
-  // What NCCL will be called for.
-  static std::vector<Communicator::AllReduce> calls(const std::vector<GpuBucketSpec>& buckets, const GpuReduction& reduction);
-  // `host` is null where the communicator is NCCL's. `ranks`: those of the set, as world ranks.
+  // Of the ranks of `set`, with the infos of all of them. `host` is null where NCCL reduces. Pinning the host's arena
+  // takes long; NCCL's communicator is made on a thread.
+  static Status make(std::shared_ptr<Device> device, const std::vector<GpuInfo>& infos, const Topology& set,
+                     const std::vector<GpuBucketSpec>& buckets, const GpuReduction& reduction, std::shared_ptr<ArenaPlan> host,
+                     PlanId id, std::shared_ptr<GpuPlan>* plan);
+  // `pin` keeps the host's memory pinned, and alive.
   GpuPlan(std::shared_ptr<Communicator> communicator, std::vector<int> ranks, const std::vector<GpuBucketSpec>& buckets,
-          const GpuReduction& reduction, std::shared_ptr<HostBuckets> host, PlanId id);
-
-  const PlanId& id() const { return id_; }
+          const GpuReduction& reduction, std::shared_ptr<ArenaPlan> host, std::shared_ptr<void> pin, PlanId id);
 
   // The bucket lies there from its next launch on.
   void set_buffer(int bucket, char* data) { buckets_[bucket].data = data; }
-  Status launch(int bucket, void* stream);
-  Status advance(bool* moved);
-  bool idle() const { return queue_.empty(); }      // everything is enqueued
-  int first_open() const { return queue_.empty() ? 0 : queue_.front().bucket; }
-  bool enqueued(int bucket) const { return buckets_[bucket].pending == 0; }
-  uint64_t launches() const { return launches_; }
-  // All but the first `unaffected` launches of the plan never finish. Once those have, NCCL's communicator is aborted,
-  // so that streams run on.
-  Status leave(uint64_t unaffected, const Status& why);
-  const Status& left() const { return left_; }                   // ok: nobody has
-  bool lost(int bucket) const { return buckets_[bucket].ordinal > unaffected_; }  // its last launch
-  bool may_launch() const { return launches_ < unaffected_; }
+  Status launch(int bucket, Where where) override;
+  Status advance(bool* moved) override;
+  bool idle() const override { return queue_.empty(); }  // everything is enqueued
+  bool polled() const override { return !idle(); }
+  bool on_gpu() const override { return true; }
+  bool complete(int bucket) const override { return buckets_[bucket].pending == 0 && !lost(bucket); }
+  // `stream` waits for the bucket's last launch.
+  Status join(int bucket, void* stream) override;
+  std::string missing(int bucket) const override;
+  // What NCCL was called for goes on; what goes through host memory must be complete, as the memory is the caller's again.
+  uint64_t over() const override { return host_ ? host_->over() : launches_; }
+  int first_open() const override;
+  // NCCL's communicator is to be aborted, so that streams run on, once all launches that others count on are over.
   bool aborting() const { return !left_.is_ok() && !host_ && !aborted_; }
   Status abort_if_over();
-  // `stream` waits for the bucket's last launch, which is enqueued.
-  Status join(int bucket, void* stream);
-  size_t bucket_count() const { return buckets_.size(); }
   Communicator& communicator() const { return *communicator_; }
   const std::shared_ptr<Communicator>& shared_communicator() const { return communicator_; }
   const GpuStream& stream() const { return communicator_->stream(); }
-  bool includes(int world_rank) const { return std::find(ranks_.begin(), ranks_.end(), world_rank) != ranks_.end(); }
-  int64_t launched_ns(int bucket) const { return buckets_[bucket].launched_ns; }
-  int64_t moved_ns() const { return moved_ns_; }
-  std::string missing(int bucket) const;  // what a bucket that is not enqueued waits for
-  Status failure;                            // of the last wait
 
  private:
   struct Bucket : GpuBucketSpec {
+    Bucket(const GpuBucketSpec& spec, const NcclReduction& how) : GpuBucketSpec(spec), how(how) {}
     NcclReduction how;
     int pending = 0;        // launches not yet enqueued
-    int64_t launched_ns = 0;
     Event finished;
-    uint64_t ordinal = 0;   // of its last launch, among all of the plan
     bool captured = false, joined = false;
   };
   // A launch on its way: kReady ─► kSettling ─► gone; through the host: kReady ─► kCopying ─►
@@ -111,6 +91,7 @@ class GpuPlan {
     Event event;            // ready, then: copied
   };
 
+  Status drop_lost() override;
   Status settle(int64_t patience_ns);
   Status step(Launch* launch, bool turn, bool* moved, bool* over);
   Status issue(Launch* launch);
@@ -122,14 +103,10 @@ class GpuPlan {
   std::shared_ptr<Communicator> communicator_;
   Device& device_;
   std::vector<Bucket> buckets_;
-  std::shared_ptr<HostBuckets> host_;
+  std::shared_ptr<ArenaPlan> host_;
+  std::shared_ptr<void> pin_;
   std::deque<Launch> queue_;
-  std::vector<int> ranks_;
-  int64_t moved_ns_ = 0;
   bool used_ = false;       // a first launch is over
-  PlanId id_;
-  Status left_;
-  uint64_t launches_ = 0, unaffected_ = UINT64_MAX;
   bool aborted_ = false;
 };
 

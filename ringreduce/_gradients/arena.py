@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from ringreduce._core import Plan, Segment
+from ringreduce._core import ArenaPlan, Segment
 from ringreduce._gradients.holders import CAN_COUNT, Watched
 from ringreduce._gradients.layout import Bucket, view_like
 from ringreduce._gradients.slot import Slot, same_memory
@@ -37,7 +37,7 @@ class Arena:
 
     reads_at_once = True
 
-    def __init__(self, plan: Plan, buckets: Sequence[Bucket]) -> None:
+    def __init__(self, plan: ArenaPlan, buckets: Sequence[Bucket]) -> None:
         self._plan = plan
         self._buckets = buckets
         self._turned = [not CAN_COUNT] * len(buckets)
@@ -117,7 +117,7 @@ class Arena:
 def make_arena(
     spec: Sequence[tuple[int, int]], op: int, prescale: float, postscale: float,
     process_set: ProcessSet, channel: int, name: str,
-) -> Plan:  # fmt: skip
+) -> ArenaPlan:  # fmt: skip
     """The core's plan, in a segment that the ranks of a host share. By all ranks of the set.
 
     Args:
@@ -128,13 +128,13 @@ def make_arena(
     """
     context = running.require()
     segment = _share(context, spec, process_set, name)
-    return Plan(context.engine, process_set.process_set_id or 0, list(spec), op, prescale, postscale, segment, channel)
+    return ArenaPlan(context.engine, process_set.process_set_id or 0, list(spec), op, prescale, postscale, segment, channel)
 
 
 def _share(context: running.Context, spec: Sequence[tuple[int, int]], process_set: ProcessSet, name: str) -> Segment:
     members = process_set.registered_ranks()
     local = [r for r in members if context.host_of[r] == context.host_of[context.rank]]
-    nbytes, reserve = Plan.segment_bytes(len(local), list(spec))
+    nbytes, reserve = ArenaPlan.segment_bytes(len(local), list(spec))
     shared = segments.share(
         nbytes, context.rank, members, context.host_of,
         lambda item: allgather_object(item, f"{name}.arena", process_set), reserve,

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ringreduce._core import Gpu, GpuPlan, Plan
+from ringreduce._core import ArenaPlan, Gpu, GpuPlan
 from ringreduce._gradients.holders import Watched
 from ringreduce._gradients.layout import Bucket, is_dense, view_like
 from ringreduce._gradients.slot import Slot, same_memory
@@ -47,7 +47,7 @@ class GpuMemory:
     def __init__(
         self, buckets: Sequence[Bucket], spec: Sequence[tuple[int, int]], index: int, op: int, prescale: float,
         postscale: float, process_set: ProcessSet, channel: int, name: str,
-        make_host_plan: Callable[[], Plan],
+        make_host_plan: Callable[[], ArenaPlan],
     ) -> None:  # fmt: skip
         engine, set_id = running.require().engine, process_set.process_set_id or 0
         self._gpu: Gpu = gpus.attached(index)
@@ -114,7 +114,7 @@ class GpuMemory:
         for slot, _ in moves:
             if slot.view is not None and slot.view.dtype is slot.parameter.dtype:
                 slot.parameter.grad = slot.view.detach()
-        self._plan.launch(bucket, self._stream())
+        self._plan.launch(bucket, stream=self._stream())
         self._streams[bucket].clear()
 
     def _gather_streams(self, bucket: int, gradients: Sequence[Tensor]) -> None:
@@ -151,7 +151,7 @@ class GpuMemory:
 
     def wait(self, bucket: int) -> None:
         """The current stream waits for the bucket's reduction."""
-        self._plan.wait(bucket, self._stream())
+        self._plan.wait(bucket, stream=self._stream())
         gpus.backend.joined(self._plan.stream)
 
     def leave(self, text: str) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 import ringreduce as rr
-from ringreduce._core import SUM, Plan, agree_channel
+from ringreduce._core import SUM, ArenaPlan, agree_channel
 from ringreduce._ops import dtypes
 from ringreduce._runtime import running, segments
 from ringreduce.bench.job import Job
@@ -60,15 +60,15 @@ class Buffers:
         return torch.zeros_like(self.data)
 
     @cached_property
-    def plan(self) -> Plan:
+    def plan(self) -> ArenaPlan:
         """One bucket in the arena, as DistributedOptimizer has them."""
         context, everyone = running.require(), range(self.job.size)
         spec = [(self.elements, dtypes.CODES[self.data.dtype])]
-        nbytes, reserve = Plan.segment_bytes(context.local_size, spec)
+        nbytes, reserve = ArenaPlan.segment_bytes(context.local_size, spec)
         shared = segments.share(nbytes, self.job.rank, everyone, context.host_of, self.job.comm.allgather, reserve)
         assert shared.segment is not None
         channel = agree_channel(self.job.comm.allgather(context.engine.offer_channel()), 0)
-        plan = Plan(context.engine, 0, spec, SUM, 1.0, 1.0, shared.segment, channel)
+        plan = ArenaPlan(context.engine, 0, spec, SUM, 1.0, 1.0, shared.segment, channel)
         self.closing.callback(plan.close)
         return plan
 

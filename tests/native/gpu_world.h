@@ -127,11 +127,11 @@ inline Buckets make_plan(World& world, int rank, Engine& engine, GpuRank& gpu, i
     specs.push_back({reinterpret_cast<char*>(buckets.data.back()), count, DType::kFloat32});
     host_specs.push_back({count, DType::kFloat32});
   }
-  std::shared_ptr<Plan> host;
+  std::shared_ptr<ArenaPlan> host;
   if (path == GpuPath::kHost) {
     const auto& host_of = world.host_of();
     const int locals = static_cast<int>(std::count(host_of.begin(), host_of.end(), host_of[rank]));
-    auto segment = world.segment("plan" + std::to_string(serial), host_of[rank], Plan::segment_bytes(locals, host_specs));
+    auto segment = world.segment("plan" + std::to_string(serial), host_of[rank], ArenaPlan::segment_bytes(locals, host_specs));
     CHECK_OK(engine.add_plan(0, host_specs, op, pre, post, segment, 128 + serial, &host));
   }
   std::vector<GpuInfo> infos;
@@ -144,7 +144,7 @@ inline Buckets make_plan(World& world, int rank, Engine& engine, GpuRank& gpu, i
 }
 
 inline void wait_for_bucket(Engine& engine, GpuPlan& plan, int bucket, void* stream) {
-  for (bool done = false; !done;) CHECK_OK(engine.wait_bucket(plan, bucket, stream, 1, &done));
+  for (bool done = false; !done;) CHECK_OK(engine.wait_bucket(plan, bucket, 1, &done, 0, stream));
 }
 
 // Settings as they were; nothing was done that real CUDA and NCCL punish.

@@ -34,9 +34,9 @@ void write_sums(char* to, int ranks, int step, int bucket, size_t count) {
 // One rank's buckets, and what must lie on both sides of each.
 class Sides {
  public:
-  Sides(Plan& plan, int rank, int ranks) : plan_(plan), rank_(rank), ranks_(ranks) {
+  Sides(ArenaPlan& plan, int rank, int ranks) : plan_(plan), rank_(rank), ranks_(ranks) {
     for (int b = 0; b < kCount; ++b)
-      for (int side = 0; side < Plan::kSides; ++side) {
+      for (int side = 0; side < ArenaPlan::kSides; ++side) {
         expected_[b][side].assign(plan.bytes(b), static_cast<char>(16 * rank + 2 * b + side + 1));
         std::memcpy(plan.buffer(b, side), expected_[b][side].data(), plan.bytes(b));
       }
@@ -49,15 +49,15 @@ class Sides {
     const auto write = is_float(bucket) ? write_sums<float> : write_sums<int32_t>;
     write(expected_[bucket][side].data(), ranks_, step, bucket, kBuckets[bucket].count);
     CHECK(plan_.buffer(bucket) == plan_.buffer(bucket, side));
-    for (int each = 0; each < Plan::kSides; ++each)
+    for (int each = 0; each < ArenaPlan::kSides; ++each)
       CHECK_EQ(std::memcmp(plan_.buffer(bucket, each), expected_[bucket][each].data(), plan_.bytes(bucket)), 0);
   }
 
  private:
   static bool is_float(int bucket) { return kBuckets[bucket].dtype == DType::kFloat32; }
-  Plan& plan_;
+  ArenaPlan& plan_;
   int rank_, ranks_;
-  std::vector<char> expected_[kCount][Plan::kSides];
+  std::vector<char> expected_[kCount][ArenaPlan::kSides];
 };
 
 // On which side the bucket lies.
@@ -71,7 +71,7 @@ int at_random(int rank, int step, int bucket) {
 }
 
 // Without a word between steps, so that quick ranks launch the next one while others are still about to see this end.
-void train(Engine& engine, Plan& plan, int rank, int ranks, Choice side_of) {
+void train(Engine& engine, ArenaPlan& plan, int rank, int ranks, Choice side_of) {
   Sides sides(plan, rank, ranks);
   for (int step = 0; step < kSteps; ++step) {
     for (int b = 0; b < kCount; ++b) {
@@ -86,11 +86,11 @@ void train(Engine& engine, Plan& plan, int rank, int ranks, Choice side_of) {
   }
 }
 
-std::shared_ptr<Plan> make_plan(World& world, Engine& engine, int rank, std::shared_ptr<Segment> arena) {
+std::shared_ptr<ArenaPlan> make_plan(World& world, Engine& engine, int rank, std::shared_ptr<Segment> arena) {
   const auto& host_of = world.host_of();
   const int locals = static_cast<int>(std::count(host_of.begin(), host_of.end(), host_of[rank]));
-  if (!arena) arena = world.segment("arena", host_of[rank], Plan::segment_bytes(locals, kBuckets));
-  std::shared_ptr<Plan> plan;
+  if (!arena) arena = world.segment("arena", host_of[rank], ArenaPlan::segment_bytes(locals, kBuckets));
+  std::shared_ptr<ArenaPlan> plan;
   CHECK_OK(engine.add_plan(0, kBuckets, kOpSum, 1, 1, arena, 130, &plan));
   return plan;
 }
@@ -109,7 +109,7 @@ TEST(ranks_on_different_sides) {
     for (const Choice side_of : {by_rank, by_step, only_one_turns, at_random}) {
       World world(hosts(layout));
       world.run([&](int rank, Engine& engine) {
-        const std::shared_ptr<Plan> plan = make_plan(world, engine, rank, nullptr);
+        const std::shared_ptr<ArenaPlan> plan = make_plan(world, engine, rank, nullptr);
         train(engine, *plan, rank, world.size(), side_of);
       });
     }
@@ -121,21 +121,21 @@ TEST(buckets_do_not_overlap) {
     World world(hosts(layout));
     world.run([&](int rank, Engine& engine) {
       const int host = layout[rank], locals = static_cast<int>(std::count(layout.begin(), layout.end(), host));
-      auto arena = world.segment("arena", host, Plan::segment_bytes(locals, kBuckets));
-      const std::shared_ptr<Plan> plan = make_plan(world, engine, rank, arena);
+      auto arena = world.segment("arena", host, ArenaPlan::segment_bytes(locals, kBuckets));
+      const std::shared_ptr<ArenaPlan> plan = make_plan(world, engine, rank, arena);
       world.meet();
-      for (int side = 0; side < Plan::kSides; ++side)
+      for (int side = 0; side < ArenaPlan::kSides; ++side)
         for (int b = 0; b < kCount; ++b) {
           const char* begin = plan->buffer(b, side);
           const char* end = begin + plan->bytes(b);
           CHECK(std::all_of(begin, end, [](char byte) { return byte == 0; }));
           CHECK(begin >= arena->data() && end <= arena->data() + arena->size());
-          const bool reserved = end <= arena->data() + Plan::reserved_bytes(locals, kBuckets);
+          const bool reserved = end <= arena->data() + ArenaPlan::reserved_bytes(locals, kBuckets);
           CHECK_EQ(reserved, side == 0);
           std::memset(plan->buffer(b, side), 1 + rank, plan->bytes(b));
         }
       world.meet();
-      for (int side = 0; side < Plan::kSides; ++side)
+      for (int side = 0; side < ArenaPlan::kSides; ++side)
         for (int b = 0; b < kCount; ++b) {
           const char* begin = plan->buffer(b, side);
           CHECK(std::all_of(begin, begin + plan->bytes(b), [rank](char byte) { return byte == 1 + rank; }));
@@ -148,8 +148,8 @@ TEST(buckets_do_not_overlap) {
 // Where memory has a limit, side 0 is there from the start, and side 1 of a bucket when it is asked for.
 TEST(the_other_side_is_reserved_bucket_by_bucket) {
   std::shared_ptr<Segment> arena;
-  CHECK_OK(Segment::create(Segment::Kind::kPosix, Plan::segment_bytes(1, kBuckets), Plan::reserved_bytes(1, kBuckets), &arena));
-  CHECK_OK(arena->reserve(0, Plan::reserved_bytes(1, kBuckets)));
+  CHECK_OK(Segment::create(Segment::Kind::kPosix, ArenaPlan::segment_bytes(1, kBuckets), ArenaPlan::reserved_bytes(1, kBuckets), &arena));
+  CHECK_OK(arena->reserve(0, ArenaPlan::reserved_bytes(1, kBuckets)));
   const auto allocated = [&arena] {
     struct stat info;
     CHECK_EQ(stat(("/dev/shm" + arena->path().substr(4)).c_str(), &info), 0);
@@ -157,7 +157,7 @@ TEST(the_other_side_is_reserved_bucket_by_bucket) {
   };
   World world(hosts({0}));
   world.run([&](int rank, Engine& engine) {
-    const std::shared_ptr<Plan> plan = make_plan(world, engine, rank, arena);
+    const std::shared_ptr<ArenaPlan> plan = make_plan(world, engine, rank, arena);
     const size_t before = allocated();
     for (int b = 0; b < kCount; ++b) std::memset(plan->buffer(b, 0), 1, plan->bytes(b));
     CHECK_EQ(allocated(), before);
@@ -174,7 +174,7 @@ TEST(a_bucket_in_flight_is_not_launched_again) {
   for (const auto& layout : {std::vector<int>{0, 0}, std::vector<int>{0, 1}}) {
     World world(hosts(layout));
     world.run([&](int rank, Engine& engine) {
-      const std::shared_ptr<Plan> plan = make_plan(world, engine, rank, nullptr);
+      const std::shared_ptr<ArenaPlan> plan = make_plan(world, engine, rank, nullptr);
       Sides sides(*plan, rank, 2);
       sides.fill(0, 1, 3);
       if (rank == 1) world.meet();

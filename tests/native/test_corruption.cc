@@ -139,8 +139,8 @@ TEST(counts_of_a_left_plan) {
   const int64_t channel = 130;
   const auto body = [channel](int rank, Engine& engine, World& world) {
     const std::vector<BucketSpec> buckets = {{1000, DType::kFloat32}};
-    std::shared_ptr<Plan> plan;
-    RR_TRY(engine.add_plan(0, buckets, kOpSum, 1, 1, world.segment("arena", rank, Plan::segment_bytes(1, buckets)), channel, &plan));
+    std::shared_ptr<ArenaPlan> plan;
+    RR_TRY(engine.add_plan(0, buckets, kOpSum, 1, 1, world.segment("arena", rank, ArenaPlan::segment_bytes(1, buckets)), channel, &plan));
     RR_TRY(engine.leave(plan->id(), "x"));
     const Status status = large_allreduce(rank, engine, world);
     if (!status.is_ok()) return status;

@@ -191,8 +191,8 @@ TEST(plans_reduce_in_place) {
     const std::vector<BucketSpec> buckets = {{5, DType::kFloat32}, {700000, DType::kFloat32}, {1000, DType::kFloat64}};
     world.run([&](int rank, Engine& engine) {
       const int locals = static_cast<int>(std::count(hosts.begin(), hosts.end(), hosts[rank]));
-      auto arena = world.segment("arena", hosts[rank], Plan::segment_bytes(locals, buckets));
-      std::shared_ptr<Plan> plan;
+      auto arena = world.segment("arena", hosts[rank], ArenaPlan::segment_bytes(locals, buckets));
+      std::shared_ptr<ArenaPlan> plan;
       CHECK_OK(engine.add_plan(0, buckets, kOpSum, 1, 2, arena, 130, &plan));
       for (int step = 0; step < 3; ++step) {
         for (int b : {0, 1, 2}) {

@@ -106,8 +106,8 @@ TEST(a_bucket_names_the_rank_that_has_shut_down) {
     std::atomic<bool> launched{false};
     world.run([&](int rank, Engine& engine) {
       const int locals = world.hosts() == 1 ? 2 : 1;
-      auto arena = world.segment("arena", layout[rank], Plan::segment_bytes(locals, buckets));
-      std::shared_ptr<Plan> plan;
+      auto arena = world.segment("arena", layout[rank], ArenaPlan::segment_bytes(locals, buckets));
+      std::shared_ptr<ArenaPlan> plan;
       CHECK_OK(engine.add_plan(0, buckets, kOpSum, 1, 1, arena, 130, &plan));
       // A farewell between hosts is not sent for long: rank 0 has to be there, and to look often.
       if (rank) return wait_until([&] { return launched.load(); });
@@ -130,8 +130,8 @@ TEST(a_bucket_is_waited_for_again_after_a_time_out) {
   World world(options);
   const std::vector<BucketSpec> buckets = {{1000, DType::kFloat32}, {10, DType::kFloat32}};
   auto engine = world.engine(0);
-  auto arena = world.segment("arena", 0, Plan::segment_bytes(2, buckets));
-  std::shared_ptr<Plan> plan;
+  auto arena = world.segment("arena", 0, ArenaPlan::segment_bytes(2, buckets));
+  std::shared_ptr<ArenaPlan> plan;
   CHECK_OK(engine->add_plan(0, buckets, kOpSum, 1, 1, arena, 130, &plan));
   const auto seconds_until_time_out = [&](int bucket) {
     const int64_t start = now_ns();

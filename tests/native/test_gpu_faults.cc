@@ -67,7 +67,7 @@ Status when_broken(Engine& engine, GpuRank& gpu, bool or_late = false) {
 }
 
 Status wait_for_status(Engine& engine, GpuPlan& plan, int bucket, void* stream) {
-  for (bool done = false; !done;) RR_TRY(engine.wait_bucket(plan, bucket, stream, 0.2, &done));
+  for (bool done = false; !done;) RR_TRY(engine.wait_bucket(plan, bucket, 0.2, &done, 0, stream));
   return Status::ok();
 }
 

@@ -220,7 +220,7 @@ TEST(a_plan_is_left) {
               if (step && rank == leaver) break;
               for (int b = 0; b < many && status.is_ok(); ++b) {
                 bool done = false;
-                while (!done && status.is_ok()) status = engine.wait_bucket(plan, b, gpu.stream(), 0.1, &done);
+                while (!done && status.is_ok()) status = engine.wait_bucket(plan, b, 0.1, &done, 0, gpu.stream());
               }
               if (!step) CHECK_OK(status);
             }

@@ -42,25 +42,25 @@ class Agreement {
   std::vector<std::string> offers_;
 };
 
-std::shared_ptr<Plan> make_plan(World& world, Agreement& agreement, int rank, Engine& engine,
+std::shared_ptr<ArenaPlan> make_plan(World& world, Agreement& agreement, int rank, Engine& engine,
                                 const std::vector<BucketSpec>& buckets = kBuckets) {
   const int64_t channel = agreement.channel(rank, engine);
   const auto& host_of = world.host_of();
   const int locals = static_cast<int>(std::count(host_of.begin(), host_of.end(), host_of[rank]));
-  auto arena = world.segment("arena" + std::to_string(channel), host_of[rank], Plan::segment_bytes(locals, buckets));
-  std::shared_ptr<Plan> plan;
+  auto arena = world.segment("arena" + std::to_string(channel), host_of[rank], ArenaPlan::segment_bytes(locals, buckets));
+  std::shared_ptr<ArenaPlan> plan;
   CHECK_OK(engine.add_plan(0, buckets, kOpSum, 1, 1, arena, channel, &plan));
   return plan;
 }
 
 float value(int rank, int step, size_t i) { return static_cast<float>((rank + 3 * step + static_cast<int>(i % 97)) % 50); }
 
-void fill(Plan& plan, int bucket, int rank, int step) {
+void fill(ArenaPlan& plan, int bucket, int rank, int step) {
   auto* data = reinterpret_cast<float*>(plan.buffer(bucket));
   for (size_t i = 0; i < plan.bytes(bucket) / 4; ++i) data[i] = value(rank, step, i);
 }
 
-void check_sum(Plan& plan, int bucket, int ranks, int step) {
+void check_sum(ArenaPlan& plan, int bucket, int ranks, int step) {
   const auto* data = reinterpret_cast<const float*>(plan.buffer(bucket));
   for (size_t i = 0; i < plan.bytes(bucket) / 4; ++i) {
     float sum = 0;
@@ -69,13 +69,13 @@ void check_sum(Plan& plan, int bucket, int ranks, int step) {
   }
 }
 
-Status wait_bucket(Engine& engine, Plan& plan, int bucket) {
+Status wait_bucket(Engine& engine, ArenaPlan& plan, int bucket) {
   Status status;
   for (bool done = false; !done && status.is_ok();) status = engine.wait_bucket(plan, bucket, 0.1, &done);
   return status;
 }
 
-void whole_step(Engine& engine, Plan& plan, int rank, int ranks, int step) {
+void whole_step(Engine& engine, ArenaPlan& plan, int rank, int ranks, int step) {
   for (int b = 0; b < kCount; ++b) {
     fill(plan, b, rank, step);
     CHECK_OK(engine.launch(plan, b));
@@ -105,7 +105,7 @@ void expect_left(const Status& status, const std::vector<int>& leavers) {
 }
 
 // A step that each of `leavers` leaves after `at` buckets. What a rank is told is complete is right.
-void step_with_leavers(Engine& engine, Plan& plan, int rank, int ranks, const std::vector<int>& leavers, int at) {
+void step_with_leavers(Engine& engine, ArenaPlan& plan, int rank, int ranks, const std::vector<int>& leavers, int at) {
   const bool leaves = std::count(leavers.begin(), leavers.end(), rank) > 0;
   const int64_t begun = now_ns();
   Status status;
@@ -137,7 +137,7 @@ TEST(whoever_waits_hears_at_once_and_the_next_plan_is_right) {
     world.run([&](int rank, Engine& engine) {
       std::mt19937 random(17);  // the same on all ranks
       for (int round = 0; round < 200; ++round) {
-        std::shared_ptr<Plan> plan = make_plan(world, agreement, rank, engine);
+        std::shared_ptr<ArenaPlan> plan = make_plan(world, agreement, rank, engine);
         {
           std::lock_guard<std::mutex> lock(mutex);
           slots.insert(PlanChannel::slot(plan->id().channel));
@@ -149,7 +149,7 @@ TEST(whoever_waits_hears_at_once_and_the_next_plan_is_right) {
         if (random() % 2) check_operation(engine, n);
         engine.remove_plan(plan);
       }
-      std::shared_ptr<Plan> plan = make_plan(world, agreement, rank, engine);
+      std::shared_ptr<ArenaPlan> plan = make_plan(world, agreement, rank, engine);
       for (int step = 0; step < 3; ++step) whole_step(engine, *plan, rank, n, step);
       engine.remove_plan(plan);
     });
@@ -165,7 +165,7 @@ TEST(all_leave) {
     for (int i = 0; i < world.size(); ++i) all[i] = i;
     world.run([&](int rank, Engine& engine) {
       for (int round = 0; round < 200; ++round) {
-        std::shared_ptr<Plan> plan = make_plan(world, agreement, rank, engine, {{5, DType::kFloat32}, {20'000, DType::kFloat32}, {30, DType::kFloat32}});
+        std::shared_ptr<ArenaPlan> plan = make_plan(world, agreement, rank, engine, {{5, DType::kFloat32}, {20'000, DType::kFloat32}, {30, DType::kFloat32}});
         step_with_leavers(engine, *plan, rank, world.size(), all, round % kCount);
         engine.remove_plan(plan);
       }
@@ -184,7 +184,7 @@ TEST(sleepers_hear_of_it) {
       Agreement agreement(world);
       std::atomic<int64_t> left_ns{0};
       world.run([&](int rank, Engine& engine) {
-        std::shared_ptr<Plan> plan = make_plan(world, agreement, rank, engine);
+        std::shared_ptr<ArenaPlan> plan = make_plan(world, agreement, rank, engine);
         if (rank == leaver) {
           std::this_thread::sleep_for(std::chrono::milliseconds(300));
           left_ns = now_ns();
@@ -210,11 +210,11 @@ TEST(a_removed_plan_keeps_its_memory_until_its_messages_are_over) {
   Agreement agreement(world);
   std::atomic<bool> removed{false};
   world.run([&](int rank, Engine& engine) {
-    std::shared_ptr<Plan> plan = make_plan(world, agreement, rank, engine);
+    std::shared_ptr<ArenaPlan> plan = make_plan(world, agreement, rank, engine);
     if (rank == 0) {
       CHECK_OK(engine.launch(*plan, 0));
       CHECK_OK(engine.launch(*plan, 1));
-      const std::weak_ptr<Plan> ghost = plan;
+      const std::weak_ptr<ArenaPlan> ghost = plan;
       engine.remove_plan(plan);
       plan.reset();
       std::this_thread::sleep_for(std::chrono::milliseconds(50));
@@ -244,10 +244,10 @@ TEST(closing_keeps_the_memory_of_messages_on_their_way) {
     World world(hosts({0, 1}, 0));
     Agreement agreement(world);
     world.run([&](int rank, Engine& engine) {
-      std::shared_ptr<Plan> plan = make_plan(world, agreement, rank, engine);
+      std::shared_ptr<ArenaPlan> plan = make_plan(world, agreement, rank, engine);
       if (rank == 0) {
         CHECK_OK(engine.launch(*plan, 0));
-        const std::weak_ptr<Plan> ghost = plan;
+        const std::weak_ptr<ArenaPlan> ghost = plan;
         if (remove) engine.remove_plan(plan);
         plan.reset();
         engine.close(0.05);
@@ -264,7 +264,7 @@ TEST(a_plan_is_left_by_those_that_are_still_in_it) {
   Agreement agreement(world);
   world.run([&](int rank, Engine& engine) {
     for (int round = 0; round < 30; ++round) {
-      std::shared_ptr<Plan> plan = make_plan(world, agreement, rank, engine);
+      std::shared_ptr<ArenaPlan> plan = make_plan(world, agreement, rank, engine);
       whole_step(engine, *plan, rank, 2, 0);
       if (rank == round % 2) {
         engine.remove_plan(plan);
@@ -275,7 +275,7 @@ TEST(a_plan_is_left_by_those_that_are_still_in_it) {
       }
       if (round % 3 == 0) check_operation(engine, 2);
     }
-    const std::shared_ptr<Plan> plan = make_plan(world, agreement, rank, engine);
+    const std::shared_ptr<ArenaPlan> plan = make_plan(world, agreement, rank, engine);
     whole_step(engine, *plan, rank, 2, 0);
   });
 }
@@ -285,7 +285,7 @@ TEST(a_rank_that_hears_late_of_an_end_closes_at_once) {
   World world(hosts({0, 1, 1}, 0));
   Agreement agreement(world);
   world.run([&](int rank, Engine& engine) {
-    std::shared_ptr<Plan> plan = make_plan(world, agreement, rank, engine);
+    std::shared_ptr<ArenaPlan> plan = make_plan(world, agreement, rank, engine);
     if (rank == 2) {
       std::vector<float> in(10), out(10);
       OpRef pending;
@@ -319,11 +319,11 @@ TEST(more_plans_than_there_are_tags) {
   const std::vector<BucketSpec> small = {{5, DType::kFloat32}, {9, DType::kFloat32}, {1, DType::kFloat32}};
   world.run([&](int rank, Engine& engine) {
     for (int round = 0; round < 2000; ++round) {
-      std::shared_ptr<Plan> plan = make_plan(world, agreement, rank, engine, small);
+      std::shared_ptr<ArenaPlan> plan = make_plan(world, agreement, rank, engine, small);
       if (round % 2) step_with_leavers(engine, *plan, rank, 2, {round / 2 % 2}, round % 3);
       engine.remove_plan(plan);
     }
-    const std::shared_ptr<Plan> plan = make_plan(world, agreement, rank, engine, small);
+    const std::shared_ptr<ArenaPlan> plan = make_plan(world, agreement, rank, engine, small);
     whole_step(engine, *plan, rank, 2, 0);
   });
 }

@@ -52,7 +52,7 @@ class Program {
     options.host_of = {0};
     world_ = std::make_unique<World>(options);
     engine = world_->engine(0);
-    arena_ = world_->segment("arena", 0, Plan::segment_bytes(1, kBuckets));
+    arena_ = world_->segment("arena", 0, ArenaPlan::segment_bytes(1, kBuckets));
     CHECK_OK(engine->add_plan(0, kBuckets, kOpSum, 1, 2, arena_, 130, &plan_));
   }
 
@@ -117,7 +117,7 @@ class Program {
   const std::vector<BucketSpec> kBuckets = {{1000, DType::kFloat32}};
   std::unique_ptr<World> world_;
   std::shared_ptr<Segment> arena_;
-  std::shared_ptr<Plan> plan_;
+  std::shared_ptr<ArenaPlan> plan_;
   std::vector<float> in_ = std::vector<float>(30'000, 3), out_ = in_;
 };
 

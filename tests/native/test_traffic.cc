@@ -9,7 +9,7 @@ using namespace ringreduce;
 
 namespace {
 
-void wait_bucket(Engine& engine, Plan& plan, int bucket) {
+void wait_bucket(Engine& engine, ArenaPlan& plan, int bucket) {
   for (bool done = false; !done;) CHECK_OK(engine.wait_bucket(plan, bucket, 1, &done));
 }
 
@@ -33,8 +33,8 @@ TEST(a_planned_bucket_sends_no_message_beside_its_data) {
     world.run([&](int rank, Engine& engine) {
       int locals = 0;
       for (int host : test.hosts) locals += host == test.hosts[rank];
-      auto arena = world.segment("arena", test.hosts[rank], Plan::segment_bytes(locals, buckets));
-      std::shared_ptr<Plan> plan;
+      auto arena = world.segment("arena", test.hosts[rank], ArenaPlan::segment_bytes(locals, buckets));
+      std::shared_ptr<ArenaPlan> plan;
       CHECK_OK(engine.add_plan(0, buckets, kOpSum, 1, 1, arena, 130, &plan));
       const Counts before = traffic[rank].counts();
       for (int step = 0; step < kSteps; ++step) {

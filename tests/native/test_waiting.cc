@@ -34,8 +34,8 @@ TEST(what_happens_while_a_rank_joins_the_sleepers_is_seen) {
   World world(options);
   const std::vector<BucketSpec> buckets = {{1000, DType::kFloat32}};
   auto engine = world.engine(0);
-  auto arena = world.segment("arena", 0, Plan::segment_bytes(2, buckets));
-  std::shared_ptr<Plan> plan;
+  auto arena = world.segment("arena", 0, ArenaPlan::segment_bytes(2, buckets));
+  std::shared_ptr<ArenaPlan> plan;
   CHECK_OK(engine->add_plan(0, buckets, kOpSum, 1, 1, arena, 130, &plan));
   auto* counters = reinterpret_cast<Counter*>(arena->data());  // arrived, finished
   finished = &counters[1].value;

@@ -1,11 +1,11 @@
-#include "buckets/plan.h"
+#include "buckets/arena_plan.h"
 
 #include "common/clock.h"
 #include "kernels/kernels.h"
 
 namespace ringreduce {
 
-struct Plan::Shared {
+struct ArenaPlan::Shared {
   Counter arrived, finished;
 };
 
@@ -21,29 +21,29 @@ Layout layout(int local_size, const std::vector<BucketSpec>& buckets) {
   at.data = round_up(at.launched + local_size * round_up(buckets.size() * 8, kLine), 4096);
   for (const BucketSpec& bucket : buckets) at.stride += round_up(bucket.bytes(), kLine);
   at.stride = round_up(at.stride, 4096);
-  at.total = at.data + local_size * Plan::kSides * at.stride;
+  at.total = at.data + local_size * ArenaPlan::kSides * at.stride;
   return at;
 }
 
 }  // namespace
 
-size_t Plan::segment_bytes(int local_size, const std::vector<BucketSpec>& buckets) {
+size_t ArenaPlan::segment_bytes(int local_size, const std::vector<BucketSpec>& buckets) {
   return layout(local_size, buckets).total;
 }
 
-size_t Plan::reserved_bytes(int local_size, const std::vector<BucketSpec>& buckets) {
+size_t ArenaPlan::reserved_bytes(int local_size, const std::vector<BucketSpec>& buckets) {
   const Layout at = layout(local_size, buckets);
   return at.data + local_size * at.stride;
 }
 
-Status Plan::reserve(int bucket, int side) const {
+Status ArenaPlan::reserve(int bucket, int side) const {
   return segment_->reserve(buffer(bucket, side) - segment_->data(), bytes(bucket));
 }
 
-Plan::Plan(const Topology& topology, const std::vector<BucketSpec>& buckets, Reduction reduction, Scale scale,
-           std::shared_ptr<Segment> segment, Net* net, Bell* bell, PlanId id, std::shared_ptr<Departures> departures)
-    : id_(id), topology_(topology), reduction_(reduction), scale_(scale), segment_(std::move(segment)), bell_(bell),
-      one_host_(topology.host_count() == 1), departures_(std::move(departures)) {
+ArenaPlan::ArenaPlan(const Topology& topology, const std::vector<BucketSpec>& buckets, Reduction reduction, Scale scale,
+                     std::shared_ptr<Segment> segment, Net* net, Bell* bell, PlanId id, std::shared_ptr<Departures> departures)
+    : Plan(id, topology.world, buckets.size()), topology_(topology), reduction_(reduction), scale_(scale),
+      segment_(std::move(segment)), bell_(bell), one_host_(topology.host_count() == 1), departures_(std::move(departures)) {
   const int locals = topology_.local_size(), local = topology_.local();
   const int reducers = one_host_ ? locals : topology_.rails;
   weight_ = local == 0 ? locals - reducers + 1 : local < reducers ? 1 : 0;
@@ -71,66 +71,64 @@ Plan::Plan(const Topology& topology, const std::vector<BucketSpec>& buckets, Red
   channel_.net = net_.get();
 }
 
-std::vector<int> Plan::peers() const {
+std::vector<int> ArenaPlan::peers() const {
   std::vector<int> ranks;
   for (int host = 0; host < topology_.host_count(); ++host)
     if (host != topology_.host()) ranks.push_back(channel_.world(topology_.counterpart(host, topology_.local())));
   return ranks;
 }
 
-size_t Plan::largest_message() const {
+size_t ArenaPlan::largest_message() const {
   size_t most = 0;
   for (const Bucket& bucket : buckets_) most = std::max(most, std::min(bucket.bytes, segment_limit()));
   return std::max(HostReduce::kDoublingBytes, divide_up(most, topology_.host_count()) + kLine);
 }
 
-char* Plan::data(int bucket, int local) const {
+char* ArenaPlan::data(int bucket, int local) const {
   const size_t row = round_up(buckets_.size() * 8, kLine) / 8;
   return data(bucket, local, static_cast<int>(launched_[local * row + bucket].load(std::memory_order_relaxed) % kSides));
 }
 
-void Plan::launch(int index, int side) {
+Status ArenaPlan::launch(int index, Where where) {
+  if (!complete(index)) return in_flight(index);
   Bucket& bucket = buckets_[index];
   ++bucket.launches;
-  bucket.side = side;
-  bucket.ordinal = ++launches_;
-  bucket.launched_ns = moved_ns_ = now_ns();
+  bucket.side = where.side;
+  count_launch(index);
   bucket.next = bucket.own.begin;
   queue_.push_back(index);
   const size_t row = round_up(buckets_.size() * 8, kLine) / 8;
   // Ordered before the arrival, behind which the peers read it.
-  launched_[topology_.local() * row + index].store(bucket.launches * kSides + side, std::memory_order_relaxed);
+  launched_[topology_.local() * row + index].store(bucket.launches * kSides + bucket.side, std::memory_order_relaxed);
   const uint64_t now = shared_[index].arrived.value.fetch_add(1, std::memory_order_acq_rel) + 1;
   if (now == bucket.launches * topology_.local_size()) bell_->ring();
+  return Status::ok();
 }
 
-bool Plan::arrived(int index) const {
+bool ArenaPlan::arrived(int index) const {
   return shared_[index].arrived.value.load(std::memory_order_acquire) >= buckets_[index].launches * topology_.local_size();
 }
 
-bool Plan::complete(int index) const {
+bool ArenaPlan::complete(int index) const {
   return shared_[index].finished.value.load(std::memory_order_acquire) >= buckets_[index].launches * topology_.local_size();
 }
 
-int Plan::first_open() const {
-  for (size_t i = 0; i < buckets_.size(); ++i)
-    if (!complete(static_cast<int>(i))) return static_cast<int>(i);
+int ArenaPlan::first_open() const {
+  for (int i = 0; left_.is_ok() && i < bucket_count(); ++i)
+    if (!complete(i)) return i;
   return -1;
 }
 
-uint64_t Plan::completed() const {
+uint64_t ArenaPlan::over() const {
   uint64_t count = launches_;
-  for (size_t i = 0; i < buckets_.size(); ++i)
-    if (!complete(static_cast<int>(i))) count = std::min(count, buckets_[i].ordinal - 1);
+  for (int i = 0; i < bucket_count(); ++i)
+    if (!complete(i)) count = std::min(count, ordinal(i) - 1);
   return count;
 }
 
 // The buffers of a segment that is given up stay as they are: messages are still on their way to them. Its place is
 // not wanted any more, as segments are begun in order.
-Status Plan::leave(const Departure& departure) {
-  if (departure.launches >= unaffected_) return Status::ok();
-  unaffected_ = departure.launches;
-  left_ = departure.status();
+Status ArenaPlan::drop_lost() {
   channel_.sends->lift();
   queue_.erase(std::remove_if(queue_.begin(), queue_.end(), [this](int bucket) { return lost(bucket); }), queue_.end());
   for (Segments& segment : segments_) {
@@ -141,17 +139,17 @@ Status Plan::leave(const Departure& departure) {
   return drain_if_over();
 }
 
-Status Plan::drain_if_over() {
+Status ArenaPlan::drain_if_over() {
   if (left_.is_ok() || !idle() || !net_ || net_->left()) return Status::ok();
   return net_->leave();
 }
 
 // Whoever left may write its bucket again.
-bool Plan::given_up(int index) const {
-  return lost(index) || buckets_[index].ordinal > departures_->unaffected(id_.channel);
+bool ArenaPlan::given_up(int index) const {
+  return lost(index) || ordinal(index) > departures_->unaffected(id_.channel);
 }
 
-Status Plan::advance(bool* moved) {
+Status ArenaPlan::advance(bool* moved) {
   bool stepped = false;
   if (in_flight_) RR_TRY(exchange(&stepped));
   if (!queue_.empty()) RR_TRY(start_segment(&stepped));
@@ -160,7 +158,7 @@ Status Plan::advance(bool* moved) {
   return drain_if_over();
 }
 
-Status Plan::start_segment(bool* moved) {
+Status ArenaPlan::start_segment(bool* moved) {
   const int index = queue_.front();
   Bucket& bucket = buckets_[index];
   if (!arrived(index)) return Status::ok();
@@ -190,7 +188,7 @@ Status Plan::start_segment(bool* moved) {
 }
 
 // On one host into every bucket at once; with several, into this rank's, to travel from there.
-void Plan::reduce_local(int index, Range range) {
+void ArenaPlan::reduce_local(int index, Range range) {
   const int n = topology_.local_size();
   for (int i = 0; i < n; ++i) targets_[i] = data(index, i) + range.begin;
   for (int i = 0; i < n; ++i) sources_[i] = targets_[i];
@@ -204,7 +202,7 @@ void Plan::reduce_local(int index, Range range) {
   if (n > 1 || !args.scale.is_identity()) reduce(buckets_[index].dtype, reduction_, args);
 }
 
-Status Plan::exchange(bool* moved) {
+Status ArenaPlan::exchange(bool* moved) {
   for (Segments& segment : segments_) {
     if (segment.bucket < 0) continue;
     RR_TRY(segment.exchange.advance(moved));
@@ -219,23 +217,19 @@ Status Plan::exchange(bool* moved) {
   return Status::ok();
 }
 
-void Plan::publish(int index, Range range) {
+void ArenaPlan::publish(int index, Range range) {
   for (int i = 0; i < topology_.local_size(); ++i)
     if (i != topology_.local()) copy(data(index, i) + range.begin, buffer(index) + range.begin, range.bytes());
 }
 
-void Plan::finish_if_done(int index) {
+void ArenaPlan::finish_if_done(int index) {
   const Bucket& bucket = buckets_[index];
   if (bucket.in_flight || bucket.next < bucket.own.end || !weight_ || given_up(index)) return;
   const uint64_t now = shared_[index].finished.value.fetch_add(weight_, std::memory_order_acq_rel) + weight_;
   if (now == bucket.launches * topology_.local_size()) bell_->ring();
 }
 
-bool Plan::includes(int world_rank) const {
-  return std::find(topology_.world.begin(), topology_.world.end(), world_rank) != topology_.world.end();
-}
-
-std::string Plan::missing(int index) const {
+std::string ArenaPlan::missing(int index) const {
   std::string text;
   const size_t row = round_up(buckets_.size() * 8, kLine) / 8;
   for (int i = 0; i < topology_.local_size(); ++i) {
