@@ -60,9 +60,13 @@ __all__ = [
     "local_size",
     "poll",
     "rank",
+    "recv",
+    "recv_async",
     "reducescatter",
     "reducescatter_async",
     "remove_process_set",
+    "send",
+    "send_async",
     "shutdown",
     "size",
     "synchronize",
@@ -126,5 +130,6 @@ else:
     from ringreduce.errors import DriftError, PlanLeftError, RingreduceError, RingreduceTimeoutError
     from ringreduce.objects import allgather_object, broadcast_object
     from ringreduce.optimizer import DistributedOptimizer
+    from ringreduce.p2p import recv, recv_async, send, send_async
     from ringreduce.reduction import Average, Max, Min, Product, ReduceOp, Sum
     from ringreduce.state import broadcast_optimizer_state, broadcast_parameters

@@ -21,6 +21,7 @@ allreduce allreduce_async allreduce_ allreduce_async_
 grouped_allreduce grouped_allreduce_async grouped_allreduce_ grouped_allreduce_async_
 allgather allgather_async reducescatter reducescatter_async alltoall alltoall_async
 broadcast broadcast_async broadcast_ broadcast_async_ barrier barrier_async
+send send_async recv recv_async
 poll synchronize Handle
 broadcast_parameters broadcast_optimizer_state broadcast_object allgather_object
 PlanLeftError ProcessSet global_process_set add_process_set remove_process_set

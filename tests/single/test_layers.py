@@ -21,10 +21,11 @@ MAY_INCLUDE = {
     "ops": {"kernels", "common"},
     "collectives": _MOVING,
     "agreement": _MOVING | {"collectives"},
+    "mailbox": _MOVING | {"collectives"},
     "buckets": _MOVING | {"collectives", "agreement"},
     "gpu": _MOVING | {"collectives", "buckets"},
-    "engine": _MOVING | {"collectives", "agreement", "buckets", "gpu"},
-    "bindings": _MOVING | {"collectives", "agreement", "buckets", "gpu", "engine"},
+    "engine": _MOVING | {"collectives", "agreement", "mailbox", "buckets", "gpu"},
+    "bindings": _MOVING | {"collectives", "agreement", "mailbox", "buckets", "gpu", "engine"},
     # A library of its own, which the core reaches through one table only.
     "gpu/cuda": {"common", "gpu/cuda_api.h"},
 }
@@ -149,7 +150,7 @@ ORDER = [
     ["errors", "_placement"],
     ["_runtime"],
     ["_ops", "compression"],
-    ["collectives", "objects"],
+    ["collectives", "p2p", "objects"],
     ["state", "_lifecycle", "_gradients"],
     ["optimizer", "drift"],
     ["doctor"],
