@@ -107,6 +107,9 @@ Bytes view(char* data, size_t bytes, std::shared_ptr<Owner> owner) {
   return Bytes(data, {bytes}, capsule);
 }
 
+// submissions.cc
+void bind_op(nb::module_& m);
+void bind_submissions(nb::class_<PyEngine>& c);
 
 // gpu.cc
 void bind_gpu(nb::module_& m);

@@ -152,31 +152,20 @@ template <class L>
 constexpr void fill(Table* table, DType dtype) {
   for (int scaled = 0; scaled < 2; ++scaled) {
     auto& row = table->reduce[scaled][static_cast<int>(dtype)];
-    row[static_cast<int>(Reduction::kSum)] = scaled ? Kernel<L, Sum, true>::run : Kernel<L, Sum, false>::run;
-    row[static_cast<int>(Reduction::kProduct)] =
-        scaled ? Kernel<L, Product, true>::run : Kernel<L, Product, false>::run;
-    if constexpr (L::kParts == 1) {
-      row[static_cast<int>(Reduction::kMin)] = scaled ? Kernel<L, Min, true>::run : Kernel<L, Min, false>::run;
-      row[static_cast<int>(Reduction::kMax)] = scaled ? Kernel<L, Max, true>::run : Kernel<L, Max, false>::run;
-    }
+#define RR_ROW(name, number, ordered, nccl) \
+  if constexpr (!ordered || L::kParts == 1) \
+    row[static_cast<int>(Reduction::k##name)] = scaled ? Kernel<L, name, true>::run : Kernel<L, name, false>::run;
+    RR_REDUCTIONS(RR_ROW)
+#undef RR_ROW
   }
 }
 
 constexpr Table make_table(const char* name) {
   Table table;
   table.name = name;
-  fill<Integer<uint8_t, uint8_t, 0, UINT8_MAX>>(&table, DType::kUint8);
-  fill<Integer<int8_t, uint8_t, INT8_MIN, INT8_MAX>>(&table, DType::kInt8);
-  fill<Integer<int16_t, uint16_t, INT16_MIN, INT16_MAX>>(&table, DType::kInt16);
-  fill<Integer<int32_t, uint32_t, INT32_MIN, INT32_MAX>>(&table, DType::kInt32);
-  fill<Integer<int64_t, uint64_t, INT64_MIN, INT64_MAX>>(&table, DType::kInt64);
-  fill<Float16>(&table, DType::kFloat16);
-  fill<BFloat16>(&table, DType::kBFloat16);
-  fill<Number<float>>(&table, DType::kFloat32);
-  fill<Number<double>>(&table, DType::kFloat64);
-  fill<Complex<float>>(&table, DType::kComplex64);
-  fill<Complex<double>>(&table, DType::kComplex128);
-  fill<Bool>(&table, DType::kBool);
+#define RR_ROW(name, python, bytes, family, type, nccl, one) fill<type>(&table, DType::k##name);
+  RR_DTYPES(RR_ROW)
+#undef RR_ROW
   table.stream_copy = copy_past_caches;
   return table;
 }

@@ -39,9 +39,11 @@ struct Number {
 };
 
 // Scaled in float64 and truncated; what does not fit becomes the nearest that does, NaN zero.
-template <typename T, typename Wrapping, T kLeast, T kMost>
-struct Integer : Number<T, Wrapping> {
-  using Value = typename Number<T, Wrapping>::Value;
+template <typename T>
+struct Integer : Number<T, std::make_unsigned_t<T>> {
+  using Base = Number<T, std::make_unsigned_t<T>>;
+  using Value = typename Base::Value;
+  static constexpr T kLeast = std::numeric_limits<T>::min(), kMost = std::numeric_limits<T>::max();
 
   // An average divides: 49 * (1.0 / 49) is a little less than 1, which would be truncated to 0.
   struct Factor {
@@ -61,7 +63,7 @@ struct Integer : Number<T, Wrapping> {
 
  private:
   [[gnu::noinline]] static void scale_in_memory(Value* value, const Factor& factor) {  // spares 200 KB of code
-    for (int i = 0; i < Number<T, Wrapping>::kLanes; ++i) {
+    for (int i = 0; i < Base::kLanes; ++i) {
       const double exact = (double)(*value)[i];
       const double scaled = factor.over != 0 ? exact / factor.over : exact * factor.times;
       (*value)[i] = scaled >= (double)kMost    ? kMost
@@ -71,6 +73,9 @@ struct Integer : Number<T, Wrapping> {
     }
   }
 };
+
+template <typename T>
+using Real = Number<T>;
 
 // Sum is "or"; the other operations need nothing of their own on 0 and 1.
 struct Bool : Number<uint8_t> {

@@ -1,6 +1,9 @@
 // One instruction set's functions, and which tables there are. body.h says what fills them.
 #pragma once
 
+#include <limits>
+#include <type_traits>
+
 #include "kernels/kernels.h"
 
 namespace ringreduce {

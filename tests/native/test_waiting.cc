@@ -80,7 +80,7 @@ TEST(a_driver_keeps_no_submitter_out) {
     // The driver lets go of the engine about 60 times.
     for (int i = 0; i < 32; ++i) {
       OpRef small;
-      CHECK_OK(engine.submit(0, Submission(), true, &small));
+      CHECK_OK(engine.submit(0, barrier(), true, &small));
     }
     CHECK(!op->is_done());
     driver.join();

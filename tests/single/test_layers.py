@@ -146,8 +146,8 @@ PACKAGE = CSRC.parent / "ringreduce"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 # From the bottom up; parts of one line know nothing of each other. What the native core is made of is below all.
 ORDER = [
-    ["_core", "_version", "reduction"],
-    ["errors", "_placement"],
+    ["_core", "_version"],
+    ["errors", "_placement", "reduction"],
     ["_runtime"],
     ["_ops", "compression"],
     ["collectives", "p2p", "objects"],
