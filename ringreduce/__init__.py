@@ -17,6 +17,7 @@ __all__ = [
     "DistributedOptimizer",
     "DriftError",
     "Handle",
+    "LocalSGD",
     "Max",
     "Min",
     "PlanLeftError",
@@ -65,6 +66,8 @@ __all__ = [
     "local_size",
     "poll",
     "rank",
+    "recv",
+    "recv_async",
     "reduce",
     "reduce_",
     "reduce_async",
@@ -76,6 +79,8 @@ __all__ = [
     "remove_process_set",
     "scatter",
     "scatter_async",
+    "send",
+    "send_async",
     "shutdown",
     "size",
     "synchronize",
@@ -98,6 +103,7 @@ except (ImportError, OSError) as _error:
             f"ringreduce needs PyTorch, which cannot be imported here ({_error}): install torch again"
         ) from _error
 else:
+    from ringreduce._gradients.local_sgd import LocalSGD
     from ringreduce._lifecycle.bootstrap import init, shutdown
     from ringreduce._lifecycle.membership import add_process_set, remove_process_set
     from ringreduce._ops.handle import Handle, poll, synchronize
@@ -152,5 +158,6 @@ else:
     from ringreduce.errors import DriftError, PlanLeftError, RingreduceError, RingreduceTimeoutError
     from ringreduce.objects import allgather_object, broadcast_object
     from ringreduce.optimizer import DistributedOptimizer
+    from ringreduce.p2p import recv, recv_async, send, send_async
     from ringreduce.reduction import Average, Max, Min, Product, ReduceOp, Sum
     from ringreduce.state import broadcast_optimizer_state, broadcast_parameters

@@ -100,6 +100,17 @@ class Gpu:
     def reduce(self, dst: int, sources: list[int], count: int, dtype: int, op: int, prescale: float, postscale: float,
                stream: int) -> None: ...
 
+class Message:
+    """One message from this rank to another, or from another one. As Op; it is never on a GPU."""
+
+    def done(self) -> bool: ...
+    def wait(self, timeout: float | None = None) -> None: ...
+    def renew(self) -> None: ...
+    @property
+    def peer(self) -> int: ...  # world rank: where it goes; where it has come from, once that is known, else -1
+    @property
+    def on_gpu(self) -> bool: ...
+
 class Engine:
     def __init__(
         self,
@@ -134,6 +145,15 @@ class Engine:
     # use_exchange_api) or another argument must be looked at first. If it raises, the core keeps the tensor until it is
     # done with it.
     def allreduce_plain(self, set_id: int, tensor: object, op: object, prescale: object, postscale: object) -> bool: ...
+    # Messages from rank to rank. peer, dest, source: a rank of the world; None to receive from any.
+    def post(self, set_id: int, is_send: bool, data: int, count: int, dtype: int, peer: int | None, tag: int, keep: object,
+             wake: bool) -> Message: ...
+    # Done on return, of plain tensors and plain numbers. False, None: nothing was done, since an argument must be
+    # looked at first. recv_plain returns the source. As allreduce_plain else.
+    def send_plain(self, set_id: int, tensor: object, dest: object, tag: object) -> bool: ...
+    def recv_plain(self, set_id: int, tensor: object, source: object, tag: object) -> int | None: ...
+    # Messages sent to, and received from, each rank of the world that there were any of.
+    def message_counts(self, set_id: int) -> tuple[dict[int, int], dict[int, int]]: ...
     # GPU.
     def attach_gpu(self, gpu: Gpu) -> None: ...  # before the first GPU operation; once
     # By all ranks of the world after add_set: the set's communicator is split from the world's where there is one.

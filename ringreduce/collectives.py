@@ -16,34 +16,22 @@ if the ranks disagree about dtype, shape, operation, root or scale, if a peer is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.autograd.graph import increment_version
 
 from ringreduce import _core
 from ringreduce._ops import autograd, submit
 from ringreduce._ops.handle import Handle
+from ringreduce._ops.versions import increment_version
 from ringreduce._runtime.process_set import ProcessSet, global_process_set
 from ringreduce.compression import Compression, Compressor, effective
 from ringreduce.reduction import ReduceOp
 
 _core.use_exchange_api(Tensor)
-
-
-def _find_increment_version() -> Callable[[tuple[Tensor]], None]:
-    """What autograd must be told after a write: torch's own function, in a fifth of the public one's time."""
-    try:
-        torch._C._increment_version((torch.empty(0, device="cpu"),))
-    except (AttributeError, TypeError):  # older torch
-        return lambda tensors: increment_version(tensors[0])
-    return torch._C._increment_version
-
-
-_increment_version = _find_increment_version()
 
 
 def _only(tensors: list[Tensor]) -> Tensor:
@@ -122,7 +110,7 @@ def allreduce_(
         and forward_ad._current_level < 0
         and engine.allreduce_plain(process_set.process_set_id or 0, tensor, op, prescale_factor, postscale_factor)
     ):
-        _increment_version((tensor,))
+        increment_version((tensor,))
         return tensor
     return allreduce_async_(tensor, name, op, prescale_factor, postscale_factor, process_set).wait()
 

@@ -116,6 +116,7 @@ void bind_engine(nb::module_& m) {
     return without_gil([&] { return engine.state(); });
   });
   bind_submissions(c);
+  bind_message_calls(c);
   bind_gpu_engine(c);
 }
 
@@ -165,6 +166,7 @@ NB_MODULE(_core, m) {
   bind_segment(m);
   bind_start(m);
   bind_op(m);
+  bind_messages(m);
   bind_engine(m);
   bind_gpu(m);
   bind_plans(m);

@@ -119,4 +119,8 @@ void bind_gpu_op(nb::class_<PyOp>& c);
 void bind_plans(nb::module_& m);   // plans.cc
 void bind_digest(nb::module_& m);  // digest.cc
 
+// messages.cc
+void bind_messages(nb::module_& m);
+void bind_message_calls(nb::class_<PyEngine>& c);
+
 }  // namespace ringreduce

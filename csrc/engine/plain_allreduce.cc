@@ -8,7 +8,7 @@
 
 namespace ringreduce {
 
-bool ProcessSet::quiet() const { return topology().host_count() == 1 && idle() && deferred_.empty(); }
+bool ProcessSet::quiet() const { return topology().host_count() == 1 && in_flight_.empty() && !machine_ && deferred_.empty(); }
 
 Status ProcessSet::post(const PlainAllreduce& plain, bool* posted, uint32_t* entry) {
   Post post;

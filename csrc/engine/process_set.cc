@@ -46,16 +46,18 @@ Status because_of(const Status& status, const Op& op) noexcept {
 // Of synchronous programs, and some more.
 constexpr size_t kFirstEntries = 16;
 
-// header, table | staging | data of the table's entries
+// header, table, state of the mailboxes | staging | data of the table's entries | rings of the mailboxes
 struct Layout {
-  size_t staging, data, total;
+  size_t mail, staging, data, rings, total;
 };
 
 Layout layout(int local_size, size_t chunk_bytes) {
   Layout at{};
-  at.staging = round_up(sizeof(SetHeader) + OpTable::bytes(), 4096);
+  at.mail = round_up(sizeof(SetHeader) + OpTable::bytes(), kLine);
+  at.staging = round_up(at.mail + MailMemory::state_bytes(local_size), 4096);
   at.data = round_up(at.staging + Stream::staging_bytes(local_size, chunk_bytes), 4096);
-  at.total = at.data + OpTable::data_bytes(local_size);
+  at.rings = round_up(at.data + OpTable::data_bytes(local_size), 4096);
+  at.total = at.rings + MailMemory::rings_bytes(local_size);
   return at;
 }
 
@@ -84,6 +86,9 @@ ProcessSet::ProcessSet(const SetConfig& config) : config_(config), by_entry_(kMa
   channel_.first_tag = config_.channel * Channel::kTags;
   gpu_.channel = &channel_;
   departures_ = std::make_shared<Departures>(&header_->departures, config_.segment, topology().world, topology().local(), config_.bell);
+  mail_ = std::make_unique<Mailboxes>(
+      id(), &config_.topology, MailMemory(config_.segment, at.mail, at.rings, locals, topology().local(), config_.bell),
+      config_.net, channel_.tag(Channel::kMail));
   if (topology().host_count() > 1 && topology().leader())
     tree_ = std::make_unique<HostTree>(channel_, config_.tree_arity, config_.fusion_bytes);
 }
@@ -198,6 +203,8 @@ Status ProcessSet::advance(bool* moved) {
     *moved = true;
     moved_ns_ = now_ns();
   }
+  RR_TRY(mail_->advance(moved));
+  if (!mail_->idle()) RR_TRY(take_gone_senders(moved));
   return in_flight_.empty() ? Status::ok() : take_gone();
 }
 
@@ -217,6 +224,8 @@ Status ProcessSet::agree(bool* moved) {
   RR_TRY(tree_->advance(moved));
   for (const Departure& departure : tree_->take_departures()) RR_TRY(departures_->add(departure));
   if (!tree_->gone_ranks().empty()) header_->gone_elsewhere.store(tree_->gone_ranks()[0] + 1, std::memory_order_release);
+  for (int rank : tree_->gone_ranks())
+    if (rank < kMaxGone) header_->gone_bits[rank / 64].fetch_or(uint64_t{1} << rank % 64, std::memory_order_release);
   HostTree::Decided decided;
   while (tree_->next(&decided)) {
     if (decided.verdict == Verdict::kInline)
@@ -368,6 +377,7 @@ void ProcessSet::fail(const Status& status) {
   auto all = std::move(in_flight_);
   in_flight_.clear();
   for (auto& [key, op] : all) op->finish(because_of(status, *op));
+  mail_->fail(status);
 }
 
 }  // namespace ringreduce

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
+from ringreduce._gradients import edits
 from ringreduce._gradients.slot import Slot
 from ringreduce.errors import RingreduceError
 from ringreduce.reduction import ReduceOp
@@ -21,18 +22,18 @@ def create_graph() -> NoReturn:
 
 def changed(slot: Slot, op: ReduceOp) -> None:
     """Where p.grad was changed so that nobody knows what is local in it, or that a reduction would make wrong."""
-    if op is ReduceOp.Sum and slot.was_converted():
+    if op is ReduceOp.Sum and edits.was_converted(slot):
         raise RingreduceError(
             f"p.grad of {slot.name!r}, which the last step() has used, was converted with its parameter, and would "
             "be summed over the ranks once more; call zero_grad() after a conversion"
         )
-    if slot.was_rewritten():
+    if edits.was_rewritten(slot):
         raise RingreduceError(
             f"p.grad of {slot.name!r}, which the last step() has used, was written to since: whether it is this "
             "rank's own or reduced cannot be told; assign a new tensor to p.grad (then it is reduced), or call "
             "zero_grad()"
         )
-    if slot.was_edited():
+    if edits.was_edited(slot):
         raise RingreduceError(
             f"the gradient of {slot.name!r} was changed in place (clipped, unscaled) while it was still this "
             "rank's own: passes under no_sync(), or of a group that is not complete, are not reduced yet; call "
@@ -51,12 +52,20 @@ def unnoticed(slots: Iterable[Slot]) -> None:
             )
 
 
-def different_steps(ranks: Sequence[int], steps: Sequence[int]) -> NoReturn:
-    """`steps`: taken by each of the `ranks`."""
-    said = ", ".join(f"rank {rank}: {count}" for rank, count in zip(ranks, steps, strict=True))
+def different_steps(ranks: Sequence[int], said: Sequence[tuple[int, bool]]) -> NoReturn:
+    """`said`: by each of the `ranks` how many steps it has taken, and whether it is in step() with passes that came
+    after a reduction."""
+    steps = ", ".join(f"rank {rank}: {count}" for rank, (count, _) in zip(ranks, said, strict=True))
+    extra = [rank for rank, (_, after) in zip(ranks, said, strict=True) if after]
+    why = "let all of them decide alike, as by ringreduce.allreduce() of what they decide on"
+    if extra:
+        why = (
+            f"step() on rank(s) {', '.join(map(str, extra))} has to reduce what a pass under no_sync() has added after "
+            "the last reduction, and others have no such pass; make it on all ranks or on none"
+        )
     raise RingreduceError(
-        f"the ranks have taken different numbers of optimizer steps ({said}): a step is taken by all ranks or by "
-        "none; let all of them decide alike, as by ringreduce.allreduce() of what they decide on"
+        f"the ranks have taken different numbers of optimizer steps ({steps}): a step is taken by all ranks or by "
+        f"none; {why}"
     )
 
 

@@ -28,7 +28,7 @@ void on_ranks(const Case& how, Body body) {
     GpuRank gpu(engine, rank, how.library);
     body(rank, world, engine, gpu);
   });
-  CHECK(now_ns() - begun < 20'000'000'000);
+  CHECK(now_ns() - begun < 120'000'000'000);
   reset_doubles();
 }
 
@@ -91,7 +91,7 @@ TEST(a_hang_after_the_call_returned_is_found) {
     gpu.finish(gpu.submit(sum("stuck", ones(gpu))));
     const int64_t begun = now_ns();
     CHECK_EQ(gpu.device().cuda().stream_synchronize(gpu.stream()), kCudaSuccess);  // ended by the abort
-    CHECK(now_ns() - begun < 10'000'000'000);
+    CHECK(now_ns() - begun < 60'000'000'000);
     CHECK(has(when_broken(engine, gpu), "stuck"));
   });
 }

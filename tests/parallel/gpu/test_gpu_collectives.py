@@ -15,6 +15,7 @@ from ringreduce._runtime import running
 OPS = [rr.Average, rr.Sum, rr.Min, rr.Max, rr.Product]
 
 
+@pytest.mark.quick
 def test_allreduce(gpu, rank):
     for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.int32, torch.int64, torch.int16, torch.uint8):
         for op in OPS:
