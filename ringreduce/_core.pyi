@@ -219,8 +219,9 @@ def pairs_differ(dtype: int, address: int) -> bool: ...  # after a reduction: th
 # Looks for one from number `start` on, the same on all ranks.
 def agree_channel(offers: list[str], start: int) -> int: ...
 def kernels_name() -> str: ...
-def load_settings() -> tuple[tuple[str, int | str], ...]: ...  # reads the environment; returns the settings that must agree over ranks; ValueError for a malformed one
+def load_settings() -> tuple[tuple[str, str], ...]: ...  # reads the environment; returns the settings that must agree over ranks; ValueError for a malformed one
 def setting_texts() -> list[tuple[str, str]]: ...  # every setting's variable and value in force, as load_settings found them
+def setting_table() -> list[tuple[str, str, str, bool]]: ...  # of every setting: variable, default, what is allowed, whether ranks must agree
 def log(level: int, message: str) -> None: ...  # "ringreduce[rank]: message" on stderr, where RINGREDUCE_LOG is `level` or more
 
 class memoryview_like:  # a nanobind ndarray: __dlpack__, __dlpack_device__

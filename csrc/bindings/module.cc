@@ -326,13 +326,21 @@ NB_MODULE(_core, m) {
   m.def("load_settings", [] {
     reload_settings();
     if (!settings_error().empty()) throw nb::value_error(settings_error().c_str());
-    const Settings& s = settings();
-    return nb::make_tuple(nb::make_tuple("RINGREDUCE_CHUNK_BYTES", s.chunk_bytes),
-                          nb::make_tuple("RINGREDUCE_FUSION_BYTES", s.fusion_bytes),
-                          nb::make_tuple("RINGREDUCE_TREE_ARITY", s.tree_arity),
-                          nb::make_tuple("RINGREDUCE_DRIFT", s.drift));
+    nb::list agree;
+    for (const SettingInfo& one : setting_infos())
+      if (one.agrees) agree.append(nb::make_tuple(one.name, one.value));
+    return nb::tuple(agree);
   });
-  m.def("setting_texts", [] { return setting_texts(); });
+  m.def("setting_texts", [] {
+    std::vector<std::pair<std::string, std::string>> texts;
+    for (const SettingInfo& one : setting_infos()) texts.emplace_back(one.name, one.value);
+    return texts;
+  });
+  m.def("setting_table", [] {
+    nb::list table;
+    for (const SettingInfo& one : setting_infos()) table.append(nb::make_tuple(one.name, one.standard, one.allowed, one.agrees));
+    return table;
+  });
   m.def("log", [](int level, const std::string& message) { log(level, message); }, "level"_a, "message"_a);
   m.def("use_exchange_api", &use_exchange_api, "tensor_type"_a);
   bind_segment(m);

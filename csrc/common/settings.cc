@@ -4,139 +4,150 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <initializer_list>
 #include <utility>
+#include <variant>
 
 namespace ringreduce {
 
 namespace {
 
-struct Parsed {
-  Settings settings;
-  std::string error;  // the first one
-  SettingTexts texts;
+std::string brief(double number) {
+  char text[32];
+  std::snprintf(text, sizeof(text), "%.10g", number);
+  return text;
+}
+
+// What a setting can be: where it goes, and what is allowed. `read` says whether the text is.
+struct Text {
+  std::string Settings::*member;
+  std::string means;
+
+  bool read(const char* text, Settings* s) const { return s->*member = text, true; }
+  std::string show(const Settings& s) const { return s.*member; }
+  std::string allowed() const { return means; }
 };
 
-// Reads the variables one after the other. An unset or empty variable leaves the default.
-class Reader {
- public:
-  explicit Reader(Parsed* parsed) : parsed_(parsed) {}
+struct Choice {
+  std::string Settings::*member;
+  std::vector<std::string> choices;
 
-  void choice(const char* name, std::string* value, std::initializer_list<const char*> allowed) {
-    parse_choice(name, value, allowed);
-    note(name, *value);
+  bool read(const char* text, Settings* s) const {
+    for (const std::string& one : choices)
+      if (one == text) return s->*member = one, true;
+    return false;
   }
-
-  void text(const char* name, std::string* value) {
-    if (const char* text = get(name)) *value = text;
-    note(name, *value);
-  }
-
-  void number(const char* name, double* value, double least, double most, const std::string& unit) {
-    parse_number(name, value, least, most, unit);
-    note(name, brief(*value));
-  }
-
-  void integer(const char* name, int* value, int least, int most) {
-    parse_integer(name, value, least, most);
-    note(name, std::to_string(*value));
-  }
-
-  // Bytes, with an optional suffix K, M or G (powers of 1024).
-  void size(const char* name, size_t* value, size_t least, size_t most, size_t multiple = 1) {
-    parse_size(name, value, least, most, multiple);
-    note(name, std::to_string(*value));
-  }
-
- private:
-  void parse_choice(const char* name, std::string* value, std::initializer_list<const char*> allowed) {
-    const char* text = get(name);
-    if (!text) return;
+  std::string show(const Settings& s) const { return s.*member; }
+  std::string allowed() const {
     std::string list;
-    for (const char* one : allowed) {
-      if (!std::strcmp(one, text)) return void(*value = text);
-      list += (list.empty() ? "" : ", ") + std::string(one);
-    }
-    reject(name, text, "one of " + list);
+    for (const std::string& one : choices) list += (list.empty() ? "one of " : ", ") + one;
+    return list;
   }
+};
 
-  void parse_number(const char* name, double* value, double least, double most, const std::string& unit) {
-    const char* text = get(name);
-    if (!text) return;
+struct Number {
+  double Settings::*member;
+  double least, most;
+  std::string unit;
+
+  bool read(const char* text, Settings* s) const {
     char* end = nullptr;
-    const double read = std::strtod(text, &end);
-    if (end != text && !*end && read >= least && read <= most) return void(*value = read);
-    reject(name, text, "a number of " + unit + " from " + brief(least) + " to " + brief(most));
+    const double value = std::strtod(text, &end);
+    if (end == text || *end || !(value >= least && value <= most)) return false;
+    return s->*member = value, true;
   }
+  std::string show(const Settings& s) const { return brief(s.*member); }
+  std::string allowed() const { return "a number of " + unit + " from " + brief(least) + " to " + brief(most); }
+};
 
-  void parse_integer(const char* name, int* value, int least, int most) {
-    const char* text = get(name);
-    if (!text) return;
-    char* end = nullptr;
-    errno = 0;
-    const long read = std::strtol(text, &end, 10);
-    if (end != text && !*end && !errno && read >= least && read <= most) return void(*value = static_cast<int>(read));
-    reject(name, text, "a whole number from " + std::to_string(least) + " to " + std::to_string(most));
-  }
+struct Whole {
+  int Settings::*member;
+  int least, most;
 
-  void parse_size(const char* name, size_t* value, size_t least, size_t most, size_t multiple) {
-    const char* text = get(name);
-    if (!text) return;
+  bool read(const char* text, Settings* s) const {
     char* end = nullptr;
     errno = 0;
-    const unsigned long long read = std::strtoull(text, &end, 10);
+    const long value = std::strtol(text, &end, 10);
+    if (end == text || *end || errno || value < least || value > most) return false;
+    return s->*member = static_cast<int>(value), true;
+  }
+  std::string show(const Settings& s) const { return std::to_string(s.*member); }
+  std::string allowed() const { return "a whole number from " + std::to_string(least) + " to " + std::to_string(most); }
+};
+
+// With an optional suffix K, M or G (powers of 1024).
+struct Bytes {
+  size_t Settings::*member;
+  size_t least, most, multiple = 1;
+
+  bool read(const char* text, Settings* s) const {
+    char* end = nullptr;
+    errno = 0;
+    const unsigned long long value = std::strtoull(text, &end, 10);
     const bool is_number = text[0] >= '0' && text[0] <= '9' && !errno;
     const char* suffixes = "KkMmGg";
     const char* suffix = *end ? std::strchr(suffixes, *end) : nullptr;
     const int shift = suffix ? static_cast<int>(10 * ((suffix - suffixes) / 2 + 1)) : 0;
     const bool ends = !*(suffix ? end + 1 : end);
-    if (is_number && ends && read <= most >> shift && read << shift >= least && (read << shift) % multiple == 0)
-      return void(*value = read << shift);
-    reject(name, text, "a number of bytes from " + std::to_string(least) + " to " + std::to_string(most) +
-                           ", with an optional suffix K, M or G" +
-                           (multiple > 1 ? ", and a multiple of " + std::to_string(multiple) : ""));
+    if (!is_number || !ends || value > most >> shift || value << shift < least || (value << shift) % multiple) return false;
+    return s->*member = value << shift, true;
   }
-
-  void note(const char* name, std::string value) { parsed_->texts.emplace_back(name, std::move(value)); }
-
-  static const char* get(const char* name) {
-    const char* text = std::getenv(name);
-    return text && *text ? text : nullptr;
+  std::string show(const Settings& s) const { return std::to_string(s.*member); }
+  std::string allowed() const {
+    return "a number of bytes from " + std::to_string(least) + " to " + std::to_string(most) +
+           ", with an optional suffix K, M or G" + (multiple > 1 ? ", and a multiple of " + std::to_string(multiple) : "");
   }
-  static std::string brief(double number) {
-    char text[32];
-    std::snprintf(text, sizeof(text), "%.10g", number);
-    return text;
-  }
-  void reject(const char* name, const char* text, const std::string& allowed) {
-    if (parsed_->error.empty()) parsed_->error = std::string(name) + " is '" + text + "'; allowed: " + allowed;
-  }
-
-  Parsed* parsed_;
 };
 
+struct Row {
+  const char* name;
+  std::variant<Text, Choice, Number, Whole, Bytes> value;
+  bool agrees = false;  // must be the same on all ranks
+};
+
+constexpr double kYear = 365 * 24 * 3600;
+constexpr size_t kLine = 64;  // slots begin on cache lines, and no element lies in two of them
+constexpr size_t kGiB = size_t{1} << 30;
+
+// A new setting is a row here, a member of Settings and a line of docs/tuning.md.
+const std::vector<Row>& rows() {
+  static const std::vector<Row> all = {
+      {"RINGREDUCE_KERNELS", Choice{&Settings::kernels, {"scalar", "avx2", "avx512"}}},
+      {"RINGREDUCE_CHUNK_BYTES", Bytes{&Settings::chunk_bytes, 4096, kGiB, kLine}, true},
+      {"RINGREDUCE_FUSION_BYTES", Bytes{&Settings::fusion_bytes, 0, 1024 * kGiB}, true},
+      {"RINGREDUCE_RESULT_BYTES", Bytes{&Settings::result_bytes, 0, 1024 * kGiB}},
+      {"RINGREDUCE_TIMEOUT", Number{&Settings::timeout_s, 0.1, kYear, "seconds"}},
+      {"RINGREDUCE_STALL_WARNING", Number{&Settings::stall_warning_s, 0.1, kYear, "seconds"}},
+      {"RINGREDUCE_SPIN_US", Number{&Settings::spin_us, 0, 1e6, "microseconds"}},
+      {"RINGREDUCE_HOST_ID", Text{&Settings::host_id, "any text"}},
+      {"RINGREDUCE_CUDA_LIBRARY", Text{&Settings::cuda_library, "a path"}},
+      {"RINGREDUCE_NCCL", Text{&Settings::nccl_library, "a path"}},
+      {"RINGREDUCE_GPU_PATH", Choice{&Settings::gpu_path, {"nccl", "host"}}},
+      {"NCCL_MULTI_RANK_GPU_ENABLE", Text{&Settings::nccl_multi_rank_gpu, "NCCL's own"}},
+      {"RINGREDUCE_DRIFT", Choice{&Settings::drift, {"warn", "error", "off"}}, true},
+      {"RINGREDUCE_TREE_ARITY", Whole{&Settings::tree_arity, 1, 1024}, true},
+      {"RINGREDUCE_LOG", Whole{&Settings::log_level, 0, 3}},
+  };
+  return all;
+}
+
+struct Parsed {
+  Settings settings;
+  std::string error;  // the first one
+  std::vector<SettingInfo> infos;
+};
+
+// An unset or empty variable leaves the default, as does one that is not allowed.
 Parsed parse() {
-  constexpr double kYear = 365 * 24 * 3600;
-  constexpr size_t kLine = 64;  // slots begin on cache lines, and no element lies in two of them
   Parsed parsed;
-  Settings& s = parsed.settings;
-  Reader read(&parsed);
-  read.choice("RINGREDUCE_KERNELS", &s.kernels, {"scalar", "avx2", "avx512"});
-  read.size("RINGREDUCE_CHUNK_BYTES", &s.chunk_bytes, 4096, size_t{1} << 30, kLine);
-  read.size("RINGREDUCE_FUSION_BYTES", &s.fusion_bytes, 0, size_t{1} << 40);
-  read.size("RINGREDUCE_RESULT_BYTES", &s.result_bytes, 0, size_t{1} << 40);
-  read.number("RINGREDUCE_TIMEOUT", &s.timeout_s, 0.1, kYear, "seconds");
-  read.number("RINGREDUCE_STALL_WARNING", &s.stall_warning_s, 0.1, kYear, "seconds");
-  read.number("RINGREDUCE_SPIN_US", &s.spin_us, 0, 1e6, "microseconds");
-  read.text("RINGREDUCE_CUDA_LIBRARY", &s.cuda_library);
-  read.text("RINGREDUCE_NCCL", &s.nccl_library);
-  read.choice("RINGREDUCE_GPU_PATH", &s.gpu_path, {"nccl", "host"});
-  std::string sharing;
-  read.text("NCCL_MULTI_RANK_GPU_ENABLE", &sharing);  // NCCL's own
-  s.nccl_multi_rank_gpu = sharing == "1";
-  read.choice("RINGREDUCE_DRIFT", &s.drift, {"warn", "error", "off"});
-  read.integer("RINGREDUCE_TREE_ARITY", &s.tree_arity, 1, 1024);
-  read.integer("RINGREDUCE_LOG", &s.log_level, 0, 3);
+  const Settings defaults;
+  for (const Row& row : rows()) {
+    std::visit([&](const auto& value) {
+      const char* text = std::getenv(row.name);
+      if (text && *text && !value.read(text, &parsed.settings) && parsed.error.empty())
+        parsed.error = std::string(row.name) + " is '" + text + "'; allowed: " + value.allowed();
+      parsed.infos.push_back({row.name, value.show(parsed.settings), value.show(defaults), value.allowed(), row.agrees});
+    }, row.value);
+  }
   return parsed;
 }
 
@@ -150,7 +161,7 @@ Parsed& current() {
 
 const Settings& settings() { return current().settings; }
 const std::string& settings_error() { return current().error; }
-const SettingTexts& setting_texts() { return current().texts; }
+const std::vector<SettingInfo>& setting_infos() { return current().infos; }
 void reload_settings() { current() = parse(); }
 
 }  // namespace ringreduce

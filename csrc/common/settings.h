@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <cstddef>
 #include <string>
-#include <utility>
 #include <vector>
 
 namespace ringreduce {
@@ -25,7 +24,8 @@ struct Settings {
   std::string cuda_library;               // RINGREDUCE_CUDA_LIBRARY: instead of the one installed
   std::string nccl_library;               // RINGREDUCE_NCCL: the libnccl.so to use
   std::string gpu_path;                   // RINGREDUCE_GPU_PATH: nccl|host, "" chooses
-  bool nccl_multi_rank_gpu = false;       // NCCL_MULTI_RANK_GPU_ENABLE: NCCL lets two ranks use one GPU
+  std::string nccl_multi_rank_gpu;        // NCCL_MULTI_RANK_GPU_ENABLE: "1", NCCL lets two ranks use one GPU
+  std::string host_id;                    // RINGREDUCE_HOST_ID: ranks with the same one share memory, "" asks MPI
   std::string drift = "warn";             // RINGREDUCE_DRIFT: warn|error|off
   int tree_arity = 8;                     // RINGREDUCE_TREE_ARITY: children of a negotiation node
   // A slot should stay in the caches. Between hosts it is divided by the rails, and their parts by the
@@ -40,10 +40,13 @@ struct Settings {
 // Parsed at first use. A malformed value is an error text here, raised by init().
 const Settings& settings();
 const std::string& settings_error();
-// Every variable's name and the value in force: its default where it is not set or malformed, ""
-// or 0 where that is chosen later.
-using SettingTexts = std::vector<std::pair<std::string, std::string>>;
-const SettingTexts& setting_texts();
+// Every variable and its value in force: the default where it is not set or malformed, "" or 0 where that is
+// chosen later.
+struct SettingInfo {
+  std::string name, value, standard, allowed;  // standard: the default
+  bool agrees;                                 // must be the same on all ranks
+};
+const std::vector<SettingInfo>& setting_infos();
 void reload_settings();  // init() after a change of the environment
 
 }  // namespace ringreduce

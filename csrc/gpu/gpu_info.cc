@@ -54,7 +54,7 @@ Status make_info(Device& device, int host, bool with_id, GpuInfo* info) {
   const GpuLibrary& library = device.library();
   info->host = host;
   info->nccl_version = library.nccl_version;
-  info->shares_allowed = settings().nccl_multi_rank_gpu;
+  info->shares_allowed = settings().nccl_multi_rank_gpu == "1";
   set_text(info->pci, device.pci());
   set_text(info->problem, library.nccl_problem);
   if (settings().gpu_path == "host") {

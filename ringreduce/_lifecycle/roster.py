@@ -6,7 +6,7 @@ import os
 import socket
 from typing import Any, NamedTuple
 
-from ringreduce._core import load_settings
+from ringreduce._core import load_settings, setting_texts
 from ringreduce._placement import placement
 from ringreduce._placement.seats import Report, Seat
 from ringreduce.errors import RingreduceError
@@ -21,7 +21,7 @@ class Rank(NamedTuple):
     pid: int
     pid_namespace: int  # two ranks know each other's pids if it is the same
     cores: frozenset[int]
-    settings: tuple[tuple[str, int | str], ...]  # those that must agree
+    settings: tuple[tuple[str, str], ...]  # those that must agree
     problem: str | None  # a setting that cannot be read
     gpus: Report | None  # None: no GPU
 
@@ -35,14 +35,15 @@ def introduce(comm: Any, rank: int) -> Rank:
         neighbours = comm.Split_type(MPI.COMM_TYPE_SHARED)
         leader = neighbours.bcast(rank)
         neighbours.Free()
-    settings: tuple[tuple[str, int | str], ...] = ()
+    settings: tuple[tuple[str, str], ...] = ()
     problem = None
     try:
         settings = load_settings()
     except ValueError as error:
         problem = str(error)
+    host_id = dict(setting_texts())["RINGREDUCE_HOST_ID"] or None
     return Rank(
-        os.environ.get("RINGREDUCE_HOST_ID"), leader, socket.gethostname(), os.getpid(), _pid_namespace(),
+        host_id, leader, socket.gethostname(), os.getpid(), _pid_namespace(),
         frozenset(os.sched_getaffinity(0)), settings, problem, placement.look(os.environ),
     )  # fmt: skip
 

@@ -134,8 +134,8 @@ TEST(the_first_error_stays_and_reload_forgets_it) {
 TEST(all_are_told_with_their_values) {
   with({{"RINGREDUCE_CHUNK_BYTES", "64K"}, {"RINGREDUCE_SPIN_US", "0.5"}, {"RINGREDUCE_LOG", "loud"}});
   const auto told = [](const std::string& name) {
-    for (const auto& [variable, text] : setting_texts())
-      if (variable == name) return text;
+    for (const SettingInfo& one : setting_infos())
+      if (one.name == name) return one.value;
     return std::string("(not told)");
   };
   for (const char* name : kNames) CHECK(told(name) != "(not told)");

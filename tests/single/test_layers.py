@@ -186,7 +186,5 @@ def test_imports_point_down(path):
 
 
 def test_imports_are_found():
-    text = (
-        "from ringreduce import _core, state\nimport ringreduce.cli\ndef f():\n from ringreduce._ops import check\n"
-    )
+    text = "from ringreduce import _core, state\nimport ringreduce.cli\ndef f():\n from ringreduce._ops import check\n"
     assert imports(text) == {"_core", "state", "cli", "_ops"}

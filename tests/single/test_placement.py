@@ -302,9 +302,9 @@ def test_nvml_is_read(text):
 def test_nvml_is_read_where_it_knows_little():
     cannot = {"nvmlDeviceGetCpuAffinity", "nvmlDeviceGetMemoryAffinity", "nvmlDeviceGetMemoryInfo",
               "nvmlDeviceGetMaxMigDeviceCount", "nvmlDeviceGetP2PStatus"}  # fmt: skip
-    nvml = FakeNvml(machine(2), cannot=cannot)
-    assert nvml.read(nvml) == [g._replace(cores=frozenset(), nodes=(), memory_bytes=0) for g in machine(2)]
-    assert nvml.nvlinks(nvml, machine(2)) == {0: [], 1: []}
+    library = FakeNvml(machine(2), cannot=cannot)
+    assert nvml.read(library) == [g._replace(cores=frozenset(), nodes=(), memory_bytes=0) for g in machine(2)]
+    assert nvml.nvlinks(library, machine(2)) == {0: [], 1: []}
 
 
 def test_instances_follow_their_gpu():
