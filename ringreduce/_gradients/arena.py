@@ -128,7 +128,8 @@ def make_arena(
     """
     context = running.require()
     segment = _share(context, spec, process_set, name)
-    return ArenaPlan(context.engine, process_set.process_set_id or 0, list(spec), op, prescale, postscale, segment, channel)
+    set_id = process_set.process_set_id or 0
+    return ArenaPlan(context.engine, set_id, list(spec), op, prescale, postscale, segment, channel)
 
 
 def _share(context: running.Context, spec: Sequence[tuple[int, int]], process_set: ProcessSet, name: str) -> Segment:
