@@ -15,22 +15,30 @@ from ringreduce.errors import RingreduceError
 
 def main() -> int:
     """Run the command that the process was started with; returns the exit status."""
+    return run(cli, "ringreduce")
+
+
+def run(command: click.Command, name: str) -> int:
+    """Run it with the process's arguments, on one rank or many; what goes wrong is one line under its name."""
     try:
-        status = cli.main(prog_name="ringreduce", standalone_mode=False)
+        status = command.main(prog_name=name, standalone_mode=False)
         return status if isinstance(status, int) else 0
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
         return 0
     except click.ClickException as error:
-        if launch.launched_rank() == 0:  # all ranks make the same mistake
-            print(f"ringreduce: {error.format_message()}", file=sys.stderr)
+        _tell(name, error.format_message())  # all ranks make the same mistake
         return error.exit_code
     except (Refused, launch.JobFailed, RingreduceError) as error:
-        if launch.launched_rank() == 0:
-            print(f"ringreduce: {error}", file=sys.stderr)
+        _tell(name, str(error))
         return 2
     except (click.Abort, KeyboardInterrupt):
         return 130
+
+
+def _tell(name: str, problem: str) -> None:
+    if launch.launched_rank() == 0:
+        print(f"{name}: {problem}", file=sys.stderr)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

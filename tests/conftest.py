@@ -1,6 +1,8 @@
-"""Puts tests/ on the import path, so that tests can use tests/runner and tests/hosts."""
+"""Puts on the import path: tests/, so that tests can use tests/runner and tests/hosts, and what has benchmarks/."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+TESTS = Path(__file__).parent
+sys.path.insert(0, str(TESTS))
+sys.path.append(str(TESTS.parent))

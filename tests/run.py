@@ -4,7 +4,7 @@
     sanitize   the same under AddressSanitizer and UBSan, and under ThreadSanitizer; only when
                named (make sanitize), as it takes as long as all the others
     lint       ruff, mypy
-    commands   pytest tests/commands: `ringreduce bench` and `ringreduce doctor`
+    commands   pytest tests/commands: `ringreduce bench`, `ringreduce doctor`, benchmarks/
     programs   pytest tests/programs: examples, jobs that end in all ways, installing
     single     pytest tests/single, one process
     hosts      pytest tests/hosts: several hosts in network namespaces

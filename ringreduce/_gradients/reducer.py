@@ -95,6 +95,7 @@ class Reducer:
         self._syncing = False  # this pass ends with a reduction
         self._done = False  # there was a reduction since step() or zero_grad()
         self._local = False  # a pass has accumulated since
+        self._after_reduction = False  # what step() reduces has been accumulated after a reduction
         self._steps = 0
         self._lost_passes, self._why_lost = 0, ""  # that only accumulated, and failed
         self._expected = False  # the backward pass that goes on will bring gradients
@@ -217,7 +218,7 @@ class Reducer:
             self._passes = self._passes % limit + 1
         self._syncing = not self._holding and self._passes == limit
         self._phase = Phase.PASS
-        self._local = True
+        self._local, self._after_reduction = True, False
         self._pass_number += 1
         self._update()
         self._check_plan()
@@ -361,6 +362,7 @@ class Reducer:
         self.launch()
         self.complete()
         if self._local or not self._done:
+            self._after_reduction = self._done
             self._syncing = True
             self._update()
             self._check_plan()
@@ -430,9 +432,9 @@ class Reducer:
         self._done = True
 
     def _raise_different_steps(self) -> None:
-        steps = self._meeting.exchange(self._steps)
-        self._steps = max(steps)
-        refusals.different_steps(self.options.process_set.registered_ranks(), steps)
+        said = self._meeting.exchange((self._steps, self._after_reduction))
+        self._steps = max(steps for steps, _ in said)
+        refusals.different_steps(self.options.process_set.registered_ranks(), said)
 
     def _raise_lost_passes(self) -> None:
         lost = self._meeting.exchange((self._lost_passes, self._why_lost))

@@ -51,12 +51,20 @@ def unnoticed(slots: Iterable[Slot]) -> None:
             )
 
 
-def different_steps(ranks: Sequence[int], steps: Sequence[int]) -> NoReturn:
-    """`steps`: taken by each of the `ranks`."""
-    said = ", ".join(f"rank {rank}: {count}" for rank, count in zip(ranks, steps, strict=True))
+def different_steps(ranks: Sequence[int], said: Sequence[tuple[int, bool]]) -> NoReturn:
+    """`said`: by each of the `ranks` how many steps it has taken, and whether it is in step() with passes that came
+    after a reduction."""
+    steps = ", ".join(f"rank {rank}: {count}" for rank, (count, _) in zip(ranks, said, strict=True))
+    extra = [rank for rank, (_, after) in zip(ranks, said, strict=True) if after]
+    why = "let all of them decide alike, as by ringreduce.allreduce() of what they decide on"
+    if extra:
+        why = (
+            f"step() on rank(s) {', '.join(map(str, extra))} has to reduce what a pass under no_sync() has added after "
+            "the last reduction, and others have no such pass; make it on all ranks or on none"
+        )
     raise RingreduceError(
-        f"the ranks have taken different numbers of optimizer steps ({said}): a step is taken by all ranks or by "
-        "none; let all of them decide alike, as by ringreduce.allreduce() of what they decide on"
+        f"the ranks have taken different numbers of optimizer steps ({steps}): a step is taken by all ranks or by "
+        f"none; {why}"
     )
 
 

@@ -10,19 +10,18 @@ import os
 
 import click
 
-from ringreduce.bench import collectives, gpu_kernels, launch, units
-from ringreduce.bench.gpu_models import GPU_MODELS, fitting
-from ringreduce.bench.gpu_step import GPU_MODES
-from ringreduce.bench.models import MODELS
+from ringreduce.bench import collectives, launch, run, units
 from ringreduce.bench.options import (
+    STEP_BYTES,
     Common,
     check_memory,
     check_ranks,
     check_sizes,
     checked,
-    choices,
     compare_with,
     dtype_option,
+    is_launched,
+    models_option,
     options,
     require_mpirun,
     size_list,
@@ -33,13 +32,11 @@ from ringreduce.bench.step import MODES
 
 SIZES = "4,256,4K,16K,64K,256K,1M,4M,16M,64M,256M"
 HOST_SIZES = "4,4K,64K,1M,16M,64M"
-MODE_BYTES = 800 << 20  # of the larger model: parameters, gradients, momentum, DDP's buckets
-GPU_PARTS = ("kernels", "submission", "step")
 
 
 @click.group()
 def bench() -> None:
-    """Measure this machine: collectives, training steps, the network between hosts, the GPU.
+    """Measure this machine: collectives, training steps, the network between hosts.
 
     A benchmark starts itself on --np ranks, or runs on the ranks of the launcher it is started
     by. docs/performance.md says how things are measured.
@@ -49,7 +46,6 @@ def bench() -> None:
       ringreduce bench allreduce
       ringreduce bench allreduce --np 4 --sizes 4,16K,1M,64M --compare mpi --plot allreduce.png
       ringreduce bench step --json step.json
-      ringreduce bench gpu
       mpirun -np 4 --host a:2,b:2 ringreduce bench hosts --link-rate 10gbit
     """
 
@@ -61,8 +57,6 @@ def _collective(name: str) -> None:
         ranks = check_ranks(common.np)
         check_sizes(sizes, ranks)
         start_once(ranks)
-        from ringreduce.bench import run
-
         run.collective(name, sizes, dtype, compare, common)
 
 
@@ -72,7 +66,7 @@ for _name in collectives.COLLECTIVES:
 
 @bench.command()
 @options(
-    some("--models", MODELS, "model", "Models to train."),
+    models_option,
     some("--modes", MODES, "mode", "none: no communication; bf16: compression; ddp: DistributedDataParallel on Gloo."),
     click.option("--steps", type=click.IntRange(min=1), default=15, show_default=True, help="Timed in each job."),
     repeats=20,
@@ -83,58 +77,24 @@ def step(common: Common, models: list[str], modes: list[str], steps: int) -> Non
 
     Every model and mode runs in jobs of its own, as programs do; the jobs of a model take turns,
     3 rounds at least. Under a launcher there can be one job only: name one model and one mode.
+    (benchmarks/memory.py of the source tree measures what a step adds to memory.)
     """
     ranks = check_ranks(common.np)
-    if not models or not modes:
-        raise click.UsageError("--models and --modes must name at least one each")
-    check_memory("a training step", MODE_BYTES, ranks)
-    launched = launch.launched_size() is not None
-    if launched and len(models) + len(modes) > 2:
-        raise click.UsageError(
-            "each model and mode takes a job of its own, and a launcher has started this one: "
-            "name one with --models and one with --modes, or leave the launcher out"
-        )
-    from ringreduce.bench import run
-
+    launched = is_launched(models, modes)
+    check_memory("a training step", STEP_BYTES, ranks)
     if launched:
         run.step(models[0], modes[0], steps, common)
     else:
         run.steps(require_mpirun(), ranks, models, modes, steps, common)
 
 
-@bench.command()
-@options(
-    some("--parts", GPU_PARTS, "part", "What to measure."),
-    click.option(
-        "--size", default="400M", show_default=True, metavar="BYTES", callback=checked(gpu_kernels.parse_load),
-        help=f"Of the {gpu_kernels.MIXED_TENSORS} tensors of mixed sizes that the kernels move.",
-    ),
-    click.option(
-        "--models", metavar="LIST", callback=checked(choices(list(GPU_MODELS), "model")),
-        help=f"Models to train, of {','.join(GPU_MODELS)}. [default: those that fit]",
-    ),
-    some("--modes", GPU_MODES, "mode", "none: no communication; ddp: DistributedDataParallel on NCCL."),
-    click.option("--steps", type=click.IntRange(min=1), default=50, show_default=True, help="Timed in each job."),
-    repeats=200,
-    seconds=5.0,
-    ranks="1, and 2 where NCCL connects them",
-)  # fmt: skip
-def gpu(common: Common, parts: list[str], size: int, models: list[str] | None, modes: list[str], steps: int) -> None:
-    """The GPU: kernels beside a copy, host time of a submission beside NCCL's, a training step.
-
-    Every part runs in jobs of its own, and so does every model and mode of the step. Under a
-    launcher there can be one job only: name one part, and for the step one model and one mode.
-    """
-    from ringreduce.bench import gpu as benchmark
-
-    found = benchmark.require_gpu()
-    wanted = benchmark.Wanted(parts, size, models or fitting(found.memory), modes, steps)
-    benchmark.check(wanted, found)
-    if launch.launched_size() is None:
-        benchmark.run_jobs(require_mpirun(), wanted, found, common)
-    else:
-        check_ranks(common.np)
-        benchmark.run_job(wanted, common)
+@bench.command("gpu", hidden=True, add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def gpu(arguments: tuple[str, ...]) -> None:
+    """Where it has gone."""
+    raise click.UsageError(
+        "bench gpu is not installed with ringreduce: in its source tree, run python benchmarks/gpu.py"
+    )
 
 
 @bench.command()
@@ -169,6 +129,4 @@ def hosts(
     start_once(ranks)
     if pretend_hosts:
         os.environ["RINGREDUCE_HOST_ID"] = str(launch.launched_rank() * pretend_hosts // ranks)
-    from ringreduce.bench import run
-
     run.hosts(sizes, dtype, compare, link_rate, iperf, interface, common)

@@ -10,64 +10,41 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from ringreduce.bench import link
-from ringreduce.bench.collectives import COLLECTIVES, Buffers
+from ringreduce.bench.collectives import COLLECTIVES
 from ringreduce.bench.job import Job
-from ringreduce.bench.measure import Contender, Effort, Timing, alternate
-from ringreduce.bench.sweep import BATCHED_BYTES, Progress, contend
-from ringreduce.bench.units import show_size
+from ringreduce.bench.measure import Contender
+from ringreduce.bench.sweep import Row, sweep
+from ringreduce.bench.turns import Effort, Progress, Timing
 
 COUNTED_BYTES = 1 << 20  # below, packets are mostly headers and say nothing about an algorithm
 COUNTED_CALLS = 3
 
 
 @dataclass(frozen=True)
-class HostRow:
-    """One library at one size."""
+class HostRow(Row):
+    """One library at one size; busbw is out of each host."""
 
-    library: str
-    nbytes: int
-    timing: Timing
-    busbw: float  # bytes/s out of each host
     sent: float | None  # of the host that sent most: data bytes / least possible; None if not counted
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: seconds, bytes, bytes/s."""
-        own = {"library": self.library, "bytes": self.nbytes, "busbw": self.busbw, "sent_of_least": self.sent}
-        return own | vars(self.timing)
+        return super().as_dict() | {"sent_of_least": self.sent}
 
 
 def measure_hosts(
     job: Job, sizes: Sequence[int], dtype: str, peers: Sequence[str], effort: Effort, interface: str, progress: Progress
 ) -> tuple[list[HostRow], list[str]]:
     """Measure every size. Collective over all ranks, which are on two hosts at least."""
-    if "gloo" in peers:
-        job.start_gloo(interface)
-    collective = COLLECTIVES["allreduce"]
-    rows: list[HostRow] = []
-    notes: dict[str, None] = {}
-    for nbytes in sizes:
-        progress.begin(f"allreduce {show_size(nbytes)}")
-        buffers = Buffers(job, dtype, collective.elements(nbytes, getattr(torch, dtype).itemsize, job.size))
-        with buffers.closing:
-            contenders, missing = contend(collective, buffers, peers)
-            notes |= dict.fromkeys(missing)
-            actual = buffers.data.nbytes
-            least = 2 * (job.hosts - 1) / job.hosts * actual
-            here = Effort(effort.repeats, effort.seconds, batched=actual <= BATCHED_BYTES)
-            timings = alternate(job, contenders, here, progress.step)
-            for one in contenders:
-                sent = _sent(job, one, interface) / least if actual >= COUNTED_BYTES and _real(job) else None
-                timing = timings[one.name]
-                rows.append(HostRow(one.name, actual, timing, least / timing.median, sent))
-    return rows, list(notes)
+    are_machines = len(set(job.machines)) == job.hosts  # each with a link that can be counted
 
+    def as_row(one: Contender, nbytes: int, timing: Timing) -> HostRow:
+        least = 2 * (job.hosts - 1) / job.hosts * nbytes
+        is_counted = are_machines and nbytes >= COUNTED_BYTES
+        sent = _sent(job, one, interface) / least if is_counted else None
+        return HostRow(one.name, nbytes, timing, least / timing.median, sent)
 
-def _real(job: Job) -> bool:
-    """Whether every host is a machine of its own, with a link that can be counted."""
-    return len(set(job.machines)) == job.hosts
+    return sweep(job, COLLECTIVES["allreduce"], sizes, dtype, peers, effort, progress, as_row)
 
 
 def _sent(job: Job, one: Contender, interface: str) -> float:
@@ -81,4 +58,4 @@ def _sent(job: Job, one: Contender, interface: str) -> float:
     job.barrier()
     after = link.sent(interface)
     data = after.nbytes - before.nbytes - link.HEADERS * (after.packets - before.packets)
-    return max(job.largest([data / COUNTED_CALLS]))
+    return job.longest(data / COUNTED_CALLS)

@@ -77,6 +77,10 @@ class Job:
         self.comm.Allreduce(MPI.IN_PLACE, [result, MPI.DOUBLE], op=MPI.MAX)
         return list(result)
 
+    def longest(self, seconds: float) -> float:
+        """The largest over ranks."""
+        return self.largest([seconds])[0]
+
     def durations(self, spans: Sequence[tuple[float, float]]) -> list[float]:
         """What ranks did from begin to end, each by its own time.perf_counter(), as one duration each.
 
@@ -89,28 +93,19 @@ class Job:
         begins, ends = self.largest(-begin for begin, _ in spans), self.largest(end for _, end in spans)
         return [end + begin for begin, end in zip(begins, ends, strict=True)]
 
-    def start_gloo(self, interface: str | None = None) -> None:
-        """torch.distributed over Gloo, on loopback where all ranks share a machine.
+    def start_torch(self, backend: str = "gloo", interface: str | None = None, **options: Any) -> None:
+        """torch.distributed, over Gloo on loopback where all ranks share a machine.
 
         Args:
             interface: network interface between machines; by default the one with a route.
+            options: more of init_process_group's.
         """
         if dist.is_initialized():
             return
         several = len(set(self.machines)) > 1
         interface = (interface or link.default_interface()) if several else "lo"
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
-        self._start_torch("gloo", link.address_of(interface) if several else "127.0.0.1")
-
-    def start_nccl(self, device: torch.device) -> None:
-        """torch.distributed over NCCL, on this rank's GPU."""
-        if not dist.is_initialized():
-            several = len(set(self.machines)) > 1
-            host = link.address_of(link.default_interface()) if several else "127.0.0.1"
-            self._start_torch("nccl", host, device_id=device)
-
-    def _start_torch(self, backend: str, host: str, **options: Any) -> None:
-        """`host`: of this rank; rank 0's is where all meet."""
+        host = link.address_of(interface) if several else "127.0.0.1"
         store = TCPStore(host, 0, self.size, is_master=True, wait_for_workers=False) if self.rank == 0 else None
         host, port = self.comm.bcast((host, store.port) if store else None)
         if store is None:

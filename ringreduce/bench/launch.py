@@ -9,16 +9,20 @@ that takes several jobs stays and runs them, one after the other.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ringreduce._runtime import launcher
 
+RINGREDUCE = ("-m", "ringreduce")
 # What Open MPI (5, then 4) needs where the user is root and where there are more ranks than
 # cores; and ranks that are not bound may use all cores, as a single rank would. MPICH and
 # Intel MPI need nothing and read none of it.
@@ -61,33 +65,40 @@ def find_mpirun() -> str | None:
     )
 
 
-def command(mpirun: str, np: int, *arguments: str) -> list[str]:
-    """`ringreduce ARGUMENTS` on `np` ranks."""
-    return [mpirun, "-np", str(np), sys.executable, "-m", "ringreduce", *arguments]
+def command(mpirun: str, np: int, *program: str) -> list[str]:
+    """`python PROGRAM` on `np` ranks; PROGRAM is a file, or RINGREDUCE, and its arguments."""
+    return [mpirun, "-np", str(np), sys.executable, *program]
 
 
 def start(mpirun: str, np: int) -> NoReturn:
     """Become `mpirun -np NP` of this command. Does not return."""
     sys.stdout.flush()
-    os.execvpe(mpirun, command(mpirun, np, *sys.argv[1:]), environment())
+    os.execvpe(mpirun, command(mpirun, np, *RINGREDUCE, *sys.argv[1:]), environment())
 
 
 class JobFailed(Exception):
     """A job that did not end well. What it had to say is on stderr."""
 
 
-def run(job_command: Sequence[str]) -> str:
-    """Run a job to its end; returns what it printed. JobFailed if it fails."""
+def measure(job_command: Sequence[str]) -> dict[str, Any]:
+    """Run a job to its end; returns what it writes to `--json FILE`. JobFailed if it fails."""
     plain = {**environment(), "TTY_COMPATIBLE": "0"}
-    with subprocess.Popen(job_command, env=plain, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as job:
-        try:
-            output, _ = job.communicate()
-        except BaseException:
-            job.terminate()  # mpirun ends its ranks
-            raise
-    if job.returncode:
-        raise JobFailed(f"{' '.join(job_command)} ended with status {job.returncode}")
-    return output
+    with tempfile.TemporaryDirectory(prefix="ringreduce-bench-") as directory:
+        file = Path(directory) / "job.json"
+        whole = [*job_command, "--json", str(file)]
+        before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+        with subprocess.Popen(whole, env=plain, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as job:
+            try:
+                status = job.wait()
+            except BaseException:
+                job.terminate()  # whatever ends this process; mpirun ends its ranks
+                raise
+            finally:
+                signal.signal(signal.SIGTERM, before)
+        if status:
+            raise JobFailed(f"{' '.join(job_command)} ended with status {status}")
+        content: dict[str, Any] = json.loads(file.read_text())
+    return content
 
 
 def environment() -> dict[str, str]:

@@ -14,12 +14,9 @@ import struct
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
-
-if TYPE_CHECKING:
-    from ringreduce.bench.job import Job
+from typing import Any, NamedTuple
 
 HEADERS = 14 + 20 + 32  # Ethernet, IPv4, TCP with timestamps: bytes of a packet that are no data
 STREAM_SECONDS = 3.0
@@ -58,33 +55,30 @@ def sent(interface: str, table: str | None = None) -> Counters:
     raise OSError(f"there is no network interface {interface!r}")
 
 
-def stream_rate(job: Job, interface: str) -> tuple[float, str]:
+def stream_rate(comm: Any, machines: Sequence[str], interface: str) -> tuple[float, str]:
     """Bytes/s of one TCP stream from the first rank to the first on another host, and what measured it.
 
     Collective. iperf3 if both hosts have it, else a stream of Python's; the other ranks sleep.
+
+    Args:
+        comm: of mpi4py, of all ranks.
+        machines: rank -> hostname.
     """
-    sender, receiver = 0, next(rank for rank in range(job.size) if job.machines[rank] != job.machines[0])
-    tools = job.comm.allgather(shutil.which("iperf3"))
+    sender, receiver = 0, next(rank for rank, machine in enumerate(machines) if machine != machines[0])
+    tools = comm.allgather(shutil.which("iperf3"))
     receive, send = (_iperf_receive, _iperf_send) if tools[sender] and tools[receiver] else (_receive, _send)
-    rate = 0.0
-    if job.rank == receiver:
+    rate, finish = 0.0, None
+    if comm.rank == receiver:
         finish = receive()
-        job.comm.send(address_of(interface), sender)
-        _quiet_barrier(job)
-        finish()
-    elif job.rank == sender:
-        rate = send(job.comm.recv(source=receiver))
-        _quiet_barrier(job)
-    else:
-        _quiet_barrier(job)
-    return job.comm.bcast(rate, sender), "iperf3" if send is _iperf_send else "a TCP stream (iperf3 is not installed)"
-
-
-def _quiet_barrier(job: Job) -> None:
-    """A barrier that takes no core from the ranks that measure."""
-    request = job.comm.Ibarrier()
-    while not request.Test():
+        comm.send(address_of(interface), sender)
+    elif comm.rank == sender:
+        rate = send(comm.recv(source=receiver))
+    done = comm.Ibarrier()
+    while not done.Test():  # a plain barrier takes a core from the ranks that measure
         time.sleep(0.01)
+    if finish:
+        finish()
+    return comm.bcast(rate, sender), "iperf3" if send is _iperf_send else "a TCP stream (iperf3 is not installed)"
 
 
 def _iperf_receive() -> Callable[[], None]:

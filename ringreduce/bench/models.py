@@ -1,9 +1,10 @@
-"""The two models whose training step is timed, each with the inputs of a step."""
+"""The models whose training step is timed, each with the inputs of a step."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -56,20 +57,27 @@ class Model:
     loss: Callable[[Tensor, Tensor], Tensor]
 
 
-def _mlp() -> nn.Module:
-    """12 layers of 2048 x 2048: 50 million parameters."""
-    return nn.Sequential(*(layer for _ in range(12) for layer in (nn.Linear(2048, 2048), nn.ReLU())))
+def _mlp(layers: int) -> nn.Module:
+    """Of 2048 x 2048: 4.2 million parameters each."""
+    return nn.Sequential(*(layer for _ in range(layers) for layer in (nn.Linear(2048, 2048), nn.ReLU())))
 
 
+def rows_of_2048(batch: int) -> tuple[Tensor, Tensor]:
+    """Inputs and targets of an MLP."""
+    return torch.randn(batch, 2048), torch.randn(batch, 2048)
+
+
+MEASURED = ("mlp", "gpt")  # by default; the other is for seeing whether everything works
 MODELS = {
     one.name: one
     for one in (
-        Model("mlp", _mlp, lambda: (torch.randn(32, 2048), torch.randn(32, 2048)), F.mse_loss),
+        Model("mlp", partial(_mlp, 12), partial(rows_of_2048, 32), F.mse_loss),
         Model(
             "gpt",
             GPT,
             lambda: (torch.randint(8192, (2, 128)), torch.randint(8192, (2, 128))),
             lambda logits, following: F.cross_entropy(logits.flatten(0, 1), following.flatten()),
         ),
+        Model("small", partial(_mlp, 4), partial(rows_of_2048, 4), F.mse_loss),
     )
 }

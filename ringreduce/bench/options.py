@@ -13,8 +13,11 @@ from typing import Any
 import click
 
 from ringreduce.bench import collectives, launch, machine, plot, units
+from ringreduce.bench.models import MEASURED, MODELS
+from ringreduce.bench.turns import Effort
 
 DEFAULT_RANKS = 2
+STEP_BYTES = 800 << 20  # of the larger model: parameters, gradients, momentum, DDP's buckets
 TENSORS = 4  # of one size that a rank holds at most: ours, memcpy's, the bucket, a result
 
 
@@ -92,6 +95,19 @@ def start_once(ranks: int) -> None:
         launch.start(require_mpirun(), ranks)
 
 
+def is_launched(models: Sequence[str], modes: Sequence[str]) -> bool:
+    """Whether a launcher has started this process: as one job, which has one model in one mode."""
+    if not models or not modes:
+        raise click.UsageError("--models and --modes must name at least one each")
+    launched = launch.launched_size() is not None
+    if launched and len(models) + len(modes) > 2:
+        raise click.UsageError(
+            "each model and mode takes a job of its own, and a launcher has started this one: "
+            "name one with --models and one with --modes, or leave the launcher out"
+        )
+    return launched
+
+
 def require_mpirun() -> str:
     mpirun = launch.find_mpirun()
     if mpirun is None:
@@ -112,16 +128,26 @@ class Common:
     json: Path | None
     plot: Path | None
 
+    @property
+    def effort(self) -> Effort:
+        """How long to measure one size."""
+        return Effort(self.repeats, self.seconds)
+
 
 def options(
-    *own_options: Callable[[Any], Any], repeats: int, seconds: float, ranks: str = str(DEFAULT_RANKS)
+    *own_options: Callable[[Any], Any],
+    repeats: int,
+    seconds: float,
+    ranks: str = str(DEFAULT_RANKS),
+    drawn: bool = True,
 ) -> Callable[[Callable[..., Any]], Any]:
     """The benchmark's own options and the common ones, which it gets as one `common`.
 
     Args:
         ranks: what the help says of the default of --np.
+        drawn: whether there is a picture of the result.
     """
-    common = (
+    common = [
         click.option("--np", type=click.IntRange(min=1), help=f"Ranks to start. [default: {ranks}]"),
         click.option("--repeats", type=click.IntRange(min=1), default=repeats, show_default=True, help="Most rounds."),
         click.option(
@@ -129,13 +155,14 @@ def options(
             help="About how long to measure each line of the table.",
         ),
         click.option("--json", metavar="FILE", callback=checked(_output), help="Write everything measured there."),
-        click.option("--plot", metavar="FILE.png", callback=checked(_picture), help="Draw the result."),
-    )  # fmt: skip
+    ]  # fmt: skip
+    if drawn:
+        common.append(click.option("--plot", metavar="FILE.png", callback=checked(_picture), help="Draw the result."))
 
     def decorate(command: Callable[..., Any]) -> Any:
         @functools.wraps(command)
         def wrapper(
-            np: int | None, repeats: int, seconds: float, json: Path | None, plot: Path | None, **own: Any
+            np: int | None, repeats: int, seconds: float, json: Path | None, plot: Path | None = None, **own: Any
         ) -> Any:
             return command(common=Common(np, repeats, seconds, json, plot), **own)
 
@@ -154,13 +181,18 @@ def size_list(default: str) -> Callable[[Any], Any]:
 dtype_option = click.option("--dtype", type=click.Choice(collectives.DTYPES), default="float32", show_default=True)
 
 
-def some(option: str, allowed: Iterable[str], word: str, explained: str) -> Callable[[Any], Any]:
+def some(
+    option: str, allowed: Iterable[str], word: str, explained: str, default: Iterable[str] | None = None
+) -> Callable[[Any], Any]:
     """An option that names some of `allowed`, by default all."""
     names = list(allowed)
     return click.option(
-        option, default=",".join(names), show_default=True, metavar="LIST", callback=checked(choices(names, word)),
-        help=explained,
+        option, default=",".join(default or names), show_default=True, metavar="LIST",
+        callback=checked(choices(names, word)), help=explained,
     )  # fmt: skip
+
+
+models_option = some("--models", MODELS, "model", f"Models to train, of {','.join(MODELS)}.", MEASURED)
 
 
 def compare_with(*peers: str) -> Callable[[Any], Any]:

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from ringreduce.bench.step import StepRow
 from ringreduce.bench.units import show_size
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-    from ringreduce.bench.step import StepRow
 
 SUFFIXES = (".png", ".svg", ".pdf")
 # Colours that stay apart for colour-blind readers (Okabe and Ito), one a library or mode.
@@ -53,29 +48,20 @@ def lines(
 
 
 def steps(path: Path, title: str, rows: Sequence[StepRow]) -> None:
-    """Time, page faults and memory of a step, side by side: a group of bars a model, one bar a mode."""
+    """Time of a step: a group of bars a model, one bar a mode."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 5), layout="constrained")
-    values: dict[str, Callable[[StepRow], float]] = {
-        "ms a step": lambda row: row.timing.median * 1e3,
-        "page faults a step": lambda row: row.faults,
-        "MiB a rank, at the peak": lambda row: row.memory.taken / 2**20,
-    }
-    for axes, (label, value) in zip(figure.subplots(1, len(values)), values.items(), strict=True):
-        _bars(axes, rows, value)
-        axes.set_ylabel(label)
-    figure.suptitle(title)
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
-    figure.savefig(path, dpi=_DPI)
-
-
-def _bars(axes: Axes, rows: Sequence[StepRow], value: Callable[[StepRow], float]) -> None:
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.add_subplot()
     models, modes = (list(dict.fromkeys(names)) for names in zip(*((row.model, row.mode) for row in rows), strict=True))
     width = 0.8 / len(modes)
     for index, mode in enumerate(modes):
         own = [row for row in rows if row.mode == mode]
         places = [models.index(row.model) + (index - (len(modes) - 1) / 2) * width for row in own]
-        drawn = axes.bar(places, [value(row) for row in own], width * 0.95, label=mode, color=_COLOURS[mode])
+        values = [row.timing.median * 1e3 for row in own]
+        drawn = axes.bar(places, values, width * 0.95, label=mode, color=_COLOURS[mode])
         axes.bar_label(drawn, fmt="%.0f", fontsize=7)
     axes.set_xticks(range(len(models)), models)
+    axes.set(title=title, ylabel="ms a step")
+    axes.legend(ncols=4)
+    figure.savefig(path, dpi=_DPI)

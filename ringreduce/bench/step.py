@@ -1,15 +1,13 @@
 """A training step without communication, with ringreduce, and with DDP over Gloo: one mode's job.
 
 A step is zero_grad, forward, backward and the optimizer (SGD with momentum): all that the ranks
-wait for. Every job has one model in one mode, as programs do (turns.py runs the jobs): memory that
+wait for. Every job has one model in one mode, as programs do (jobs.py runs them): memory that
 another mode has freed would be there for this one to take, which is worth a fifth of the step of a
 large model without communication.
 """
 
 from __future__ import annotations
 
-import gc
-import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,10 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 import ringreduce as rr
 from ringreduce.bench.job import Job
-from ringreduce.bench.measure import Timing, summary
-from ringreduce.bench.memory import Peak, Use
 from ringreduce.bench.models import MODELS, Model
-from ringreduce.bench.sweep import Progress
+from ringreduce.bench.turns import Effort, Progress, Timing, summary, take_turns
 
 WARM_UP = 5  # the first step agrees on buckets, the second is the first to use them; then malloc settles
 
@@ -45,14 +41,14 @@ class Mode:
 
     wrap: Callable[[nn.Module, torch.optim.Optimizer], Trained]
     library: bool = False  # whether ringreduce runs
-    gloo: bool = False
+    torch: bool = False  # whether torch.distributed does
 
 
 MODES = {
     "none": Mode(lambda module, optimizer: (module, optimizer)),
     "ringreduce": Mode(_distributed(rr.Compression.none), library=True),
     "bf16": Mode(_distributed(rr.Compression.bf16), library=True),
-    "ddp": Mode(lambda module, optimizer: (DistributedDataParallel(module), optimizer), gloo=True),
+    "ddp": Mode(lambda module, optimizer: (DistributedDataParallel(module), optimizer), torch=True),
 }
 
 
@@ -64,48 +60,12 @@ class StepRow:
     parameters: int
     mode: str
     timing: Timing  # of steps; where there were several jobs, of their medians
-    faults: float  # page faults a step that need no disk, of the rank with most
-    memory: Use  # of the rank with most of each
-    added: Use | None = None  # more than without communication
     jobs: list[float] = field(default_factory=list)  # each job's median
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: seconds, bytes."""
-        memory = self.memory._asdict()
-        memory |= {f"added_{name}": nbytes for name, nbytes in self.added._asdict().items()} if self.added else {}
-        own = {"model": self.model, "parameters": self.parameters, "mode": self.mode, "faults": self.faults}
-        return own | vars(self.timing) | memory | {"jobs": self.jobs}
-
-
-def time_steps(job: Job, name: str, mode: str, steps: int, progress: Progress) -> StepRow:
-    """Measure one model in one mode. Collective over all ranks."""
-    if MODES[mode].gloo:
-        job.start_gloo()
-    progress.begin(f"{name}, {mode}")
-    trainer = Trainer(MODELS[name], 1 + job.rank, MODES[mode])
-    for _ in range(WARM_UP):
-        trainer.step()
-    spans = []
-    gc.collect()
-    gc.disable()
-    faults: float = -_faults()
-    for done in range(steps):
-        job.barrier()
-        begin = time.perf_counter()
-        trainer.step()
-        spans.append((begin, time.perf_counter()))
-        progress.step(1 + done, steps)
-    faults = (faults + _faults()) / steps
-    gc.enable()
-    peak = trainer.peak()
-    if mode != "none":
-        trainer.check(job)
-    faults, *memory = job.largest([faults, *peak])
-    return StepRow(name, trainer.parameters, mode, summary(job.durations(spans)), faults, Use(*map(int, memory)))
-
-
-def _faults() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        """For JSON: seconds."""
+        own = {"model": self.model, "parameters": self.parameters, "mode": self.mode}
+        return own | vars(self.timing) | {"jobs": self.jobs}
 
 
 class Trainer:
@@ -116,7 +76,6 @@ class Trainer:
         module = model.build()
         self.parameters = sum(p.numel() for p in module.parameters())
         self.module, self.optimizer = mode.wrap(module, torch.optim.SGD(module.parameters(), lr=1e-3, momentum=0.9))
-        self.lasting = mode.library
         torch.manual_seed(data_seed)
         self.inputs, self.targets = model.data()
         self.loss = model.loss
@@ -127,16 +86,27 @@ class Trainer:
         torch.autograd.backward(self.loss(self.module(self.inputs), self.targets))
         self.optimizer.step()
 
-    def peak(self) -> Use:
-        """What is in use at the peak of one more step, which is not timed."""
-        look = Peak(self.module.parameters(), self.lasting)
-        self.step()
-        look()
-        look.remove()
-        return look.use
-
     def check(self, job: Job) -> None:
         """Where ranks communicate, they have the same parameters in the end."""
         sums = job.comm.allgather([p.detach().sum().item() for p in self.module.parameters()])
         if any(one != sums[0] for one in sums):
             raise AssertionError("the ranks have different parameters")
+
+
+def time_steps(job: Job, name: str, mode: str, steps: int, progress: Progress) -> StepRow:
+    """Measure one model in one mode. Collective over all ranks."""
+    if MODES[mode].torch:
+        job.start_torch()
+    progress.begin(f"{name}, {mode}")
+    trainer = Trainer(MODELS[name], 1 + job.rank, MODES[mode])
+
+    def sample() -> tuple[float, float]:
+        job.barrier()
+        begin = time.perf_counter()
+        trainer.step()
+        return begin, time.perf_counter()
+
+    spans = take_turns({mode: sample}, Effort(steps, warm_up=WARM_UP), progress.step)[mode]
+    if mode != "none":
+        trainer.check(job)
+    return StepRow(name, trainer.parameters, mode, summary(job.durations(spans)))

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, TypeVar
 
 import torch
 
-from ringreduce.bench.collectives import OURS, Buffers, Collective, Unsupported
+from ringreduce.bench.collectives import COLLECTIVES, OURS, Buffers, Collective, Unsupported
 from ringreduce.bench.job import Job
-from ringreduce.bench.measure import Contender, Effort, Timing, alternate
+from ringreduce.bench.measure import Contender, alternate
+from ringreduce.bench.turns import Effort, Progress, Timing
 from ringreduce.bench.units import show_size
 
 BATCHED_BYTES = 16 << 10  # up to here a sample holds many calls
-
-
-class Progress(Protocol):
-    """Where rank 0 shows how far it is. `step` is called between samples only."""
-
-    def begin(self, what: str) -> None: ...
-    def step(self, done: int, of: int) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -30,35 +24,33 @@ class Row:
     library: str
     nbytes: int  # of the result on each rank
     timing: Timing
-    algbw: float  # bytes/s
-    busbw: float
+    busbw: float  # bytes/s
+
+    @property
+    def algbw(self) -> float:
+        """Bytes/s."""
+        return self.nbytes / self.timing.median
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: seconds, bytes, bytes/s."""
-        return {
-            "library": self.library,
-            "bytes": self.nbytes,
-            **vars(self.timing),
-            "algbw": self.algbw,
-            "busbw": self.busbw,
-        }
+        own = {"library": self.library, "bytes": self.nbytes, "algbw": self.algbw, "busbw": self.busbw}
+        return own | vars(self.timing)
+
+
+AnyRow = TypeVar("AnyRow", bound=Row)
 
 
 def sweep(
-    job: Job,
-    collective: Collective,
-    sizes: Sequence[int],
-    dtype: str,
-    peers: Sequence[str],
-    effort: Effort,
-    progress: Progress,
-) -> tuple[list[Row], list[str]]:
-    """Measure every size. Collective over all ranks; returns rows, and notes about what is left out."""
-    if "gloo" in peers:
-        job.start_gloo()
-    rows: list[Row] = []
+    job: Job, collective: Collective, sizes: Sequence[int], dtype: str, peers: Sequence[str], effort: Effort,
+    progress: Progress, as_row: Callable[[Contender, int, Timing], AnyRow],
+) -> tuple[list[AnyRow], list[str]]:  # fmt: skip
+    """Measure every size. Collective over all ranks; returns rows, and notes about what is left out.
+
+    Args:
+        as_row: makes a contender, its bytes and its timing a row; the contender can still be called.
+    """
+    rows: list[AnyRow] = []
     notes: dict[str, None] = {}
-    factor = collective.bus_factor(job.size)
     for nbytes in sizes:
         progress.begin(f"{collective.name} {show_size(nbytes)}")
         buffers = Buffers(job, dtype, collective.elements(nbytes, getattr(torch, dtype).itemsize, job.size))
@@ -66,11 +58,22 @@ def sweep(
             contenders, missing = contend(collective, buffers, peers)
             notes |= dict.fromkeys(missing)
             actual = buffers.data.nbytes
-            here = Effort(effort.repeats, effort.seconds, batched=actual <= BATCHED_BYTES)
-            for library, timing in alternate(job, contenders, here, progress.step).items():
-                algbw = actual / timing.median
-                rows.append(Row(library, actual, timing, algbw, algbw * factor))
+            timings = alternate(job, contenders, effort, actual <= BATCHED_BYTES, progress.step)
+            rows += [as_row(one, actual, timings[one.name]) for one in contenders]
     return rows, list(notes)
+
+
+def measure_collective(
+    job: Job, name: str, sizes: Sequence[int], dtype: str, peers: Sequence[str], effort: Effort, progress: Progress
+) -> tuple[list[Row], list[str]]:
+    """Measure every size of one collective, as `sweep` does."""
+    collective = COLLECTIVES[name]
+    factor = collective.bus_factor(job.size)
+
+    def as_row(one: Contender, nbytes: int, timing: Timing) -> Row:
+        return Row(one.name, nbytes, timing, factor * nbytes / timing.median)
+
+    return sweep(job, collective, sizes, dtype, peers, effort, progress, as_row)
 
 
 def contend(collective: Collective, buffers: Buffers, peers: Sequence[str]) -> tuple[list[Contender], list[str]]:

@@ -1,6 +1,6 @@
-"""`ringreduce bench gpu` where there is no GPU: the tests' doubles of CUDA and NCCL, and host memory.
+"""benchmarks/gpu.py where there is no GPU: the tests' doubles of CUDA and NCCL, and host memory.
 
-    python bench_gpu_on_doubles.py DOUBLES bench gpu ...     DOUBLES: the directory with both
+    python bench_gpu_on_doubles.py DOUBLES ...     DOUBLES: the directory with both
 
 Its jobs are this program again. What is measured means nothing, but all of it runs: the kernels
 and the submission through the doubles, the step on the CPU.
@@ -16,11 +16,17 @@ from pathlib import Path
 import torch
 from torch import nn
 
+sys.path.append(str(Path(__file__).parents[2]))
+
+from benchmarks import gpu
+from benchmarks.on_gpu import jobs, models, step
+from benchmarks.on_gpu.device import Found, GpuDevice
 from ringreduce import cli
 from ringreduce._core import SUM, Gpu
 from ringreduce._runtime import running
-from ringreduce.bench import gpu, gpu_models, gpu_step, job, launch
-from ringreduce.bench.gpu_device import Found, GpuDevice
+from ringreduce.bench import launch
+from ringreduce.bench.job import Job
+from ringreduce.bench.models import Model
 from ringreduce.doctor import nccl
 
 GPUS = 2
@@ -79,22 +85,21 @@ class HostDevice(GpuDevice):
         pass
 
 
-def command(mpirun, np, *arguments):
+def command(mpirun, np, script, *arguments):
     return [mpirun, "-np", str(np), sys.executable, __file__, str(DOUBLES), *arguments]
 
 
 def tiny(name):
-    return gpu_models.Model(
-        name, lambda: nn.Linear(8, 8), lambda: (torch.randn(4, 8), torch.randn(4, 8)), nn.functional.mse_loss
-    )
+    return Model(name, lambda: nn.Linear(8, 8), lambda: (torch.randn(4, 8), torch.randn(4, 8)), nn.functional.mse_loss)
 
 
 if __name__ == "__main__":
-    gpu.find = lambda: Found(GPUS, 22703, 1 << 30, [])
-    gpu.GpuDevice = HostDevice
+    jobs.find = lambda: Found(GPUS, 22703, 1 << 30, [])
+    jobs.GpuDevice = HostDevice
     launch.command = command
-    job.Job.start_nccl = lambda self, device: self.start_gloo()
-    gpu_step.GPU_MODELS.update({name: tiny(name) for name in gpu_step.GPU_MODELS})
-    status = cli.main()
+    over_gloo = Job.start_torch
+    Job.start_torch = lambda self, backend, device_id: over_gloo(self)
+    step.GPU_MODELS.update({name: tiny(name) for name in models.GPU_MODELS})
+    status = cli.run(gpu.gpu, "benchmarks/gpu.py")
     assert double.rr_double_misuses() == 0
     sys.exit(status)

@@ -1,4 +1,4 @@
-"""`ringreduce bench gpu` without a GPU: whole runs, on doubles of CUDA and NCCL."""
+"""benchmarks/gpu.py without a GPU: whole runs, on doubles of CUDA and NCCL."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytest.importorskip("rich")
 from runner.doubles import build, why_not
 from runner.launch import ROOT, clean_environment, find_launcher
 
-from ringreduce.bench import gpu_kernels
+from benchmarks.on_gpu import kernels
 
 ON_DOUBLES = Path(__file__).with_name("bench_gpu_on_doubles.py")
 
@@ -34,7 +34,7 @@ def doubles():
 def run_on_doubles(doubles, tmp_path, *arguments):
     """Results by part, and the output."""
     file = tmp_path / "result.json"
-    command = [sys.executable, str(ON_DOUBLES), str(doubles), "bench", "gpu", "--json", str(file), *arguments]
+    command = [sys.executable, str(ON_DOUBLES), str(doubles), "--json", str(file), *arguments]
     done = subprocess.run(
         command, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, timeout=300, check=False
     )
@@ -52,7 +52,7 @@ def test_kernels_on_doubles(doubles, tmp_path):
     if gpu_plot_is_possible():
         options += ["--plot", str(picture)]
     content, output = run_on_doubles(doubles, tmp_path, *options)
-    expected = [(one.kernel, one.load, one.nbytes) for one in gpu_kernels.cases(64 << 10)]
+    expected = [(one.kernel, one.load, one.nbytes) for one in kernels.cases(64 << 10)]
     assert [(row["kernel"], row["load"], row["nbytes"]) for row in content["results"]] == expected
     for row in content["results"]:
         assert row["rate"] == pytest.approx(row["nbytes"] / row["timing"]["median"])
@@ -84,10 +84,10 @@ def test_submission_on_doubles(doubles, tmp_path):
 
 
 def test_step_on_doubles(doubles, tmp_path):
-    options = ["--parts", "step", "--np", "2", "--models", "mlp", "--modes", "none,ringreduce", "--steps", "5"]
+    options = ["--parts", "step", "--np", "1", "--models", "mlp", "--modes", "none,ringreduce", "--steps", "5"]
     content, output = run_on_doubles(doubles, tmp_path, *options, "--repeats", "1")
     rows = content["results"]
-    assert [(row["model"], row["mode"], row["ranks"]) for row in rows] == [("mlp", "none", 2), ("mlp", "ringreduce", 2)]
+    assert [(row["model"], row["mode"], row["ranks"]) for row in rows] == [("mlp", "none", 1), ("mlp", "ringreduce", 1)]
     for row in rows:
         assert 0 < row["timing"]["median"] < math.inf
         assert len(row["jobs"]) == 1

@@ -1,4 +1,4 @@
-"""`ringreduce bench gpu` on a real GPU: all of it, small."""
+"""benchmarks/gpu.py on a real GPU: all of it, small."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ pytest.importorskip("rich")
 
 from runner.launch import ROOT, clean_environment
 
-from ringreduce.bench import gpu_device, launch
+from benchmarks.on_gpu import device
+from ringreduce.bench import launch
 
 
 @pytest.fixture(autouse=True)
 def alone():
     """One rank, a GPU, and an mpirun for the command's own ranks."""
-    if missing := gpu_device.find().missing:
+    if missing := device.find().missing:
         pytest.skip("; ".join(missing))
     if (launch.launched_size() or 1) > 1:
         pytest.skip("the command starts ranks of its own: one process is enough")
@@ -37,7 +38,7 @@ def numbers(value):
 
 def bench_gpu(tmp_path, *options):
     file = tmp_path / "result.json"
-    command = [sys.executable, "-m", "ringreduce", "bench", "gpu", "--json", str(file), *options]
+    command = [sys.executable, "benchmarks/gpu.py", "--json", str(file), *options]
     done = subprocess.run(
         command, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, timeout=200, check=False
     )

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from contextlib import closing
 
-from judge import WORLD
+import pytest
+from judge import WORLD, Judge
+from program import Program
 from search import search, summary
+from source import source
 
 PROGRAMS, SEED = 200, 11
 
@@ -20,3 +23,13 @@ def test_random_programs(rr):
     failure, counts = WORLD.bcast((failure, counts))
     assert not failure, failure
     assert counts["right"] >= 0.9 * sum(counts.values()), f"too few programs end right:\n{summary(counts)}"
+
+
+def test_who_skips_what_fails_elsewhere_is_told_in_one_more_pass(rr):
+    """Rank 0 skips a step for which rank 1 has nothing but gradients that were unscaled too early."""
+    if rr.size() == 1:
+        pytest.skip("needs 2 ranks")
+    judge = Judge()
+    verdict = judge(source(Program((("scaler", 0, 0),), passes=2)))
+    judge.restart()
+    assert verdict.startswith("error"), verdict

@@ -82,7 +82,7 @@ class Writer:
 
     def end(self) -> None:
         self.look()
-        self.add("return model")
+        self.add("return model, optimizers")
 
     def look(self) -> None:
         """Reduced gradients are the same on both sides."""

@@ -11,7 +11,8 @@ pytest.importorskip("mpi4py")
 
 from ringreduce.bench.collectives import COLLECTIVES, GLOO_TYPES, MPI_TYPES, Buffers, Unsupported
 from ringreduce.bench.job import Job
-from ringreduce.bench.measure import Effort, alternate
+from ringreduce.bench.measure import alternate
+from ringreduce.bench.turns import Effort
 
 WAYS = [(name, library) for name, collective in COLLECTIVES.items() for library in collective.ways]
 DTYPES = ("float32", "int16", "bfloat16")  # all libraries have the first, Gloo lacks the second, MPI the third
@@ -21,7 +22,7 @@ ELEMENTS = 60  # a multiple of 1, 2, 3 and 4 ranks
 @pytest.fixture(scope="module")
 def job(rr):
     result = Job.meet()
-    result.start_gloo()
+    result.start_torch()
     yield result
     dist.destroy_process_group()
     result.comm.Free()

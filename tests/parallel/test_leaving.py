@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 import torch
 from torch.utils.dlpack import from_dlpack
@@ -54,10 +52,8 @@ def test_a_rank_leaves_a_step(rr, rank, size, at):
     for leaver in range(size):
         plan = make_plan(rr)
         whole_step(plan, size)
-        begun = time.monotonic()
         with pytest.raises(PlanLeftError, match=f"^rank {leaver} has left the gradient step: {WHY}$"):
             left_step(plan, at if rank == leaver else None)
-        assert time.monotonic() - begun < 10  # the limit is a minute
         total = rr.allreduce(torch.ones(3), op=rr.Sum)
         assert torch.equal(total, torch.full((3,), float(size)))
         plan.close()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
-import select
 from collections.abc import Iterator
 
 import pytest
@@ -132,10 +132,11 @@ def test_dataloader_with_workers(rank, size):
 
 
 def in_forked_child(function) -> str:
-    """What `function` returns, or the type and text of what it raises, in a forked child."""
+    """What `function` returns, or the type and text of what it raises, in a forked child; where it hangs if it does."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
+        faulthandler.dump_traceback_later(60, exit=True, file=writer)
         try:
             text = str(function())
         except BaseException as error:
@@ -143,11 +144,8 @@ def in_forked_child(function) -> str:
         os.write(writer, text.encode())
         os._exit(0)
     os.close(writer)
-    ready, _, _ = select.select([reader], [], [], 60)
-    if not ready:
-        os.kill(child, 9)
-    text = os.read(reader, 65_536).decode() if ready else "the child hangs"
-    os.close(reader)
+    with os.fdopen(reader, "rb") as pipe:
+        text = pipe.read().decode()
     os.waitpid(child, 0)
     return text
 

@@ -1,4 +1,4 @@
-"""`ringreduce bench gpu`: what it loads the GPU with, and its arithmetic, without a GPU."""
+"""benchmarks/gpu.py: what it loads the GPU with, and its arithmetic, without a GPU."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ pytest.importorskip("rich")
 
 import torch
 
-from ringreduce.bench import gpu_clock, gpu_kernels, gpu_models, gpu_step
-from ringreduce.bench.gpu_step import Event
-from ringreduce.bench.measure import Effort, Timing
+from benchmarks.on_gpu import clock, kernels, models, step
+from benchmarks.on_gpu.step import Event
+from ringreduce.bench.turns import Effort, Timing
 
 MIB = 1 << 20
 
@@ -24,26 +24,26 @@ def timing(seconds):
 
 @pytest.mark.parametrize("total", [200, 1000, 100 * MIB])
 def test_mixed_sizes_sum_to_what_is_asked_for(total):
-    sizes = gpu_kernels.mixed_sizes(total)
+    sizes = kernels.mixed_sizes(total)
     assert len(sizes) == 200
     assert sum(sizes) == total
     assert min(sizes) >= 1
-    assert sizes == gpu_kernels.mixed_sizes(total)
+    assert sizes == kernels.mixed_sizes(total)
 
 
 def test_mixed_sizes_are_mixed():
-    sizes = gpu_kernels.mixed_sizes(100 * MIB)
+    sizes = kernels.mixed_sizes(100 * MIB)
     assert max(sizes) > 1000 * min(sizes)
     assert any(size % 4 for size in sizes)  # tensors that end in the middle of a vector
 
 
 def test_too_few_bytes_for_the_mixed_sizes():
     with pytest.raises(ValueError, match="200 tensors have 200 elements at least, not 199"):
-        gpu_kernels.mixed_sizes(199)
+        kernels.mixed_sizes(199)
 
 
 def test_bytes_of_the_cases():
-    by_load = {(one.kernel, one.load): one for one in gpu_kernels.cases(400 * MIB)}
+    by_load = {(one.kernel, one.load): one for one in kernels.cases(400 * MIB)}
     assert {kernel for kernel, _ in by_load} == {"pack", "unpack", "reduce", "merge_rows"}
     for kernel, names in (("pack", "float32 to {}"), ("unpack", "{} to float32")):
         mixed, small = by_load[kernel, "200 tensors, 400M"], by_load[kernel, "2000 tensors of 4K"]
@@ -61,19 +61,17 @@ def test_bytes_of_the_cases():
     ("nbytes", "l2", "sets"), [(800 * MIB, 50 * MIB, 1), (16 * MIB, 50 * MIB, 13), (16 * MIB, 0, 1), (1, 50 * MIB, 256)]
 )
 def test_buffers_outgrow_the_cache(nbytes, l2, sets):
-    assert gpu_kernels.set_count(nbytes, l2) == sets
+    assert kernels.set_count(nbytes, l2) == sets
 
 
 def test_models():
     with torch.device("meta"):
-        millions = {name: sum(p.numel() for p in one.build().parameters()) / 1e6 for name, one in models()}
+        millions = {
+            name: sum(p.numel() for p in one.build().parameters()) / 1e6 for name, one in models.GPU_MODELS.items()
+        }
     assert {name: round(size) for name, size in millions.items()} == {"mlp": 50, "gpt": 136, "gpt-large": 370}
-    assert gpu_models.fitting(16 << 30) == ["mlp", "gpt"]
-    assert gpu_models.fitting(80 << 30) == ["mlp", "gpt", "gpt-large"]
-
-
-def models():
-    return gpu_models.GPU_MODELS.items()
+    assert models.fitting(16 << 30) == ["mlp", "gpt"]
+    assert models.fitting(80 << 30) == ["mlp", "gpt", "gpt-large"]
 
 
 class Simulated:
@@ -105,25 +103,25 @@ class Simulated:
 
 def test_what_the_gpu_waits_for_is_not_timed():
     device = Simulated()
-    turn = gpu_clock.Turn("a", [device.call] * 4)
-    timings = gpu_clock.alternate(device, [turn], Effort(repeats=3, seconds=60))
+    turn = clock.Turn("a", [device.call] * 4)
+    timings = clock.alternate(device, [turn], Effort(repeats=3, seconds=60))
     assert timings["a"].median == pytest.approx(1.0)
     assert timings["a"].batch == 4
     assert not turn.is_starved
-    assert turn.hold > gpu_clock.SHORTEST_HOLD
+    assert turn.hold > clock.SHORTEST_HOLD
 
 
 def test_a_host_that_cannot_keep_up_is_told():
     device = Simulated()
-    turn = gpu_clock.Turn("a", [device.call] * 100)
-    gpu_clock.alternate(device, [turn], Effort(repeats=1, seconds=60))
+    turn = clock.Turn("a", [device.call] * 100)
+    clock.alternate(device, [turn], Effort(repeats=1, seconds=60))
     assert turn.is_starved
 
 
 def test_waits_are_counted_within_the_steps():
     events = [
         Event("cudaDeviceSynchronize", 0, 5),
-        Event(gpu_step.TRACED, 10, 20),
+        Event(step.TRACED, 10, 20),
         Event("cudaLaunchKernel", 11, 12),
         Event("cudaMemcpyAsync", 12, 13),
         Event("cudaStreamSynchronize", 13, 14),
@@ -131,7 +129,7 @@ def test_waits_are_counted_within_the_steps():
         Event("cudaStreamWaitEvent", 15, 16),
         Event("cudaDeviceSynchronize", 21, 22),  # the end of the trace
     ]
-    assert gpu_step.waits_within(events) == 2
+    assert step.waits_within(events) == 2
 
 
 def test_annotations_on_the_gpu_are_not_the_hosts():
@@ -140,14 +138,14 @@ def test_annotations_on_the_gpu_are_not_the_hosts():
     def event(name, begin, end, where):
         return SimpleNamespace(name=name, time_range=SimpleNamespace(start=begin, end=end), device_type=where)
 
-    traced = [event(gpu_step.TRACED, 10, 20, host), event(gpu_step.TRACED, 12, 25, gpu)]
+    traced = [event(step.TRACED, 10, 20, host), event(step.TRACED, 12, 25, gpu)]
     calls = [event("cudaLaunchKernel", 11, 12, host), event("cudaStreamSynchronize", 13, 14, host)]
-    assert gpu_step.waits_within(gpu_step.of_host([*traced, *calls])) == 1
+    assert step.waits_within(step.of_host([*traced, *calls])) == 1
 
 
 def test_a_trace_without_cuda_says_nothing():
-    assert gpu_step.waits_within([Event(gpu_step.TRACED, 10, 20), Event("aten::add", 11, 12)]) is None
-    assert gpu_step.count_waits(lambda: torch.ones(2) + 1) is None
+    assert step.waits_within([Event(step.TRACED, 10, 20), Event("aten::add", 11, 12)]) is None
+    assert step.count_waits(lambda: torch.ones(2) + 1) is None
 
 
 def test_a_step_of_several_jobs():
@@ -155,7 +153,7 @@ def test_a_step_of_several_jobs():
         {"mode": "none", "timing": vars(timing(t)), "waits": w, "memory": m, "jobs": []}
         for t, w, m in ((1, 0, 5), (2, 0.2, 7), (4, 0, 6))
     ]
-    row = gpu_step.of_jobs(jobs)
+    row = step.of_jobs(jobs)
     assert (row["mode"], row["timing"]["median"], row["waits"], row["memory"]) == ("none", 2, 0.2, 7)
     assert row["jobs"] == [1, 2, 4]
-    assert gpu_step.of_jobs([*jobs, jobs[0] | {"waits": None}])["waits"] is None
+    assert step.of_jobs([*jobs, jobs[0] | {"waits": None}])["waits"] is None

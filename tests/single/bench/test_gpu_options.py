@@ -1,4 +1,4 @@
-"""`ringreduce bench gpu`: numbers of ranks, and what it refuses."""
+"""benchmarks/gpu.py: numbers of ranks, and what it refuses."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ pytest.importorskip("rich")
 
 import torch
 
+from benchmarks import gpu
+from benchmarks.on_gpu import device, jobs
+from benchmarks.on_gpu.device import Found
 from ringreduce import cli
-from ringreduce.bench import gpu, gpu_device
-from ringreduce.bench.gpu_device import Found
 from ringreduce.bench.job import Refused
 
 
@@ -28,7 +29,7 @@ from ringreduce.bench.job import Refused
     ],
 )
 def test_numbers_of_ranks(np, gpus, nccl, ranks, note):
-    found, notes = gpu.plan_ranks(np, gpus, nccl)
+    found, notes = jobs.plan_ranks(np, gpus, nccl)
     assert found == ranks
     assert note in " ".join(notes)
     assert bool(note) == bool(notes)
@@ -39,14 +40,14 @@ def test_numbers_of_ranks(np, gpus, nccl, ranks, note):
     [(1, 1, 22703, True), (2, 1, 22703, False), (2, 1, 23001, True), (3, 1, 23001, False), (1, 1, 0, False)],
 )
 def test_what_nccl_connects(ranks, gpus, nccl, can):
-    assert gpu.can_connect(ranks, gpus, nccl) == can
+    assert jobs.can_connect(ranks, gpus, nccl) == can
 
 
 def run_here(monkeypatch, *arguments):
     for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(sys, "argv", ["ringreduce", "bench", "gpu", *arguments])
-    return cli.main()
+    monkeypatch.setattr(sys, "argv", ["benchmarks/gpu.py", *arguments])
+    return cli.run(gpu.gpu, "benchmarks/gpu.py")
 
 
 @pytest.mark.parametrize(
@@ -59,20 +60,20 @@ def run_here(monkeypatch, *arguments):
     ],
 )
 def test_no_gpu_gives_one_line(monkeypatch, capsys, probed, missing):
-    monkeypatch.setattr(gpu_device, "Gpu", type("Gpu", (), {"probe": staticmethod(lambda library: probed)}))
+    monkeypatch.setattr(device, "Gpu", type("Gpu", (), {"probe": staticmethod(lambda library: probed)}))
     monkeypatch.setattr("torch.version.cuda", None)
     assert run_here(monkeypatch) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    start, end = "bench gpu needs a GPU, and there is none to use", f"torch {torch.__version__} is built without CUDA"
-    assert captured.err == f"ringreduce: {start}: {missing}; {end}\n"
+    start, end = "there is no GPU to use", f"torch {torch.__version__} is built without CUDA"
+    assert captured.err == f"benchmarks/gpu.py: {start}: {missing}; {end}\n"
 
 
 def test_this_machine_is_looked_at():
-    if not gpu_device.find().missing:
+    if not device.find().missing:
         pytest.skip("there is a GPU")
-    with pytest.raises(Refused, match="bench gpu needs a GPU"):
-        gpu.require_gpu()
+    with pytest.raises(Refused, match="there is no GPU to use"):
+        jobs.require_gpu()
 
 
 @pytest.mark.parametrize(
@@ -89,20 +90,20 @@ def test_this_machine_is_looked_at():
     ],
 )
 def test_wrong_input_gives_one_line(monkeypatch, capsys, arguments, message):
-    monkeypatch.setattr(gpu, "find", lambda: Found(1, 22703, 16 << 30, []))
+    monkeypatch.setattr(jobs, "find", lambda: Found(1, 22703, 16 << 30, []))
     assert run_here(monkeypatch, *arguments.split()) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.startswith("ringreduce: ")
+    assert captured.err.startswith("benchmarks/gpu.py: ")
     assert captured.err.count("\n") == 1
     assert message in captured.err
 
 
 def test_a_launcher_starts_one_job():
-    wanted = gpu.Wanted(["step"], 800, ["mlp"], ["none", "ddp"], 5)
+    wanted = jobs.Wanted(["step"], 800, ["mlp"], ["none", "ddp"], 5)
     found = Found(1, 22703, 16 << 30, [])
-    gpu.check(wanted, found)
+    jobs.check(wanted, found)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMPI_COMM_WORLD_SIZE", "1")
         with pytest.raises(Refused, match="each part takes a job of its own"):
-            gpu.check(wanted, found)
+            jobs.check(wanted, found)

@@ -1,4 +1,4 @@
-"""`ringreduce bench gpu`: its rows and tables."""
+"""benchmarks/gpu.py: its rows and tables."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ pytest.importorskip("rich")
 
 from rich.console import Console
 
-from ringreduce.bench import gpu, gpu_device, gpu_report
-from ringreduce.bench.gpu_kernels import KernelRow
-from ringreduce.bench.gpu_step import GpuStepRow
-from ringreduce.bench.gpu_submission import SubmissionRow
-from ringreduce.bench.measure import Timing
+from benchmarks.on_gpu import device, jobs, tables
+from benchmarks.on_gpu.kernels import KernelRow
+from benchmarks.on_gpu.step import GpuStepRow
+from benchmarks.on_gpu.submission import SubmissionRow
+from ringreduce.bench.turns import Timing
 
 
 def timing(seconds):
@@ -43,13 +43,13 @@ def styles(table, column):
 
 @pytest.mark.parametrize("row", [KERNEL, SUBMISSION, step_row("ddp", 1e-3, 2, True)])
 def test_rows_survive_json(row):
-    assert gpu.restore(json.loads(json.dumps([row.as_dict()]))) == [row]
+    assert jobs.restore(json.loads(json.dumps([row.as_dict()]))) == [row]
 
 
 def test_kernel_table():
     assert KERNEL.share == pytest.approx(0.8)
     free = KernelRow("reduce", "2 sources of 4K", 12288, None, timing(1e-6), timing(1e-6), False)
-    table = gpu_report.kernel_table([KERNEL, free])
+    table = tables.kernel_table([KERNEL, free])
     assert table_lines(table) == [
         "kernel load time GB/s copy GB/s of the copy must",
         "pack 200 tensors, 400M 1.00 ms 800 1000 80.0% >= 90%",
@@ -61,7 +61,7 @@ def test_kernel_table():
 def test_submission_table():
     slow = SubmissionRow("plan", 1, 4096, timing(11e-6), timing(2e-6), 10e-6)
     direct = SubmissionRow("nccl", 1, 4096, timing(3e-6), timing(0), None)
-    table = gpu_report.submission_table([SUBMISSION, slow, direct])
+    table = tables.submission_table([SUBMISSION, slow, direct])
     assert table_lines(table)[:2] == [
         "size ranks by submit quartiles must wait both",
         "4K 2 plan 4.00 us 4.00 us - 4.00 us <= 10.0 us 2.00 us 6.00 us",
@@ -71,7 +71,7 @@ def test_submission_table():
 
 def test_step_table_at_one_rank():
     rows = [step_row("none", 10e-3), step_row("ringreduce", 10.08e-3), step_row("ddp", 10.2e-3, waits=None)]
-    table = gpu_report.step_table(rows)
+    table = tables.step_table(rows)
     assert table_lines(table) == [
         "model parameters ranks mode step quartiles of none must ddp / this must waits MiB",
         "mlp 50.0M 1 none 10.0 ms 10.0 ms - 10.0 ms 1.000 1.020 0 3072",
@@ -83,7 +83,7 @@ def test_step_table_at_one_rank():
 
 
 def test_step_table_of_two_ranks_on_one_gpu():
-    table = gpu_report.step_table([step_row("ringreduce", 11e-3, 2, True, 1.0), step_row("ddp", 10e-3, 2, True)])
+    table = tables.step_table([step_row("ringreduce", 11e-3, 2, True, 1.0), step_row("ddp", 10e-3, 2, True)])
     assert table_lines(table)[1] == ("mlp 50.0M 2 on one GPU ringreduce 11.0 ms 11.0 ms - 11.0 ms - 0.909 >= 1 1 3072")
     assert (styles(table, 8)[0], styles(table, 10)[0]) == ("red", "red")
 
@@ -91,7 +91,7 @@ def test_step_table_of_two_ranks_on_one_gpu():
 def test_what_plain_torch_waits_for_is_not_our_fault():
     def of_ours(waits):
         rows = [step_row("none", 1e-3, waits=1.0), step_row("ringreduce", 1e-3, waits=waits)]
-        return styles(gpu_report.step_table(rows), 10)[1]
+        return styles(tables.step_table(rows), 10)[1]
 
     assert (of_ours(1.0), of_ours(1.2)) == ("green", "red")
 
@@ -102,7 +102,7 @@ def test_line_of_the_machine():
         "torch_cuda": "13.0", "nccl": "2.30.1",
     }  # fmt: skip
     line = "NVIDIA H100, driver 580.65.06, CUDA runtime 13.1 (torch's 13.0), NCCL 2.30.1"
-    assert gpu_device.gpu_line(info) == line
-    assert gpu_device.gpu_line(info | {"gpus": 8, "driver": None, "nccl": None}) == (
+    assert device.gpu_line(info) == line
+    assert device.gpu_line(info | {"gpus": 8, "driver": None, "nccl": None}) == (
         "8 x NVIDIA H100, driver of CUDA 13.0, CUDA runtime 13.1 (torch's 13.0), no NCCL"
     )

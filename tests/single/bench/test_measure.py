@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import itertools
+import os
+import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -9,10 +15,11 @@ import pytest
 pytest.importorskip("click")
 pytest.importorskip("rich")
 
-from ringreduce.bench import measure, turns
-from ringreduce.bench.measure import Contender, Effort
+from runner.launch import ROOT
 
-MIB = 1 << 20
+from ringreduce.bench import jobs, launch, measure, turns
+from ringreduce.bench.measure import Contender
+from ringreduce.bench.turns import Effort
 
 
 class OneRank:
@@ -29,17 +36,20 @@ class OneRank:
     def largest(self, values):
         return list(values)
 
+    def longest(self, seconds):
+        return seconds
+
     def durations(self, spans):
         return [end - begin for begin, end in spans]
 
 
-def alternate(effort, names=("a", "b")):
+def alternate(effort, names=("a", "b"), batched=False):
     log = []
     contenders = [
         Contender(name, lambda value, name=name: log.append(f"rewrite {name}"), lambda name=name: log.append(name))
         for name in names
     ]
-    return log, measure.alternate(OneRank(log), contenders, effort)
+    return log, measure.alternate(OneRank(log), contenders, effort, batched)
 
 
 def test_contenders_take_turns_with_fresh_buffers():
@@ -50,7 +60,7 @@ def test_contenders_take_turns_with_fresh_buffers():
 
 
 def test_batches_of_short_calls():
-    log, timings = alternate(Effort(repeats=1, seconds=60, batched=True), names=("a",))
+    log, timings = alternate(Effort(repeats=1, seconds=60), names=("a",), batched=True)
     batch = timings["a"].batch
     assert 1 < batch <= measure.BATCH[1]
     assert log[-batch - 2 :] == ["rewrite a", "barrier", *["a"] * batch]
@@ -58,7 +68,7 @@ def test_batches_of_short_calls():
 
 def test_a_small_budget_leaves_a_few_rounds():
     _, timings = alternate(Effort(repeats=1000, seconds=1e-9))
-    assert timings["a"].samples == measure.FEWEST_ROUNDS
+    assert timings["a"].samples == turns.FEWEST_ROUNDS
 
 
 class Clockwork(OneRank):
@@ -82,59 +92,83 @@ class Clockwork(OneRank):
 def test_a_sample_is_divided_by_its_calls():
     job = Clockwork()
     job.durations = lambda spans, durations=job.durations: durations(spans * 2)[: len(spans)]  # the warm-up counts, too
-    timings = measure.alternate(job, [job.contender()], Effort(1, 60, batched=True))
+    timings = measure.alternate(job, [job.contender()], Effort(1, 60), batched=True)
     assert timings["a"].median == pytest.approx(7e-5)
 
 
 @pytest.mark.parametrize(("scattered", "batch"), [(False, 14), (True, 714)])  # what fits in 1 ms and in 50 ms
 def test_ranks_that_leave_a_barrier_far_apart_call_more_often(scattered, batch):
     job = Clockwork(scattered)
-    assert measure.alternate(job, [job.contender()], Effort(1, 60, batched=True))["a"].batch == batch
+    assert measure.alternate(job, [job.contender()], Effort(1, 60), batched=True)["a"].batch == batch
 
 
-def test_jobs_take_turns():
+@pytest.mark.parametrize(("warm_up", "rounds"), [(0, 5), (1, 50)])
+def test_the_first_round_that_counts_tells_how_many_there_are(monkeypatch, warm_up, rounds):
+    """The first sample of all takes 10 times as long as the others."""
+    clock, lengths = [0.0], itertools.chain([10.0], itertools.repeat(1.0))
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+
+    def sample():
+        clock[0] += next(lengths)
+        return clock[0]
+
+    taken = turns.take_turns({"a": sample}, Effort(repeats=1000, seconds=50.0, fewest=1, warm_up=warm_up))["a"]
+    assert taken == [10.0 + warm_up + n for n in range(rounds)]
+
+
+def test_ranks_agree_on_the_rounds():
+    """By its own clock this rank has time for any number."""
+    assert (
+        turns.take_turns({"a": int}, Effort(repeats=50, seconds=6.0, fewest=2), agree=lambda cost: 2.0)["a"] == [0] * 3
+    )
+
+
+def test_progress_is_told():
+    told = []
+    turns.take_turns({"a": int}, Effort(repeats=2), lambda done, of: told.append((done, of)))
+    assert told == [(0, 1), (1, 2), (2, 2)]
+
+
+def test_the_garbage_collector_is_on_again_after_a_failure():
+    def fail():
+        assert not gc.isenabled()
+        raise KeyError("a")
+
+    with pytest.raises(KeyError):
+        turns.take_turns({"a": fail}, Effort(1))
+    assert gc.isenabled()
+
+
+def test_jobs_take_turns(monkeypatch):
     log = []
-    jobs = {name: lambda name=name: log.append(name) or len(log) for name in "ab"}
-    results = turns.take_turns(jobs, Effort(repeats=9, seconds=1e-9), 3, lambda done, of: log.append((done, of)))
+    monkeypatch.setattr(launch, "measure", lambda command: log.append(command[-1]) or len(log))
+    results = jobs.run_in_turns(
+        {"a": ["mpirun", "a"], "b": ["mpirun", "b"]}, Effort(9, 1e-9), lambda done, of: log.append((done, of))
+    )
     assert log == ["a", "b", (1, 3), "a", "b", (2, 3), "a", "b", (3, 3)]
     assert results == {"a": [1, 4, 7], "b": [2, 5, 8]}
 
 
-def test_as_many_rounds_as_there_is_time_for():
-    slow = {name: lambda: time.sleep(0.05) for name in "ab"}
-    rounds = len(turns.take_turns(slow, Effort(repeats=100, seconds=0.5), 3, lambda done, of: None)["a"])
-    assert 3 <= rounds <= 10
+def test_a_row_is_the_median_over_jobs():
+    row = jobs.row_of(
+        [{"model": "mlp", "parameters": 7, "mode": "ddp", "median": median} for median in (1.0, 9.0, 2.0)]
+    )
+    assert (row.model, row.parameters, row.mode, row.timing.median) == ("mlp", 7, "ddp", 2.0)
+    assert row.as_dict()["jobs"] == [1.0, 9.0, 2.0]
 
 
-def job_row(median, beside):
-    memory = {"taken": 10 * MIB + beside, "beside": beside, "resident": 20 * MIB}
-    return {"median": median, "parameters": 7, "faults": median, **memory}
-
-
-def test_rows_are_medians_over_jobs():
-    results = {
-        "none": [job_row(median, beside) for median, beside in [(1.0, MIB), (9.0, MIB), (2.0, MIB)]],
-        "ddp": [job_row(median, beside) for median, beside in [(5.0, 3 * MIB), (4.0, MIB), (3.0, 4 * MIB)]],
-    }
-    none, ddp = turns.rows_of("mlp", results)
-    assert (none.timing.median, none.jobs, none.added) == (2.0, [1.0, 9.0, 2.0], (0, 0, 0))
-    assert (ddp.timing.median, ddp.faults, ddp.added) == (4.0, 4.0, (2 * MIB, 2 * MIB, 0))
-    assert ddp.as_dict()["added_beside"] == 2 * MIB
-
-
-@pytest.mark.parametrize(
-    ("count", "low", "high", "sure"),
-    [(1, 1, 1, 0.0), (5, 1, 5, 0.9375), (6, 1, 6, 0.96875), (9, 2, 8, 0.9609375), (20, 6, 15, 0.9586105)],
-)
-def test_confidence_of_a_median(count, low, high, sure):
-    """As the tables of the sign test have it."""
-    values = list(range(count, 0, -1))
-    assert turns.confidence_of_median(values) == (low, high, pytest.approx(sure))
-
-
-def test_effect_of_init_is_beyond_what_a_process_does_anyway():
-    plain = [{"before": 1.0, "after": 1.1, "cpu": 0.0}] * 6
-    init = [{"before": 2.0, "after": 2.2 * 1.01, "cpu": 1e-5}] * 6
-    idle = turns.idle_of(plain, init)
-    assert (idle.effect, idle.low, idle.high) == pytest.approx((0.01, 0.01, 0.01))
-    assert idle.cpu == 1e-5
+def test_what_ends_the_process_ends_its_job(tmp_path):
+    """SIGTERM, too, which by itself would leave the job behind."""
+    measuring = f"""
+from ringreduce.bench import launch
+launch.measure(["sh", "-c", "echo $$ > {tmp_path}/new; mv {tmp_path}/new {tmp_path}/job; exec sleep 100"])
+"""
+    with subprocess.Popen([sys.executable, "-c", measuring], cwd=ROOT) as parent:
+        while not (tmp_path / "job").exists():
+            assert parent.poll() is None
+            time.sleep(0.05)
+        job = int((tmp_path / "job").read_text())
+        parent.send_signal(signal.SIGTERM)
+        assert parent.wait(60) == 128 + signal.SIGTERM
+    with pytest.raises(ProcessLookupError):
+        os.kill(job, 0)

@@ -18,18 +18,18 @@ from rich.console import Console
 from runner.launch import ROOT
 
 from ringreduce import cli
-from ringreduce.bench import launch, report
-from ringreduce.bench.measure import Timing
+from ringreduce.bench import launch, tables
 from ringreduce.bench.sweep import Row
+from ringreduce.bench.turns import Timing
 
 MIB = 1 << 20
 
 
 def test_table_has_ratios_and_the_limit():
     times = {"ringreduce": 2e-3, "arena": 1e-3, "memcpy": 1e-3, "mpi": 8e-3, "gloo": 1e-3}
-    rows = [Row(name, MIB, Timing(t, t, t, 5, 1), MIB / t, 1.5 * MIB / t) for name, t in times.items()]
+    rows = [Row(name, MIB, Timing(t, t, t, 5, 1), 1.5 * MIB / t) for name, t in times.items()]
     console = Console(file=io.StringIO(), width=200)
-    console.print(report.collective_table(rows))
+    console.print(tables.collective_table(rows))
     lines = [" ".join(line.split()) for line in console.file.getvalue().splitlines()]
     assert lines == [
         "size in time algbw busbw memcpy limit mpi ratio gloo ratio",
@@ -101,6 +101,8 @@ def test_becomes_mpirun(monkeypatch, by_hand):
         ("step --np 1000", "a training step: 1000 ranks need about 781 GiB"),
         ("step --steps 0", "0 is not in the range x>=1"),
         ("step --models vgg", "there is no model 'vgg'; choose from mlp, gpt"),
+        ("gpu --parts kernels", "in its source tree, run python benchmarks/gpu.py"),
+        ("gpu", "in its source tree, run python benchmarks/gpu.py"),
         ("hosts --link-rate slow", "'slow' is not a rate"),
         ("hosts --pretend-hosts 4 --np 2", "there are only 2 ranks"),
         ("hosts --iperf --link-rate 1gbit", "--iperf goes with neither"),
@@ -137,7 +139,7 @@ def test_a_launcher_has_started_one_job(monkeypatch, capsys, by_hand):
 def test_a_job_that_fails_is_told(monkeypatch, capsys, by_hand):
     monkeypatch.setattr(launch, "find_mpirun", lambda: shutil.which("false"))
     assert run_here(monkeypatch, "bench", "step") == 2
-    assert re.search(r"ringreduce: .*false -np 2 .* --modes none .* ended with status 1\n$", capsys.readouterr().err)
+    assert re.search(r"ringreduce: .*false -np 2 .* --modes none ended with status 1\n$", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("arguments", [[], ["bench"], ["bench", "allreduce", "--help"], ["--version"]])

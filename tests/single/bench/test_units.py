@@ -64,6 +64,6 @@ def test_elements_on_three_ranks(name, nbytes, elements):
     assert COLLECTIVES[name].elements(nbytes, itemsize=4, size=3) == elements
 
 
-@pytest.mark.parametrize(("name", "millions"), [("mlp", 50), ("gpt", 27)])
+@pytest.mark.parametrize(("name", "millions"), [("mlp", 50), ("gpt", 27), ("small", 17)])
 def test_models_have_the_size_they_are_known_by(name, millions):
     assert round(sum(p.numel() for p in MODELS[name].build().parameters()) / 1e6) == millions

@@ -11,14 +11,13 @@ away and the next hold is longer. The hold also empties the L2 cache of what is 
 
 from __future__ import annotations
 
-import gc
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-from ringreduce.bench.gpu_device import GpuDevice
-from ringreduce.bench.measure import Effort, Timing, affordable_rounds, summary
+from benchmarks.on_gpu.device import GpuDevice
+from ringreduce.bench.turns import Effort, Timing, summary, take_turns
 
 SHORTEST_HOLD = 2e-4  # seconds
 LONGEST_HOLD = 0.5
@@ -44,22 +43,8 @@ def alternate(
     effort: Effort,
     progress: Callable[[int, int], Any] = lambda done, of: None,
 ) -> dict[str, Timing]:
-    """Seconds a call, by the median sample, of each. `progress` is told rounds done and planned."""
-    seconds: dict[str, list[float]] = {one.name: [] for one in turns}
-    gc.collect()
-    gc.disable()
-    try:
-        begin, rounds, done = time.perf_counter(), 1, 0
-        while done < rounds:
-            for one in turns:
-                seconds[one.name].append(_sample(device, one))
-            done += 1
-            if done == 1:  # the first round warms up and finds the holds
-                seconds = {name: [] for name in seconds}
-                rounds = 1 + affordable_rounds(effort, time.perf_counter() - begin)
-            progress(done, rounds)
-    finally:
-        gc.enable()
+    """Seconds a call, by the median sample, of each. The round that warms up finds the holds."""
+    seconds = take_turns({one.name: partial(_sample, device, one) for one in turns}, effort, progress)
     return {one.name: summary(seconds[one.name], len(one.calls)) for one in turns}
 
 

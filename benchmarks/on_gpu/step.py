@@ -9,29 +9,28 @@ the host waits for the GPU within a step.
 
 from __future__ import annotations
 
-import gc
 import os
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 
-from ringreduce.bench.gpu_device import GpuDevice
-from ringreduce.bench.gpu_models import GPU_MODELS
+from benchmarks.on_gpu.device import GpuDevice
+from benchmarks.on_gpu.models import GPU_MODELS
 from ringreduce.bench.job import Job
-from ringreduce.bench.measure import Timing, summary
 from ringreduce.bench.step import MODES, Trainer
-from ringreduce.bench.sweep import Progress
+from ringreduce.bench.turns import Effort, Progress, Timing, summary, take_turns
 
 GPU_MODES = ("none", "ringreduce", "ddp")
 BLOCK = 5  # steps of a sample
-WARM_UP = 10
+WARM_UP = 2  # samples
 MOST_OF_NONE = 1.01  # of a step's time without communication, at 1 rank
 LEAST_OF_DDP = 1.0  # DDP's time / ours, where two ranks share a GPU
-TRACED = "ringreduce.bench steps"
+TRACED = "benchmarks/gpu.py steps"
 _WAITS = re.compile(r"(cuda|cu)(Stream|Device|Event|Ctx)Synchronize(_.*)?|cudaMemcpy")
 _LAUNCHES = re.compile(r"(cuda|cu)LaunchKernel.*")
 
@@ -57,22 +56,14 @@ class GpuStepRow:
 
 def time_gpu_step(job: Job, device: GpuDevice, name: str, mode: str, steps: int, progress: Progress) -> GpuStepRow:
     """Measure one model in one mode, `steps` of them at least. Collective over all ranks."""
-    if MODES[mode].gloo:  # DDP, here over NCCL
-        job.start_nccl(device.torch)
+    if MODES[mode].torch:
+        job.start_torch("nccl", device_id=device.torch)
     progress.begin(f"{name}, {mode}")
     torch.set_float32_matmul_precision("high")
     with device.torch:
         trainer = Trainer(GPU_MODELS[name], 1 + job.rank, MODES[mode])
-    for _ in range(WARM_UP):
-        trainer.step()
-    samples = -(-steps // BLOCK)
-    spans = []
-    gc.collect()
-    gc.disable()
-    for done in range(samples):
-        spans.append(_sample(job, device, trainer.step))
-        progress.step(1 + done, samples)
-    gc.enable()
+    effort = Effort(-(-steps // BLOCK), warm_up=WARM_UP)
+    spans = take_turns({mode: partial(_sample, job, device, trainer.step)}, effort, progress.step)[mode]
     waits = count_waits(trainer.step)
     if mode != "none":
         trainer.check(job)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
-from ringreduce.bench.models import GPT, MODELS, Model
+from ringreduce.bench.models import GPT, MODELS, Model, rows_of_2048
 
 VOCABULARY = 32768
 LARGE_MEMORY = 60 << 30  # bytes of a GPU's memory from which on two ranks can train the large model
@@ -22,9 +24,7 @@ def _gpt(name: str, layers: int, dim: int, heads: int, length: int, batch: int) 
 GPU_MODELS = {
     one.name: one
     for one in (
-        Model(
-            "mlp", MODELS["mlp"].build, lambda: (torch.randn(2048, 2048), torch.randn(2048, 2048)), MODELS["mlp"].loss
-        ),
+        Model("mlp", MODELS["mlp"].build, partial(rows_of_2048, 2048), MODELS["mlp"].loss),
         _gpt("gpt", layers=12, dim=768, heads=12, length=512, batch=8),
         _gpt("gpt-large", layers=24, dim=1024, heads=16, length=1024, batch=4),
     )

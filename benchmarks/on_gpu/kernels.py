@@ -15,13 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.on_gpu.clock import Turn, alternate
+from benchmarks.on_gpu.device import GpuDevice
 from ringreduce._core import SUM
 from ringreduce._gradients.layout import Bucket
 from ringreduce._ops import dtypes
-from ringreduce.bench.gpu_clock import Turn, alternate
-from ringreduce.bench.gpu_device import GpuDevice
-from ringreduce.bench.measure import Effort, Timing
-from ringreduce.bench.sweep import Progress
+from ringreduce.bench.turns import Effort, Progress, Timing
 from ringreduce.bench.units import parse_size, show_size
 
 MIXED_TENSORS = 200

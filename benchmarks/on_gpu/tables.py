@@ -1,4 +1,4 @@
-"""The tables of `bench gpu`. "must" is what docs/performance.md says it must reach; red where it is missed."""
+"""The tables of benchmarks/gpu.py. "must" is what docs/performance.md says it must reach; red where it is missed."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from rich.table import Table
 from rich.text import Text
 
-from ringreduce.bench.gpu_kernels import KernelRow
-from ringreduce.bench.gpu_step import LEAST_OF_DDP, MOST_OF_NONE, GpuStepRow
-from ringreduce.bench.gpu_submission import SubmissionRow
-from ringreduce.bench.report import new_table
+from benchmarks.on_gpu.kernels import KernelRow
+from benchmarks.on_gpu.step import LEAST_OF_DDP, MOST_OF_NONE, GpuStepRow
+from benchmarks.on_gpu.submission import SubmissionRow
+from ringreduce.bench.tables import new_table, quartiles
 from ringreduce.bench.units import show_number, show_size, show_time
 
 
@@ -40,7 +40,7 @@ def submission_table(rows: Sequence[SubmissionRow]) -> Table:
             str(row.ranks),
             row.way,
             _judged(show_time(submit.median), row.is_met),
-            f"{show_time(submit.low)} - {show_time(submit.high)}",
+            quartiles(submit),
             "" if row.target is None else f"<= {show_time(row.target)}",
             show_time(wait.median),
             show_time(submit.median + wait.median),
@@ -59,7 +59,7 @@ def step_table(rows: Sequence[GpuStepRow]) -> Table:
     for row in rows:
         unavoidable = plain.get((row.model, row.ranks)) or 0
         none, ddp = (times.get((row.model, row.ranks, mode)) for mode in ("none", "ddp"))
-        median, low, high = row.timing.median, row.timing.low, row.timing.high
+        median = row.timing.median
         ours = row.mode == "ringreduce"
         alone, shared = ours and row.ranks == 1, ours and row.shared
         table.add_row(
@@ -68,7 +68,7 @@ def step_table(rows: Sequence[GpuStepRow]) -> Table:
             f"{row.ranks}{' on one GPU' if row.shared else ''}",
             row.mode,
             show_time(median),
-            f"{show_time(low)} - {show_time(high)}",
+            quartiles(row.timing),
             _judged(f"{median / none:.3f}", median / none <= MOST_OF_NONE if alone else None) if none else "-",
             f"<= {MOST_OF_NONE}" if alone else "",
             _judged(f"{ddp / median:.3f}", ddp / median >= LEAST_OF_DDP if shared else None) if ddp else "-",

@@ -9,7 +9,6 @@ its way, `wait` when the caller's stream waits for it (the host does not wait fo
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -22,14 +21,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 import ringreduce as rr
+from benchmarks.on_gpu.device import GpuDevice
 from ringreduce._core import SUM, GpuPlan, agree_channel
 from ringreduce._ops import dtypes
 from ringreduce._runtime import running
 from ringreduce.bench.collectives import Buffers
-from ringreduce.bench.gpu_device import GpuDevice
 from ringreduce.bench.job import Job
-from ringreduce.bench.measure import Effort, Timing, affordable_rounds, summary
-from ringreduce.bench.sweep import Progress
+from ringreduce.bench.turns import Effort, Progress, Timing, summary, take_turns
 from ringreduce.bench.units import show_size
 from ringreduce.doctor import nccl
 
@@ -76,14 +74,16 @@ def measure_submission(
     device.first_operation()
     path, why = running.require().engine.gpu_path(0)
     if path == "nccl":
-        job.start_nccl(device.torch)
+        job.start_torch("nccl", device_id=device.torch)
     else:
         notes[f"ringreduce goes through host memory: {why}"] = None
     for nbytes in sizes:
         progress.begin(f"submission, {show_size(nbytes)}")
         with _ways(job, device, nbytes, on_nccl=path == "nccl") as ways:
-            timings = _alternate(job, device, ways, effort, progress)
-        for way, (submit, wait) in timings.items():
+            samples = {one.name: partial(_sample, job, device, one) for one in ways}
+            turns = take_turns(samples, effort, progress.step, job.longest)  # NCCL connects the ranks while warming up
+        for way, spans in turns.items():
+            submit, wait = (summary(job.largest(one)) for one in zip(*spans, strict=True))
             target = TARGET_SECONDS if way == "plan" else None
             rows.append(SubmissionRow(way, job.size, nbytes, submit, wait, target))
     return rows, list(notes)
@@ -133,32 +133,6 @@ def _succeeded(result: int) -> None:
         raise AssertionError(f"ncclAllReduce returned {result}")
 
 
-def _alternate(
-    job: Job, device: GpuDevice, ways: Sequence[Way], effort: Effort, progress: Progress
-) -> dict[str, tuple[Timing, Timing]]:
-    """Submission and waiting of each, in turns."""
-    seconds: dict[str, list[tuple[float, float]]] = {one.name: [] for one in ways}
-    gc.collect()
-    gc.disable()
-    try:
-        begin, rounds, done = time.perf_counter(), 1, 0
-        while done < rounds:
-            for one in ways:
-                seconds[one.name].append(_sample(job, device, one))
-            done += 1
-            if done == 1:  # the first round warms up: NCCL connects the ranks in it
-                seconds = {name: [] for name in seconds}
-            if done == 2:
-                (cost,) = job.largest([time.perf_counter() - begin])
-                rounds = 1 + affordable_rounds(effort, cost)
-            elif done == 1:
-                begin, rounds = time.perf_counter(), 2
-            progress.step(done, rounds)
-    finally:
-        gc.enable()
-    return {name: _timings(job, spans) for name, spans in seconds.items()}
-
-
 def _sample(job: Job, device: GpuDevice, one: Way) -> tuple[float, float]:
     device.synchronize()
     job.barrier()
@@ -167,8 +141,3 @@ def _sample(job: Job, device: GpuDevice, one: Way) -> tuple[float, float]:
     submitted = time.perf_counter()
     one.wait(token)
     return submitted - begin, time.perf_counter() - submitted
-
-
-def _timings(job: Job, spans: Sequence[tuple[float, float]]) -> tuple[Timing, Timing]:
-    submit, wait = (job.largest(one) for one in zip(*spans, strict=True))
-    return summary(submit, 1), summary(wait, 1)

@@ -1,4 +1,4 @@
-"""The picture of `bench gpu`: the kernels' share of the copy, host time, steps. Needs matplotlib."""
+"""The picture of benchmarks/gpu.py: the kernels' share of the copy, host time, steps. Needs matplotlib."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ringreduce.bench.gpu_kernels import KernelRow
-from ringreduce.bench.gpu_step import GpuStepRow
-from ringreduce.bench.gpu_submission import SubmissionRow
+from benchmarks.on_gpu.kernels import KernelRow
+from benchmarks.on_gpu.step import GpuStepRow
+from benchmarks.on_gpu.submission import SubmissionRow
 from ringreduce.bench.units import show_size
 
 if TYPE_CHECKING:

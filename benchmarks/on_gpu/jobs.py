@@ -1,38 +1,36 @@
-"""`ringreduce bench gpu`: which jobs there are, and what each rank of them does.
+"""benchmarks/gpu.py: which jobs there are, and what each rank of them does.
 
     this process ─┬─► mpirun, 1 rank:   kernels
                   ├─► mpirun, 1 2 ranks: submission
                   └─► mpirun, 1 2 ranks: step, a job for each model and mode, in turns
 
-Jobs are `bench gpu` itself under a launcher, with one part; they answer with their JSON files.
+Jobs are the same script under a launcher, with one part; they answer with their JSON files.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ringreduce.bench import gpu_plot, gpu_report, launch, machine, report
-from ringreduce.bench.gpu_device import SHARING, SHARING_NCCL, Found, GpuDevice, find, gpu_line
-from ringreduce.bench.gpu_kernels import KernelRow, measure_kernels, memory_needed
-from ringreduce.bench.gpu_step import GpuStepRow, of_jobs, time_gpu_step
-from ringreduce.bench.gpu_submission import SIZES, SubmissionRow, measure_submission
+from benchmarks.on_gpu import plot, tables
+from benchmarks.on_gpu.device import SHARING, SHARING_NCCL, Found, GpuDevice, find, gpu_line
+from benchmarks.on_gpu.kernels import KernelRow, measure_kernels, memory_needed
+from benchmarks.on_gpu.step import GpuStepRow, of_jobs, time_gpu_step
+from benchmarks.on_gpu.submission import SIZES, SubmissionRow, measure_submission
+from ringreduce.bench import launch, machine
 from ringreduce.bench.job import Job, Refused, joined
-from ringreduce.bench.measure import Effort, Timing
+from ringreduce.bench.jobs import Content, run_in_turns
 from ringreduce.bench.options import Common
 from ringreduce.bench.report import Report
-from ringreduce.bench.run import describe
 from ringreduce.bench.step import MODES
-from ringreduce.bench.turns import FEWEST_ROUNDS, take_turns
+from ringreduce.bench.turns import Effort, Timing
 from ringreduce.bench.units import show_size
 from ringreduce.doctor.nccl import show_version
 
+SCRIPT = Path(__file__).parents[1] / "gpu.py"
 MOST_SHARING = 2  # ranks that NCCL lets share a GPU
 
 Row = KernelRow | SubmissionRow | GpuStepRow
@@ -54,7 +52,7 @@ def require_gpu() -> Found:
     """What there is; Refused, with everything that is missing, where it cannot be measured."""
     found = find()
     if found.missing:
-        raise Refused(f"bench gpu needs a GPU, and there is none to use: {'; '.join(found.missing)}")
+        raise Refused(f"there is no GPU to use: {'; '.join(found.missing)}")
     return found
 
 
@@ -102,7 +100,7 @@ def run_job(wanted: Wanted, common: Common) -> None:
     library = part == "submission" or (part == "step" and MODES[wanted.modes[0]].library)
     with joined(library) as job, Report(job.rank) as shown:
         info = machine.describe() | device.describe()
-        rows, notes = _measure(part, job, device, wanted, Effort(common.repeats, common.seconds), shown)
+        rows, notes = _measure(part, job, device, wanted, common.effort, shown)
         info["busy"] = machine.busy()
         _show(shown, rows, notes, info, common)
 
@@ -125,25 +123,29 @@ def run_jobs(mpirun: str, wanted: Wanted, found: Found, common: Common) -> None:
     ranks, notes = plan_ranks(common.np, found.gpus, found.nccl)
     if max(ranks) > found.gpus and found.nccl >= SHARING_NCCL:
         os.environ.setdefault(SHARING, "1")
-    effort = Effort(common.repeats, common.seconds)
     rows: list[Row] = []
     info: dict[str, Any] = {}
 
-    def job(part: str, size: int, *options: str) -> list[dict[str, Any]]:
-        content = _job(mpirun, size, part, effort, *options)
-        info.update(info or content["machine"])
-        notes.extend(note for note in content["notes"] if note not in notes)
-        return list(content["results"])
+    def command(part: str, size: int, *options: str) -> list[str]:
+        effort = ["--repeats", str(common.repeats), "--seconds", str(common.seconds)]
+        return launch.command(mpirun, size, str(SCRIPT), "--parts", part, *options, *effort)
+
+    def results(contents: Sequence[Content]) -> list[Mapping[str, Any]]:
+        """What the jobs measured; what they say beside it is kept."""
+        for content in contents:
+            info.update(info or content["machine"])
+            notes.extend(note for note in content["notes"] if note not in notes)
+        return [row for content in contents for row in content["results"]]
 
     with Report(0) as shown:
         busy = machine.busy()
         if "kernels" in wanted.parts:
             shown.begin("kernels")
-            rows += restore(job("kernels", 1, "--size", str(wanted.nbytes)))
+            rows += restore(results([launch.measure(command("kernels", 1, "--size", str(wanted.nbytes)))]))
         if "submission" in wanted.parts:
             for size in ranks:
                 shown.begin(f"submission, {size} ranks")
-                rows += restore(job("submission", size))
+                rows += restore(results([launch.measure(command("submission", size))]))
         for size in ranks if "step" in wanted.parts else ():
             modes = [one for one in wanted.modes if one != "ddp" or can_connect(size, found.gpus, found.nccl)]
             if len(modes) < len(wanted.modes):
@@ -151,21 +153,11 @@ def run_jobs(mpirun: str, wanted: Wanted, found: Found, common: Common) -> None:
             for model in wanted.models:
                 shown.begin(f"step of {model}, {size} ranks")
                 options = ["--models", model, "--steps", str(wanted.steps), "--modes"]
-                jobs = {mode: partial(job, "step", size, *options, mode) for mode in modes}
-                turns = take_turns(jobs, effort, FEWEST_ROUNDS, shown.step)
-                rows += restore([of_jobs([one for (one,) in results]) for results in turns.values()])
+                jobs = {mode: command("step", size, *options, mode) for mode in modes}
+                turns = run_in_turns(jobs, common.effort, shown.step)
+                rows += restore([of_jobs(results(contents)) for contents in turns.values()])
         info["busy"] = busy
         _show(shown, rows, notes, info, common)
-
-
-def _job(mpirun: str, size: int, part: str, effort: Effort, *options: str) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory(prefix="ringreduce-bench-") as directory:
-        file = Path(directory) / "gpu.json"
-        own = ["--parts", part, *options, "--json", str(file)]
-        common = ["--repeats", str(effort.repeats), "--seconds", str(effort.seconds)]
-        launch.run(launch.command(mpirun, size, "bench", "gpu", *own, *common))
-        content: dict[str, Any] = json.loads(file.read_text())
-    return content
 
 
 def restore(results: Sequence[Mapping[str, Any]]) -> list[Row]:
@@ -182,24 +174,25 @@ def _restore(result: Mapping[str, Any]) -> Row:
 
 def _show(shown: Report, rows: Sequence[Row], notes: Sequence[str], info: dict[str, Any], common: Common) -> None:
     """Tables, JSON and picture."""
-    describe(info, shown)
+    shown.show_machine(info)
     shown.show(gpu_line(info))
     kernels = [row for row in rows if isinstance(row, KernelRow)]
     submission = [row for row in rows if isinstance(row, SubmissionRow)]
     steps = [row for row in rows if isinstance(row, GpuStepRow)]
+    shows: list[Any] = []
     if kernels:
-        shown.show("\nkernels; bytes are read and written", gpu_report.kernel_table(kernels))
+        shows += ["\nkernels; bytes are read and written", tables.kernel_table(kernels)]
         if any(row.starved for row in kernels):
-            shown.show("note: the GPU waited for the host; some times are the host's")
+            shows += ["note: the GPU waited for the host; some times are the host's"]
     if submission:
-        shown.show("\nsubmission, host time", gpu_report.submission_table(submission))
+        shows += ["\nsubmission, host time", tables.submission_table(submission)]
     if steps:
-        shown.show("\ntraining step; waits: of the host for the GPU, a step", gpu_report.step_table(steps))
-    shown.show(*notes)
-    if not shown.is_shown:
-        return
-    if common.json:
-        ranks = max([1, *(row.ranks for row in submission), *(row.ranks for row in steps)])
-        report.save(common.json, "gpu", info, ranks, rows, notes=list(notes))
-    if common.plot:
-        gpu_plot.draw(common.plot, gpu_line(info), kernels, submission, steps)
+        shows += ["\ntraining step; waits: of the host for the GPU, a step", tables.step_table(steps)]
+    ranks = max([1, *(row.ranks for row in submission), *(row.ranks for row in steps)])
+    shown.finish(
+        common,
+        shows,
+        {"benchmark": "gpu", "ranks": ranks, "machine": info, "notes": list(notes)},
+        rows,
+        lambda path: plot.draw(path, gpu_line(info), kernels, submission, steps),
+    )
