@@ -1,9 +1,12 @@
-# Two commands do everything on a machine with python3 (3.10 or newer), venv, g++ and make:
+# On a machine with python3 (3.10 or newer), venv, g++ and make:
 #
 #   make demo       trains examples/train_digits.py on 4 ranks
-#   make test       runs every test
+#   make check      what most changes break, in a minute and a half
+#   make test       all that finds faults, once, in ten minutes on two cores
+#   make test-all   at all numbers of ranks, on all splits of hosts, under MPICH too, and under sanitizers
+#   make mutations  small faults in the code, of which the tests must find every one
 #
-# Both set up .venv first: torch, an MPI where the machine has none that works, ringreduce.
+# All set up .venv first: torch, an MPI where the machine has none that works, ringreduce.
 # A step leaves a stamp in .venv, so it is done again only when what it depends on changes.
 
 TORCH_VERSION = 2.13.0
@@ -14,6 +17,7 @@ VENV = .venv
 PIP = $(VENV)/bin/python -m pip --quiet --disable-pip-version-check
 STAMP = $(VENV)/stamps
 HEADERS = $(VENV)/headers/usr/include
+CPATH_OF_PYTHON = $(CURDIR)/$(HEADERS)/$(shell $(PYTHON) -c 'import sys; print("python%d.%d" % sys.version_info[:2])'):$(CURDIR)/$(HEADERS)
 CORE_SOURCES = $(shell find csrc -name "*.cc" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export MAX_JOBS = $(JOBS)
@@ -27,14 +31,20 @@ export PRTE_MCA_hwloc_default_binding_policy = none
 export OMPI_MCA_rmaps_base_oversubscribe = 1
 export OMPI_MCA_hwloc_base_binding_policy = none
 
-.PHONY: demo test setup doubles native native-build sanitize lint clean
+.PHONY: demo check test test-all mutations setup doubles native native-build sanitize lint clean
 .DEFAULT_GOAL := demo
 
 demo: setup
 	mpirun -np 4 $(VENV)/bin/python examples/train_digits.py
 
-test: setup
-	$(VENV)/bin/python tests/run.py $(ARGS)
+check test: setup
+	$(VENV)/bin/python tests/run.py --level $@ $(ARGS)
+
+test-all: setup
+	$(VENV)/bin/python tests/run.py --level all $(ARGS)
+
+mutations: setup
+	CPATH="$(CPATH_OF_PYTHON)" $(VENV)/bin/python tests/mutations/run.py $(ARGS)
 
 setup: $(STAMP)/ringreduce $(STAMP)/mpi
 
@@ -59,7 +69,7 @@ $(STAMP)/headers: $(STAMP)/venv tests/runner/python_headers.sh
 
 $(STAMP)/ringreduce: $(STAMP)/torch-$(TORCH_VERSION) $(STAMP)/headers setup.py setup_objects.py setup_cuda.py pyproject.toml $(CORE_SOURCES)
 	@echo "== building and installing ringreduce"
-	@CPATH="$(CURDIR)/$(HEADERS)/$$($(PYTHON) -c 'import sys; print("python%d.%d" % sys.version_info[:2])'):$(CURDIR)/$(HEADERS)" \
+	@CPATH="$(CPATH_OF_PYTHON)" \
 	  $(PIP) install --editable '.[test]' torch==$(TORCH_VERSION)
 	@touch $@
 
@@ -78,9 +88,10 @@ SANITIZE =
 EMPTY :=
 SPACE := $(EMPTY) $(EMPTY)
 COMMA := ,
+OPTIMIZE = -O2
 NATIVE = build/native$(if $(SANITIZE),-$(subst $(COMMA),-,$(SANITIZE)))
 NATIVE_FLAGS = -std=c++17 -pthread -fPIC -ffp-contract=off -fvisibility=hidden -Wall -Wextra -Icsrc -Itests/native \
-  $(if $(SANITIZE),-O1 -g -fno-omit-frame-pointer -fsanitize=$(SANITIZE) -fno-sanitize-recover=all $(STATIC_TLS),-O2 -g0)
+  $(if $(SANITIZE),-O1 -g -fno-omit-frame-pointer -fsanitize=$(SANITIZE) -fno-sanitize-recover=all $(STATIC_TLS),$(OPTIMIZE) -g0)
 # Otherwise the C library allocates the thread-local data of libraries that are loaded later, and frees
 # it on another thread, in an order that ThreadSanitizer does not see.
 STATIC_TLS = -ftls-model=initial-exec

@@ -1,5 +1,8 @@
 """Builds ringreduce/_core: every csrc/**/*.cc (but gpu/cuda) and nanobind's own sources in one library.
 
+The sources of a folder are compiled as one unit, which includes them all: reading the headers costs
+more than compiling what is in one of our files. So what one file defines for itself, its neighbours see.
+
 The build has its own build_ext command so that `pip install .`, `pip install -e .` and `make`
 share objects: they lie in build/objects/, are compiled in parallel, and only those whose sources
 or command changed are compiled again. Nothing is looked for on the machine but a C++17 compiler;
@@ -25,16 +28,17 @@ from setuptools.command.build_ext import build_ext
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # pip does not put it there
 from setup_cuda import LIBRARY, build_where_wanted
-from setup_objects import OBJECTS, ROOT, dependencies, is_current, jobs, run
+from setup_objects import OBJECTS, ROOT, dependencies, is_current, jobs, run, write_if_changed
 
 NANOBIND = Path(nanobind.source_dir())
 
 # No -march: the library must run on another machine; kernels choose by CPU at run time.
 # No contraction into fused multiply-adds: all ranks and all kernels give the same bits.
 FLAGS = shlex.split(
-    "-O3 -std=c++17 -fPIC -pthread -g0 -ffp-contract=off -fvisibility=hidden -ffunction-sections -fdata-sections"
+    "-O2 -std=c++17 -fPIC -pthread -g0 -ffp-contract=off -fvisibility=hidden -ffunction-sections -fdata-sections"
 )
 OWN_FLAGS = ["-Wall", "-Wextra"]
+KERNEL_FLAGS = ["-O3"]
 # Sources that see Python and nanobind. NDEBUG and the compact assertions are nanobind's release
 # configuration; nanobind itself cannot stand strict aliasing.
 PYTHON_FLAGS = ["-DNDEBUG", "-DNB_COMPACT_ASSERTIONS"]
@@ -67,6 +71,21 @@ def core_sources() -> list[Path]:
     return sorted(path for path in found if path.parts[1:3] != ("gpu", "cuda"))
 
 
+def folder_of(source: Path) -> str:
+    return source.parts[1]
+
+
+def units() -> list[Path]:
+    """What is compiled: a source for each folder, written here; the kernels, as each is for another instruction set."""
+    sources = core_sources()
+    found = [source for source in sources if folder_of(source) == "kernels"]
+    for folder in sorted({folder_of(source) for source in sources} - {"kernels"}):
+        includes = (f'#include "{source.relative_to("csrc")}"\n' for source in sources if folder_of(source) == folder)
+        unit = write_if_changed(OBJECTS / "csrc" / folder / "unit.cc", "".join(includes))
+        found.append(unit.relative_to(ROOT))
+    return found
+
+
 def compile_command(source: Path) -> tuple[list[str], list[str]]:
     """The flags that decide what the object is, and the include paths.
 
@@ -75,7 +94,7 @@ def compile_command(source: Path) -> tuple[list[str], list[str]]:
     """
     flags, includes = list(FLAGS), ["-I", "csrc"]
     of_nanobind = source.is_relative_to(NANOBIND)
-    if of_nanobind or source.parts[1] == "bindings":
+    if of_nanobind or source.parent.name == "bindings":
         flags += PYTHON_FLAGS
         for directory in (
             nanobind.include_dir(),
@@ -83,19 +102,22 @@ def compile_command(source: Path) -> tuple[list[str], list[str]]:
             sysconfig.get_path("include"),
         ):
             includes += ["-isystem", str(directory)]
+    elif source.parent.name == "kernels":
+        flags += KERNEL_FLAGS
     return flags + (NANOBIND_FLAGS if of_nanobind else OWN_FLAGS), includes
 
 
 def compile_object(cxx: str, source: Path) -> Path:
-    """Compiles one source unless its object is current; returns the object."""
-    output = OBJECTS / (f"nanobind/{source.stem}.o" if source.is_absolute() else f"{source.with_suffix('')}.o")
+    """Compiles one unit unless its object is current; returns the object."""
+    of_nanobind = source.is_relative_to(NANOBIND)
+    output = OBJECTS / (f"nanobind/{source.stem}.o" if of_nanobind else f"csrc/{source.parent.name}/{source.stem}.o")
     flags, includes = compile_command(source)
     signature = [cxx, *flags]
     inputs = [ROOT / source]
     depfile = output.with_suffix(".d")
-    if source.is_absolute() or "bindings" in source.parts:
+    if of_nanobind or source.parent.name == "bindings":
         signature += [f"nanobind-{nanobind.__version__}"]
-    if source.is_absolute():
+    if of_nanobind:
         inputs = []  # a released nanobind never changes under its version number
     else:
         inputs += dependencies(depfile)
@@ -142,7 +164,7 @@ class BuildLibraries(build_ext):
         check_headers(cxx)
         with ThreadPoolExecutor(jobs()) as pool:
             # nanobind first: it takes longest.
-            sources = [NANOBIND / "nb_combined.cpp", *core_sources()]
+            sources = [NANOBIND / "nb_combined.cpp", *units()]
             objects = list(pool.map(lambda source: compile_object(cxx, source), sources))
         library = OBJECTS / "_core.so"
         command = [cxx, *map(str, objects), *LINK_FLAGS, "-o", str(library)]

@@ -25,6 +25,14 @@ def is_current(output: Path, inputs: list[Path], command: list[str]) -> bool:
     return all(path.exists() and path.stat().st_mtime <= output.stat().st_mtime for path in inputs)
 
 
+def write_if_changed(path: Path, text: str) -> Path:
+    """Writes a source that the build makes; one that says the same already stays as old as it is."""
+    if not path.exists() or path.read_text() != text:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return path
+
+
 def dependencies(depfile: Path) -> list[Path]:
     """The files that a compiler has written into a .d file; none where it has not run yet."""
     if not depfile.exists():

@@ -17,6 +17,7 @@ __all__ = [
     "DistributedOptimizer",
     "DriftError",
     "Handle",
+    "LocalSGD",
     "Max",
     "Min",
     "PlanLeftError",
@@ -29,6 +30,8 @@ __all__ = [
     "add_process_set",
     "allgather",
     "allgather_async",
+    "allgather_into",
+    "allgather_into_async",
     "allgather_object",
     "allreduce",
     "allreduce_",
@@ -36,6 +39,8 @@ __all__ = [
     "allreduce_async_",
     "alltoall",
     "alltoall_async",
+    "alltoall_into",
+    "alltoall_into_async",
     "barrier",
     "barrier_async",
     "broadcast",
@@ -48,6 +53,8 @@ __all__ = [
     "check",
     "cross_rank",
     "cross_size",
+    "gather",
+    "gather_async",
     "global_process_set",
     "grouped_allreduce",
     "grouped_allreduce_",
@@ -59,9 +66,21 @@ __all__ = [
     "local_size",
     "poll",
     "rank",
+    "recv",
+    "recv_async",
+    "reduce",
+    "reduce_",
+    "reduce_async",
+    "reduce_async_",
     "reducescatter",
     "reducescatter_async",
+    "reducescatter_into",
+    "reducescatter_into_async",
     "remove_process_set",
+    "scatter",
+    "scatter_async",
+    "send",
+    "send_async",
     "shutdown",
     "size",
     "synchronize",
@@ -84,6 +103,7 @@ except (ImportError, OSError) as _error:
             f"ringreduce needs PyTorch, which cannot be imported here ({_error}): install torch again"
         ) from _error
 else:
+    from ringreduce._gradients.local_sgd import LocalSGD
     from ringreduce._lifecycle.bootstrap import init, shutdown
     from ringreduce._lifecycle.membership import add_process_set, remove_process_set
     from ringreduce._ops.handle import Handle, poll, synchronize
@@ -100,29 +120,44 @@ else:
     from ringreduce.collectives import (
         allgather,
         allgather_async,
+        allgather_into,
+        allgather_into_async,
         allreduce,
         allreduce_,
         allreduce_async,
         allreduce_async_,
         alltoall,
         alltoall_async,
+        alltoall_into,
+        alltoall_into_async,
         barrier,
         barrier_async,
         broadcast,
         broadcast_,
         broadcast_async,
         broadcast_async_,
+        gather,
+        gather_async,
         grouped_allreduce,
         grouped_allreduce_,
         grouped_allreduce_async,
         grouped_allreduce_async_,
+        reduce,
+        reduce_,
+        reduce_async,
+        reduce_async_,
         reducescatter,
         reducescatter_async,
+        reducescatter_into,
+        reducescatter_into_async,
+        scatter,
+        scatter_async,
     )
     from ringreduce.compression import Compression
     from ringreduce.drift import check
     from ringreduce.errors import DriftError, PlanLeftError, RingreduceError, RingreduceTimeoutError
     from ringreduce.objects import allgather_object, broadcast_object
     from ringreduce.optimizer import DistributedOptimizer
+    from ringreduce.p2p import recv, recv_async, send, send_async
     from ringreduce.reduction import Average, Max, Min, Product, ReduceOp, Sum
     from ringreduce.state import broadcast_optimizer_state, broadcast_parameters

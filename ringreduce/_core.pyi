@@ -10,13 +10,9 @@ class RingreduceError(RuntimeError): ...
 class RingreduceTimeoutError(RingreduceError): ...  # a deadline passed; the operation is still in flight
 class PlanLeftError(RingreduceError): ...  # a rank has left the gradient plan in the middle of a step; all else goes on
 
-# dtype codes: index into this tuple; likewise reduction operations (Horovod's numbers).
+# dtype codes: index into this tuple. Reduction operations have Horovod's numbers.
 DTYPES: tuple[str, ...]  # ("uint8", "int8", "int16", "int32", "int64", "float16", "bfloat16", "float32", "float64", "complex64", "complex128", "bool")
-AVERAGE: int  # 0
-SUM: int  # 1
-MIN: int  # 3
-MAX: int  # 4
-PRODUCT: int  # 5
+REDUCE_OPS: tuple[tuple[str, int, tuple[str, ...]], ...]  # ("Average", 0, ("bool",)), ...: the dtypes for which it has no meaning
 
 class Segment:
     """Memory shared by the ranks of one host."""
@@ -54,8 +50,8 @@ class Op:
     # submission on, or from renew().
     def wait(self, timeout: float | None = None) -> None: ...
     def renew(self) -> None: ...
-    def output(self) -> memoryview_like: ...  # allgather, alltoall: the bytes received (numpy-free ndarray, uint8[nbytes], owner kept)
-    def counts(self) -> list[int]: ...  # allgather: elements from each rank; alltoall: elements received from each
+    def output(self) -> memoryview_like: ...  # where it is not as large as the input: the bytes received (numpy-free ndarray, uint8[nbytes], owner kept)
+    def counts(self) -> list[int]: ...  # elements received from each rank
     # GPU operations (submitted with a stream): wait() returns once the work is enqueued, done() says whether the GPU
     # has finished it.
     @property
@@ -104,6 +100,17 @@ class Gpu:
     def reduce(self, dst: int, sources: list[int], count: int, dtype: int, op: int, prescale: float, postscale: float,
                stream: int) -> None: ...
 
+class Message:
+    """One message from this rank to another, or from another one. As Op; it is never on a GPU."""
+
+    def done(self) -> bool: ...
+    def wait(self, timeout: float | None = None) -> None: ...
+    def renew(self) -> None: ...
+    @property
+    def peer(self) -> int: ...  # world rank: where it goes; where it has come from, once that is known, else -1
+    @property
+    def on_gpu(self) -> bool: ...
+
 class Engine:
     def __init__(
         self,
@@ -126,31 +133,28 @@ class Engine:
     def set_idle(self, set_id: int) -> bool: ...  # no operation of this rank in flight on it
     def remove_set(self, set_id: int) -> None: ...
 
-    # Submissions. `name` None: matched by the set's counter of unnamed operations. `keep`: an object that the core keeps
-    # alive until it is done with the memory; it is released in a later call.
+    # Submissions. `kind`: the name of a collective (csrc/collectives/kinds.cc). `requests`: tuples as
+    # ringreduce._ops.submit.Request, all of which are submitted, or none. A name that is None: matched by the set's
+    # counter of unnamed operations. `keep`: an object that the core keeps alive until it is done with the memory; it is
+    # released in a later call. Shapes must agree over ranks; they are compared and shown, not interpreted.
+    # `stream`: the caller's current CUDA stream (0 is the default stream) where the addresses are on the GPU, else -1.
     # Asynchronous; ValueError for a caller's mistake. wake=False: the caller waits at once, so the background thread
     # need not be woken.
-    # `shapes` (one tuple a tensor) must agree over ranks; it is compared and shown, not interpreted.
-    # All parts are submitted, or none. A part: name, inputs, outputs, counts, shapes, dtype, op, keep.
-    def allreduce(self, set_id: int, parts: Sequence[tuple[str | None, list[int], list[int], list[int], list[tuple[int, ...]],
-                  int, int, object]], prescale: float, postscale: float, stream: int = -1, wake: bool = True) -> list[Op]: ...
+    def submit(self, set_id: int, kind: str, requests: Sequence[tuple[Any, ...]], stream: int = -1, wake: bool = True) -> list[Op]: ...
     # Unnamed, in place, done on return. False: nothing was done, since the tensor is not a plain one (see
     # use_exchange_api) or another argument must be looked at first. If it raises, the core keeps the tensor until it is
     # done with it.
     def allreduce_plain(self, set_id: int, tensor: object, op: object, prescale: object, postscale: object) -> bool: ...
-    def broadcast(self, set_id: int, name: str | None, input: int, output: int, count: int,
-                  shape: tuple[int, ...], dtype: int, root: int, keep: object = None, stream: int = -1, wake: bool = True) -> Op: ...  # root: rank within the set
-    # `shape` is the shape without dimension 0 (row shape); count: elements on this rank.
-    def allgather(self, set_id: int, name: str | None, input: int, count: int, shape: tuple[int, ...], dtype: int,
-                  keep: object = None, stream: int = -1, wake: bool = True) -> Op: ...
-    # full shape; recv_counts: elements that each rank of the set receives
-    def reducescatter(self, set_id: int, name: str | None, input: int, output: int, recv_counts: list[int],
-                      shape: tuple[int, ...], dtype: int, op: int, prescale: float, postscale: float, keep: object = None, stream: int = -1, wake: bool = True) -> Op: ...
-    def alltoall(self, set_id: int, name: str | None, input: int, send_counts: list[int], shape: tuple[int, ...], dtype: int,
-                 keep: object = None, stream: int = -1, wake: bool = True) -> Op: ...
-    def barrier(self, set_id: int) -> Op: ...
-    # GPU. Every submission above but allreduce_plain and barrier takes `stream: int = -1` last: the caller's current CUDA
-    # stream (0 is the default stream) where the addresses are on the GPU, -1 where they are on the CPU.
+    # Messages from rank to rank. peer, dest, source: a rank of the world; None to receive from any.
+    def post(self, set_id: int, is_send: bool, data: int, count: int, dtype: int, peer: int | None, tag: int, keep: object,
+             wake: bool) -> Message: ...
+    # Done on return, of plain tensors and plain numbers. False, None: nothing was done, since an argument must be
+    # looked at first. recv_plain returns the source. As allreduce_plain else.
+    def send_plain(self, set_id: int, tensor: object, dest: object, tag: object) -> bool: ...
+    def recv_plain(self, set_id: int, tensor: object, source: object, tag: object) -> int | None: ...
+    # Messages sent to, and received from, each rank of the world that there were any of.
+    def message_counts(self, set_id: int) -> tuple[dict[int, int], dict[int, int]]: ...
+    # GPU.
     def attach_gpu(self, gpu: Gpu) -> None: ...  # before the first GPU operation; once
     # By all ranks of the world after add_set: the set's communicator is split from the world's where there is one.
     def split_gpu(self, set_id: int) -> Op: ...

@@ -16,33 +16,22 @@ if the ranks disagree about dtype, shape, operation, root or scale, if a peer is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.autograd.graph import increment_version
 
 from ringreduce import _core
 from ringreduce._ops import autograd, submit
 from ringreduce._ops.handle import Handle
+from ringreduce._ops.versions import increment_version
 from ringreduce._runtime.process_set import ProcessSet, global_process_set
 from ringreduce.compression import Compression, Compressor, effective
 from ringreduce.reduction import ReduceOp
 
 _core.use_exchange_api(Tensor)
-
-
-def _find_increment_version() -> Callable[[tuple[Tensor]], None]:
-    """What autograd must be told after a write: torch's own function, in a fifth of the public one's time."""
-    try:
-        torch._C._increment_version((torch.empty(0, device="cpu"),))
-    except (AttributeError, TypeError):  # older torch
-        return lambda tensors: increment_version(tensors[0])
-    return torch._C._increment_version
-
-
-_increment_version = _find_increment_version()
 
 
 def _only(tensors: list[Tensor]) -> Tensor:
@@ -121,7 +110,7 @@ def allreduce_(
         and forward_ad._current_level < 0
         and engine.allreduce_plain(process_set.process_set_id or 0, tensor, op, prescale_factor, postscale_factor)
     ):
-        _increment_version((tensor,))
+        increment_version((tensor,))
         return tensor
     return allreduce_async_(tensor, name, op, prescale_factor, postscale_factor, process_set).wait()
 
@@ -344,12 +333,234 @@ def alltoall_async(
     return handle.map(lambda result: (result[0], _received_splits(result[1])))
 
 
+def reduce(
+    tensor: Tensor,
+    root_rank: int,
+    name: str | None = None,
+    op: ReduceOp | int | None = None,
+    prescale_factor: float = 1.0,
+    postscale_factor: float = 1.0,
+    process_set: ProcessSet = global_process_set,
+) -> Tensor:
+    """`allreduce` of which only the root gets the result, as a new tensor.
+
+    Args:
+        tensor: any shape, any supported dtype, the same on all ranks.
+        root_rank: global rank of the root, a member of the set.
+        op, prescale_factor, postscale_factor: as in `allreduce`.
+
+    Returns the result on the root (the bits of `allreduce`), zeros elsewhere. Differentiable for
+    Average and Sum: what comes back to the root goes to all ranks; ValueError for the others.
+
+    The algorithm is that of `allreduce` with writing left out: between hosts it sends as much.
+    """
+    arguments = (name, op, prescale_factor, postscale_factor, process_set)
+    if autograd.wanted(tensor):
+        return autograd.reduce(tensor, root_rank, *arguments)
+    return submit.reduce(tensor, root_rank, False, *arguments, wake=False).wait()
+
+
+def reduce_async(
+    tensor: Tensor,
+    root_rank: int,
+    name: str | None = None,
+    op: ReduceOp | int | None = None,
+    prescale_factor: float = 1.0,
+    postscale_factor: float = 1.0,
+    process_set: ProcessSet = global_process_set,
+) -> Handle[Tensor]:
+    """`reduce` without waiting (not differentiable)."""
+    return submit.reduce(tensor, root_rank, False, name, op, prescale_factor, postscale_factor, process_set)
+
+
+def reduce_(
+    tensor: Tensor,
+    root_rank: int,
+    name: str | None = None,
+    op: ReduceOp | int | None = None,
+    prescale_factor: float = 1.0,
+    postscale_factor: float = 1.0,
+    process_set: ProcessSet = global_process_set,
+) -> Tensor:
+    """`reduce` in place: the root's tensor becomes the result, the others stay as they are.
+
+    Returns `tensor`. ValueError if it requires grad.
+    """
+    return reduce_async_(tensor, root_rank, name, op, prescale_factor, postscale_factor, process_set).wait()
+
+
+def reduce_async_(
+    tensor: Tensor,
+    root_rank: int,
+    name: str | None = None,
+    op: ReduceOp | int | None = None,
+    prescale_factor: float = 1.0,
+    postscale_factor: float = 1.0,
+    process_set: ProcessSet = global_process_set,
+) -> Handle[Tensor]:
+    """`reduce_` without waiting: leave `tensor` alone until it is synchronized."""
+    return submit.reduce(tensor, root_rank, True, name, op, prescale_factor, postscale_factor, process_set)
+
+
+def gather(
+    tensor: Tensor, root_rank: int, name: str | None = None, process_set: ProcessSet = global_process_set
+) -> Tensor:
+    """`allgather` of which only the root gets the result.
+
+    Args:
+        tensor: one dimension at least; dimension 0 may differ by rank, the others not.
+        root_rank: global rank of the root, a member of the set.
+
+    Returns all rows in rank order on the root, elsewhere a tensor without rows. Differentiable: each
+    rank gets its rows' gradients from the root. The others call backward(), too, from what they
+    got (its sum is 0).
+
+    An alltoall in which all is for one rank: from other hosts each part is one message to the root.
+    """
+    if autograd.wanted(tensor):
+        return autograd.gather(tensor, root_rank, name, process_set)
+    return submit.gather(tensor, root_rank, name, process_set, wake=False).wait()[0]
+
+
+def gather_async(
+    tensor: Tensor, root_rank: int, name: str | None = None, process_set: ProcessSet = global_process_set
+) -> Handle[Tensor]:
+    """`gather` without waiting (not differentiable)."""
+    return submit.gather(tensor, root_rank, name, process_set).map(lambda result: result[0])
+
+
+def scatter(
+    tensor: Tensor,
+    root_rank: int,
+    splits: Tensor | Sequence[int] | None = None,
+    name: str | None = None,
+    process_set: ProcessSet = global_process_set,
+) -> Tensor:
+    """A part of the root's dimension 0 for each rank, in rank order.
+
+    Args:
+        tensor: on the root the rows to hand out; elsewhere its rows are not read, but dtype, device and
+            the dimensions after the first are those of the root.
+        root_rank: global rank of the root, a member of the set.
+        splits: on the root rows for each rank of the set, 1-D int32; by default equal parts. Elsewhere not read.
+
+    Returns this rank's rows, a new tensor. Differentiable: the root gets the gradients of all parts,
+    the others zeros.
+
+    An alltoall in which all is from one rank: to other hosts each part is one message from the root.
+    """
+    if autograd.wanted(tensor):
+        return autograd.scatter(tensor, root_rank, splits, name, process_set)
+    return submit.scatter(tensor, root_rank, splits, name, process_set, wake=False).wait()[0]
+
+
+def scatter_async(
+    tensor: Tensor,
+    root_rank: int,
+    splits: Tensor | Sequence[int] | None = None,
+    name: str | None = None,
+    process_set: ProcessSet = global_process_set,
+) -> Handle[Tensor]:
+    """`scatter` without waiting (not differentiable)."""
+    return submit.scatter(tensor, root_rank, splits, name, process_set).map(lambda result: result[0])
+
+
+Output = TypeVar("Output", Tensor, Sequence[Tensor])
+
+
+def allgather_into(
+    output: Output, tensor: Tensor, name: str | None = None, process_set: ProcessSet = global_process_set
+) -> Output:
+    """`allgather` into memory that is there; returns `output`.
+
+    Args:
+        output: a tensor, or several that are filled one after the other, with rows like those of `tensor`
+            and room for the rows of all ranks. One tensor is written to directly.
+        tensor: one dimension at least; dimension 0 may differ by rank, the others not.
+
+    ValueError for an `output` of another size, on the rank whose it is, once the others have sent their
+    parts; if it requires grad; or if its rows are other ones.
+    """
+    return allgather_into_async(output, tensor, name, process_set).wait()
+
+
+def allgather_into_async(
+    output: Output, tensor: Tensor, name: str | None = None, process_set: ProcessSet = global_process_set
+) -> Handle[Output]:
+    """`allgather_into` without waiting: leave `output` alone until it is synchronized."""
+    return submit.allgather(tensor, name, process_set, output).map(lambda _: output)
+
+
+def reducescatter_into(
+    output: Output,
+    tensor: Tensor,
+    name: str | None = None,
+    op: ReduceOp | int | None = ReduceOp.Average,
+    process_set: ProcessSet = global_process_set,
+    prescale_factor: float = 1.0,
+    postscale_factor: float = 1.0,
+) -> Output:
+    """`reducescatter` into memory that is there; returns `output`.
+
+    Args:
+        output: a tensor, or several that are filled one after the other, with this rank's number of rows.
+        tensor, op, prescale_factor, postscale_factor: as in `reducescatter`.
+
+    ValueError for an `output` with another number of rows, with other rows, or that requires grad.
+    """
+    return reducescatter_into_async(output, tensor, name, op, process_set, prescale_factor, postscale_factor).wait()
+
+
+def reducescatter_into_async(
+    output: Output,
+    tensor: Tensor,
+    name: str | None = None,
+    op: ReduceOp | int | None = ReduceOp.Average,
+    process_set: ProcessSet = global_process_set,
+    prescale_factor: float = 1.0,
+    postscale_factor: float = 1.0,
+) -> Handle[Output]:
+    """`reducescatter_into` without waiting: leave `output` alone until it is synchronized."""
+    handle = submit.reducescatter(tensor, name, op, prescale_factor, postscale_factor, process_set, output=output)
+    return handle.map(lambda _: output)
+
+
+def alltoall_into(
+    output: Output,
+    tensor: Tensor,
+    splits: Tensor | Sequence[int] | None = None,
+    name: str | None = None,
+    process_set: ProcessSet = global_process_set,
+) -> Tensor:
+    """`alltoall` into memory that is there; returns the received splits, int32 on the CPU.
+
+    Args:
+        output: a tensor, or several that are filled one after the other, with rows like those of `tensor`
+            and room for what comes. One tensor is written to directly.
+        tensor, splits: as in `alltoall`.
+
+    ValueError for an `output` of another size, on the rank whose it is, once the others have sent their
+    parts; if it requires grad; or if its rows are other ones.
+    """
+    return alltoall_into_async(output, tensor, splits, name, process_set).wait()
+
+
+def alltoall_into_async(
+    output: Output,
+    tensor: Tensor,
+    splits: Tensor | Sequence[int] | None = None,
+    name: str | None = None,
+    process_set: ProcessSet = global_process_set,
+) -> Handle[Tensor]:
+    """`alltoall_into` without waiting: leave `output` alone until it is synchronized."""
+    return submit.alltoall(tensor, splits, name, process_set, output).map(lambda result: _received_splits(result[1]))
+
+
 def barrier(process_set: ProcessSet = global_process_set) -> None:
     """Wait until every rank of the set has come here. Pending operations do not hold it up."""
-    process_set.usable_engine().barrier(process_set.process_set_id or 0).wait()
+    submit.barrier(process_set).wait()
 
 
 def barrier_async(process_set: ProcessSet = global_process_set) -> Handle[None]:
     """`barrier` without waiting."""
-    op = process_set.usable_engine().barrier(process_set.process_set_id or 0)
-    return Handle([op], lambda: None)
+    return submit.barrier(process_set)

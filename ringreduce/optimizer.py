@@ -2,12 +2,13 @@
 
 It is an instance of a subclass of the optimizer's own class and shares its state,
 param_groups and defaults objects, so everything that works on an optimizer works on it.
-The reductions are `_gradients`'; here is only what the optimizer's methods add.
+What the ranks exchange is `_gradients`'; here is only what the optimizer's methods add.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import itertools
 import operator
@@ -20,8 +21,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from ringreduce._gradients.averaging import Averaging
+from ringreduce._gradients.exchange import GradientExchange, MakeExchange
 from ringreduce._gradients.options import Options, check_groups, check_passes, check_reduction, named_parameters_of
-from ringreduce._gradients.reducer import Reducer
 from ringreduce._ops.compiled import untraced
 from ringreduce._runtime.process_set import ProcessSet, global_process_set
 from ringreduce.compression import Compression, Compressor
@@ -35,9 +37,10 @@ class DistributedMixin(torch.optim.Optimizer):
     _ringreduce_plain: type[torch.optim.Optimizer]  # the optimizer's own class
     _ringreduce_source: torch.optim.Optimizer  # the optimizer that was wrapped
     _ringreduce_options: Options
+    _ringreduce_make: MakeExchange
     _ringreduce_names: list[str]
     _ringreduce_parameters: list[Tensor]  # as param_groups had them last, in the order of the names
-    _ringreduce_reducer: Reducer | None  # None outside the process set: trains locally
+    _ringreduce_exchange: GradientExchange | None  # None outside the process set: trains locally
     _ringreduce_synchronized = False  # synchronize() was called since the last step
     _ringreduce_skip = False  # under skip_synchronize()
 
@@ -47,9 +50,8 @@ class DistributedMixin(torch.optim.Optimizer):
         Only needed after passes under `no_sync()`, as reductions are complete when
         `backward()` returns. Follow it with `step()` under `skip_synchronize()`.
         """
-        if self._ringreduce_reducer is not None:
-            self._ringreduce_reducer.finish()
-        self._ringreduce_synchronized = True
+        exchange = self._ringreduce_exchange
+        self._ringreduce_synchronized = exchange is None or exchange.synchronize()
 
     @contextmanager
     def skip_synchronize(self) -> Iterator[None]:
@@ -62,8 +64,8 @@ class DistributedMixin(torch.optim.Optimizer):
 
     def no_sync(self) -> AbstractContextManager[None]:
         """Backward passes within only accumulate; the next one outside reduces the sum."""
-        reducer = self._ringreduce_reducer
-        return nullcontext() if reducer is None else reducer.hold()
+        exchange = self._ringreduce_exchange
+        return nullcontext() if exchange is None else exchange.no_sync()
 
     @untraced
     def step(self, *args: Any, **kwargs: Any) -> Any:
@@ -80,23 +82,21 @@ class DistributedMixin(torch.optim.Optimizer):
                 stacklevel=2,
             )
         self._ringreduce_synchronized = False
-        reducer = self._ringreduce_reducer
+        exchange = self._ringreduce_exchange
         if "step" in vars(self._ringreduce_source):  # a scheduler made before watches that one
             self._ringreduce_source._opt_called = True  # type: ignore[attr-defined]
-        if reducer is None:
+        if exchange is None:
             return super().step(*args, **kwargs)
         self._ringreduce_follow()
-        if reducer.superseded:
+        if exchange.superseded:
             raise RingreduceError(
                 "step() of a DistributedOptimizer some of whose parameters are in a newer one, which reduces their "
                 "gradients now; use the newer one"
             )
-        args, kwargs = _with_closure(self._ringreduce_plain, reducer, args, kwargs)
+        args, kwargs = _with_closure(self._ringreduce_plain, exchange, args, kwargs)
         if not self._ringreduce_skip:
-            reducer.finish()
-        result = super().step(*args, **kwargs)
-        reducer.stepped()
-        return result
+            exchange.before_step()
+        return exchange.step(self, functools.partial(super().step, *args, **kwargs))
 
     # torch wraps `step` of a class to run hooks, whenever an optimizer is made, loaded or copied: the plain class's
     # step runs them.
@@ -105,9 +105,9 @@ class DistributedMixin(torch.optim.Optimizer):
     @untraced
     def zero_grad(self, *args: Any, **kwargs: Any) -> None:
         """Clear the gradients. AssertionError while a reduction is in flight."""
-        if self._ringreduce_reducer is not None:
+        if self._ringreduce_exchange is not None:
             self._ringreduce_follow()
-            self._ringreduce_reducer.cleared()
+            self._ringreduce_exchange.cleared()
         super().zero_grad(*args, **kwargs)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -117,9 +117,9 @@ class DistributedMixin(torch.optim.Optimizer):
         added = [(f"group{at}.{i}", parameter) for i, parameter in enumerate(self.param_groups[at]["params"])]
         self._ringreduce_names += [name for name, _ in added]
         self._ringreduce_parameters += [parameter for _, parameter in added]
-        if self._ringreduce_reducer is not None:
-            self._ringreduce_reducer.add(added)
-            _take_over(added, self._ringreduce_reducer)
+        if self._ringreduce_exchange is not None:
+            self._ringreduce_exchange.add(added)
+            _take_over(added, self._ringreduce_exchange)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As the optimizer's own. A scheduler that was made before wrapping goes on with what is loaded."""
@@ -139,12 +139,12 @@ class DistributedMixin(torch.optim.Optimizer):
                 names[id(parameter)] = next(name for name in (f"exchanged.{i}" for i in count) if name not in used)
         self._ringreduce_parameters = now
         self._ringreduce_names = [names[id(parameter)] for parameter in now]
-        if self._ringreduce_reducer is not None:
+        if self._ringreduce_exchange is not None:
             before = set(map(id, known))
             new = [(names[id(p)], p) for p in now if id(p) not in before]
-            self._ringreduce_reducer.follow(now)
-            self._ringreduce_reducer.add(new)
-            _take_over(new, self._ringreduce_reducer)
+            self._ringreduce_exchange.follow(now)
+            self._ringreduce_exchange.add(new)
+            _take_over(new, self._ringreduce_exchange)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickles as the plain optimizer, which loads without ringreduce."""
@@ -158,56 +158,52 @@ class DistributedMixin(torch.optim.Optimizer):
         plain.__setstate__(copy.deepcopy(state, memo))
         parameters = [p for group in plain.param_groups for p in group["params"]]
         named = list(zip(self._ringreduce_names, parameters, strict=True))
-        result = memo[id(self)] = _wrap(plain, named, self._ringreduce_options)
+        result = memo[id(self)] = _wrap(plain, named, self._ringreduce_options, self._ringreduce_make)
         return result
 
 
 def _with_closure(
-    plain: type[torch.optim.Optimizer], reducer: Reducer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    plain: type[torch.optim.Optimizer], exchange: GradientExchange, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments of step(), the closure among them replaced by one that leaves reduced gradients and loss."""
     names = [name for name in inspect.signature(plain.step).parameters if name != "self"]
     at = names.index("closure") if "closure" in names else 0
     if callable(kwargs.get("closure")):
-        return args, {**kwargs, "closure": _reducing(kwargs["closure"], reducer)}
+        return args, {**kwargs, "closure": _exchanging(kwargs["closure"], exchange)}
     if at < len(args) and callable(args[at]):
-        return (*args[:at], _reducing(args[at], reducer), *args[at + 1 :]), kwargs
+        return (*args[:at], _exchanging(args[at], exchange), *args[at + 1 :]), kwargs
     return args, kwargs
 
 
-def _reducing(closure: Callable[[], Any], reducer: Reducer) -> Callable[[], Any]:
-    def call() -> Any:
-        loss = closure()
-        reducer.finish()
-        reducer.closure_called()
-        return reducer.reduced_loss(loss)
-
-    return call
+def _exchanging(closure: Callable[[], Any], exchange: GradientExchange) -> Callable[[], Any]:
+    return lambda: exchange.closure_called(closure())
 
 
-# Which optimizer reduces a parameter's gradient: the newest.
-# By the parameters' ids, which are theirs as long as the reducer lives (weak references would forbid swap_tensors()).
-_owners: dict[int, weakref.ref[Reducer]] = {}
+# Which optimizer a parameter belongs to: the newest.
+# By the parameters' ids, which are theirs as long as the exchange lives (weak references would forbid swap_tensors()).
+_owners: dict[int, weakref.ref[GradientExchange]] = {}
 
 
-def _take_over(named: Sequence[tuple[str, Tensor]], reducer: Reducer) -> None:
-    ours = weakref.ref(reducer)
+def _take_over(named: Sequence[tuple[str, Tensor]], exchange: GradientExchange) -> None:
+    ours = weakref.ref(exchange)
     for _, parameter in named:
         owner = _owners.get(id(parameter))
         older = owner() if owner is not None else None
-        if older is not None and older is not reducer and not older.superseded:
+        if older is not None and older is not exchange and not older.superseded:
             older.supersede()
         _owners[id(parameter)] = ours
-    weakref.finalize(reducer, _forget, [id(parameter) for _, parameter in named], ours).atexit = False
+    weakref.finalize(exchange, _forget, [id(parameter) for _, parameter in named], ours).atexit = False
 
 
-def _forget(ids: Sequence[int], reducer: weakref.ref[Reducer]) -> None:
+def _forget(ids: Sequence[int], exchange: weakref.ref[GradientExchange]) -> None:
     for key in ids:
-        if _owners.get(key) is reducer:
+        if _owners.get(key) is exchange:
             del _owners[key]
 
 
-def _wrap(optimizer: torch.optim.Optimizer, named: list[tuple[str, Tensor]], options: Options) -> torch.optim.Optimizer:
+def _wrap(
+    optimizer: torch.optim.Optimizer, named: list[tuple[str, Tensor]], options: Options, make: MakeExchange
+) -> torch.optim.Optimizer:
     plain = type(optimizer)
     members = {"__module__": plain.__module__, "__doc__": plain.__doc__}
     wrapper = cast(type[DistributedMixin], type(plain.__name__, (DistributedMixin, plain), members))
@@ -217,12 +213,13 @@ def _wrap(optimizer: torch.optim.Optimizer, named: list[tuple[str, Tensor]], opt
     result._ringreduce_plain = plain
     result._ringreduce_source = optimizer
     result._ringreduce_options = options
+    result._ringreduce_make = make
     result._ringreduce_names = [name for name, _ in named]
     result._ringreduce_parameters = [parameter for _, parameter in named]
-    result._ringreduce_reducer = None
+    result._ringreduce_exchange = None
     if options.process_set.included():
-        result._ringreduce_reducer = Reducer(named, options, _named_now(result))
-        _take_over(named, result._ringreduce_reducer)
+        result._ringreduce_exchange = make(named, options, _named_now(result))
+        _take_over(named, result._ringreduce_exchange)
     return result
 
 
@@ -250,6 +247,7 @@ def DistributedOptimizer(
     groups: int | Sequence[Sequence[Tensor]] | None = None,
     sparse_as_dense: bool = False,
     process_set: ProcessSet = global_process_set,
+    exchange: MakeExchange = Averaging,
 ) -> torch.optim.Optimizer:
     """Wrap an optimizer so that its gradients are reduced over the ranks of a process set.
 
@@ -272,6 +270,7 @@ def DistributedOptimizer(
             buckets follow the order in which gradients arrive.
         sparse_as_dense: reduce sparse gradients as dense ones instead of gathering them.
         process_set: ranks that train together; others train on their own.
+        exchange: what the ranks exchange: gradients before each step, or as `LocalSGD` says.
 
     A parameter without a gradient on this rank counts as zero; one without a gradient on any
     rank keeps `grad = None`. Sparse gradients are gathered and stay sparse. Parameters are
@@ -295,4 +294,4 @@ def DistributedOptimizer(
         sparse_as_dense=sparse_as_dense,
         process_set=process_set,
     )
-    return _wrap(optimizer, named, options)
+    return _wrap(optimizer, named, options, exchange)

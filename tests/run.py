@@ -1,22 +1,23 @@
-"""Runs the tests: python tests/run.py [--only STAGE ...] [--np N ...] [-k EXPRESSION]
+"""Runs the tests: python tests/run.py [--level LEVEL | --only STAGE ...] [--np N ...] [-k EXPRESSION]
 
-    native     C++ tests of the core's parts
-    sanitize   the same under AddressSanitizer and UBSan, and under ThreadSanitizer; only when
-               named (make sanitize), as it takes as long as all the others
-    lint       ruff, mypy
-    commands   pytest tests/commands: `ringreduce bench`, `ringreduce doctor`, benchmarks/
-    programs   pytest tests/programs: examples, jobs that end in all ways, installing
-    single     pytest tests/single, one process
-    hosts      pytest tests/hosts: several hosts in network namespaces
-    parallel   pytest tests/parallel under mpirun at 1, 2, 3 and 4 ranks
-    split      the same with the ranks split over 2 pretended hosts: 1+1, 2+2, 1+3
-    smoke      a part of it at 16 ranks
-    mpich      tests/parallel at 2 and 4 ranks under MPICH, with the same built core
-    idioms     pytest tests/idioms at 2 and 3 ranks: random training programs
-    gpu        pytest tests/gpu at 1 and 2 ranks: real GPUs, skipped where there is none
+    stage      what                                                                check  test     all
+    lint       ruff, mypy                                                            x     x        x
+    native     C++ tests of the core's parts                                       part    x        x
+    single     pytest tests/single, one process                                      x     x        x
+    commands   pytest tests/commands: `ringreduce bench`, `ringreduce doctor`, benchmarks/ x        x
+    programs   pytest tests/programs: examples, jobs that end in all ways, installing      x        x
+    hosts      pytest tests/hosts: several hosts in network namespaces                     x        x
+    parallel   pytest tests/parallel under mpirun, on one host; at N ranks        part, 2  3    1, 2, 3, 4
+    split      the same with the ranks split over 2 pretended hosts                       1+3  1+1, 2+2, 1+3
+    smoke      a part of it at 16 ranks                                                    x        x
+    idioms     pytest tests/idioms: random training programs; at N ranks                   3       2, 3
+    gpu        pytest tests/gpu at 1 and 2 ranks: real GPUs, skipped where there is none   x        x
+    mpich      tests/parallel at N ranks under MPICH, with the same built core                     2, 4
+    sanitize   native under AddressSanitizer and UBSan, and under ThreadSanitizer                   x
 
-From lint to hosts two stages run side by side; the others need all cores. The last line has the
-totals; the exit status is 0 only if nothing failed. What each rank printed is in build/tests/STAGE/.
+What a level leaves out is the same code again: docs in CONTRIBUTING.md, "Testing". A stage that is named runs at all
+its numbers of ranks. One process stages run two at a time; the others need all cores. The last line has the totals;
+the exit status is 0 only if nothing failed. What each rank printed is in build/tests/STAGE/.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import argparse
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
 from itertools import groupby
@@ -42,6 +43,37 @@ SINGLE = ("commands", "programs", "single", "hosts")  # folders whose tests a si
 KINDS = ("native", "sanitize", "lint", *SINGLE, "parallel", "split", "smoke", "mpich", "idioms", "gpu")
 SPLITS = {"1+1": "0,1", "2+2": "0,0,1,1", "1+3": "0,1,1,1"}
 WIDTH = 2  # stages side by side
+# Programs of tests/native that take a second or two, and tests of tests/parallel, for `make check`.
+QUICK_NATIVE = (
+    "test_engine",
+    "test_arena",
+    "test_faults",
+    "test_leaving",
+    "test_digest",
+    "test_output",
+    "test_waiting",
+)
+QUICK_PARALLEL = "smoke or quick"
+
+
+class Level(NamedTuple):
+    """Which stages a level has, and with how many ranks, or on which splits, those of several run."""
+
+    kinds: Sequence[str]
+    parallel: Mapping[int, str]  # number of ranks -> marks that select the tests; "" for all
+    splits: Sequence[str] = tuple(SPLITS)
+    idioms: Sequence[int] = (2, 3)
+    is_thorough: bool = True
+
+
+ALL_SIZES = {1: "", 2: "", 3: "", 4: ""}
+LEVELS = {
+    "check": Level(("lint", "native", "single", "parallel"), {2: QUICK_PARALLEL}),
+    "test": Level(
+        [kind for kind in KINDS if kind not in ("sanitize", "mpich")], {1: "", 2: "pair", 3: ""}, ("1+3",), (3,), False
+    ),
+    "all": Level(KINDS, ALL_SIZES),
+}
 
 
 class Stage(NamedTuple):
@@ -52,23 +84,18 @@ class Stage(NamedTuple):
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--only",
-        nargs="+",
-        choices=KINDS,
-        default=[kind for kind in KINDS if kind != "sanitize"],
-        metavar="STAGE",
-        help="run these stages only",
-    )
+    parser.add_argument("--level", choices=LEVELS, default="test", help="how much to run (test)")
+    parser.add_argument("--only", nargs="+", choices=KINDS, metavar="STAGE", help="run these stages only, wholly")
     parser.add_argument(
         "--np", nargs="+", type=int, metavar="N", help="run the parallel stages with these numbers of ranks only"
     )
+    parser.add_argument("--hosts", nargs="+", choices=SPLITS, metavar="SPLIT", help="run only these splits")
     parser.add_argument("-k", default="", metavar="EXPRESSION", help="run matching tests only, as pytest -k")
     parser.add_argument(
-        "--test-timeout", type=float, default=120, metavar="SECONDS", help="longest time for one test (120)"
+        "--test-timeout", type=float, default=300, metavar="SECONDS", help="longest time for one test (300)"
     )
     parser.add_argument(
-        "--stage-timeout", type=float, default=1500, metavar="SECONDS", help="longest time for one stage (1500)"
+        "--stage-timeout", type=float, default=3000, metavar="SECONDS", help="longest time for one stage (3000)"
     )
     return parser.parse_args()
 
@@ -97,10 +124,20 @@ def stages(options: argparse.Namespace) -> Iterator[Stage]:
         stage = PytestStage(name, size, [*arguments, *select], under, hosts, *limits)
         return Stage(name, lambda: stage.run(sys.executable), is_alone=under is not None)
 
-    wanted = set(options.only)
-    sizes = [size for size in (1, 2, 3, 4) if not options.np or size in options.np]
+    level = LEVELS[options.level]
+    if options.only:
+        level = Level(options.only, ALL_SIZES)
+
+    def sizes(*most: int) -> list[int]:
+        return [size for size in most if not options.np or size in options.np]
+
+    def ranks(size: int) -> str:
+        return f"{size} rank{'s' * (size > 1)}"
+
+    wanted = set(level.kinds)
     if "native" in wanted:
-        yield Stage("native", lambda: run_native("native", select=options.k))
+        programs = QUICK_NATIVE if options.level == "check" and not options.only else ()
+        yield Stage("native", lambda: run_native("native", select=options.k, programs=programs))
     if "sanitize" in wanted:
         for sanitize in ("address,undefined", "thread"):
             name = f"native, {sanitize.replace(',', '+')} sanitizer"
@@ -109,26 +146,33 @@ def stages(options: argparse.Namespace) -> Iterator[Stage]:
         yield Stage("lint", lambda: run_lint("lint"), is_alone=False)
     for folder in SINGLE:
         if folder in wanted:
-            yield pytest(folder, 1, f"tests/{folder}", under=None, slow=5)
+            marks = [] if level.is_thorough else ["-m", "not thorough"]
+            yield pytest(folder, 1, f"tests/{folder}", *marks, under=None, slow=3)
     if "parallel" in wanted:
-        for size in sizes:
-            yield pytest(f"parallel, {size} rank{'s' * (size > 1)}", size, "tests/parallel")
+        for size in sizes(*level.parallel):
+            marks = level.parallel[size]
+            yield pytest(f"parallel, {ranks(size)}", size, "tests/parallel", *(["-m", marks] if marks else []))
     if "split" in wanted:
-        for split, hosts in SPLITS.items():
-            if (size := hosts.count(",") + 1) in sizes:
-                yield pytest(f"parallel, hosts {split}", size, "tests/parallel", hosts=hosts)
-    if "smoke" in wanted and (not options.np or 16 in options.np):
-        yield pytest("smoke, 16 ranks", 16, "tests/parallel", "-m", "smoke", slow=3)
+        for split in options.hosts or level.splits:
+            hosts = SPLITS[split]
+            for size in sizes(hosts.count(",") + 1):
+                left_out = (
+                    [] if level.is_thorough else ["--ignore", "tests/parallel/gpu"]
+                )  # NCCL knows no hosts of ours
+                yield pytest(f"parallel, hosts {split}", size, "tests/parallel", *left_out, hosts=hosts)
+    if "smoke" in wanted:
+        for size in sizes(16):
+            yield pytest(f"smoke, {ranks(size)}", size, "tests/parallel", "-m", "smoke", slow=3)
     if "mpich" in wanted:
         mpich = mpich_launcher()
-        for size in {2, 4} & set(sizes):
-            yield pytest(f"MPICH, {size} ranks", size, "tests/parallel", under=mpich)
+        for size in sizes(2, 4):
+            yield pytest(f"MPICH, {ranks(size)}", size, "tests/parallel", under=mpich)
     if "idioms" in wanted:
-        for size in {2, 3} & set(sizes):
-            yield pytest(f"idioms, {size} ranks", size, "tests/idioms", slow=2)
+        for size in sizes(*level.idioms):
+            yield pytest(f"idioms, {ranks(size)}", size, "tests/idioms", slow=2)
     if "gpu" in wanted:
-        for size in {1, 2} & set(sizes):
-            yield pytest(f"GPU, {size} rank{'s' * (size > 1)}", size, "tests/gpu", slow=2)
+        for size in sizes(1, 2):
+            yield pytest(f"GPU, {ranks(size)}", size, "tests/gpu", slow=2)
 
 
 def tell(text: str) -> None:

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from benchmarks.on_gpu.clock import Turn, alternate
 from benchmarks.on_gpu.device import GpuDevice
-from ringreduce._core import SUM
 from ringreduce._gradients.layout import Bucket
 from ringreduce._ops import dtypes
 from ringreduce.bench.turns import Effort, Progress, Timing
 from ringreduce.bench.units import parse_size, show_size
+from ringreduce.reduction import Sum
 
 MIXED_TENSORS = 200
 SMALL_TENSORS, SMALL_BYTES = 2000, 4 << 10
@@ -189,7 +189,7 @@ def _reduce(sources: int, elements: int, device: GpuDevice) -> Parts:
 
     def call() -> None:
         addresses = [one.data_ptr() for one in given]
-        device.gpu.reduce(result.data_ptr(), addresses, elements, code, SUM, 1.0, 1.0, device.stream)
+        device.gpu.reduce(result.data_ptr(), addresses, elements, code, int(Sum), 1.0, 1.0, device.stream)
 
     return call, lambda: torch.equal(result, sum(given[1:], given[0]))
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 import ringreduce as rr
 from benchmarks.on_gpu.device import GpuDevice
-from ringreduce._core import SUM, GpuPlan, agree_channel
+from ringreduce._core import GpuPlan, agree_channel
 from ringreduce._ops import dtypes
 from ringreduce._runtime import running
 from ringreduce.bench.collectives import Buffers
@@ -123,7 +123,7 @@ def _plan(job: Job, bucket: Tensor, closing: ExitStack, on_nccl: bool) -> GpuPla
     infos = job.comm.allgather(engine.gpu_info(0))
     spec = (bucket.data_ptr(), bucket.numel(), dtypes.CODES[bucket.dtype])
     channel = agree_channel(job.comm.allgather(engine.offer_channel()), 0)
-    plan = GpuPlan(engine, 0, infos, [spec], SUM, 1.0, 1.0, host, channel)
+    plan = GpuPlan(engine, 0, infos, [spec], int(rr.Sum), 1.0, 1.0, host, channel)
     closing.callback(plan.close)
     return plan
 

@@ -107,6 +107,9 @@ Bytes view(char* data, size_t bytes, std::shared_ptr<Owner> owner) {
   return Bytes(data, {bytes}, capsule);
 }
 
+// submissions.cc
+void bind_op(nb::module_& m);
+void bind_submissions(nb::class_<PyEngine>& c);
 
 // gpu.cc
 void bind_gpu(nb::module_& m);
@@ -115,5 +118,9 @@ void bind_gpu_op(nb::class_<PyOp>& c);
 
 void bind_plans(nb::module_& m);   // plans.cc
 void bind_digest(nb::module_& m);  // digest.cc
+
+// messages.cc
+void bind_messages(nb::module_& m);
+void bind_message_calls(nb::class_<PyEngine>& c);
 
 }  // namespace ringreduce

@@ -2,6 +2,8 @@
 
 #include <nanobind/ndarray.h>
 
+#include <iterator>
+
 namespace nb = nanobind;
 
 namespace ringreduce {
@@ -34,15 +36,13 @@ bool is_false(PyObject* value) {
 
 bool find_dtype(nb::dlpack::dtype type, DType* dtype) {
   using Code = nb::dlpack::dtype_code;
-  struct { Code code; uint8_t bits; DType dtype; } static constexpr kTable[] = {
-      {Code::Float, 32, DType::kFloat32}, {Code::Bfloat, 16, DType::kBFloat16}, {Code::Float, 16, DType::kFloat16},
-      {Code::Float, 64, DType::kFloat64}, {Code::Int, 64, DType::kInt64},       {Code::Int, 32, DType::kInt32},
-      {Code::Int, 16, DType::kInt16},     {Code::Int, 8, DType::kInt8},         {Code::UInt, 8, DType::kUint8},
-  };
-  for (const auto& row : kTable) {
-    if (static_cast<uint8_t>(row.code) != type.code || row.bits != type.bits || type.lanes != 1) continue;
-    *dtype = row.dtype;
-    return true;
+  static constexpr Code kCodes[] = {Code::UInt, Code::Int, Code::Float, Code::Bfloat};  // by family, those of real numbers
+  for (int i = 0; i < kDTypeCount; ++i) {
+    *dtype = static_cast<DType>(i);
+    const size_t family = static_cast<size_t>(info(*dtype).family);
+    if (family < std::size(kCodes) && static_cast<uint8_t>(kCodes[family]) == type.code &&
+        info(*dtype).size * 8 == type.bits && type.lanes == 1)
+      return true;
   }
   return false;
 }

@@ -14,13 +14,15 @@
 #include <vector>
 
 #include "collectives/machine.h"
-#include "ops/output.h"
+#include "ops/submission.h"
 
 namespace ringreduce {
 
 class Allgather : public Machine {
  public:
   // Sizes that are known stand in output->counts; else it is empty.
+  Allgather(Channel* channel, const Submission& submission, Output* output)
+      : Allgather(channel, submission.pieces[0].in, submission.pieces[0].bytes, output) {}
   Allgather(Channel* channel, const char* in, size_t bytes, Output* output);
 
   Status advance(bool* moved) override;

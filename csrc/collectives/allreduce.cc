@@ -7,18 +7,18 @@ namespace {
 constexpr size_t kStreamBytes = 8 << 20;
 }  // namespace
 
-Allreduce::Allreduce(Channel* channel, Pieces pieces, DType dtype, Reduction reduction, Scale scale)
+Allreduce::Allreduce(Channel* channel, Pieces pieces, const Arithmetic& arithmetic)
     : channel_(channel),
       topology_(*channel->topology),
       pieces_(std::move(pieces)),
-      dtype_(dtype),
-      reduction_(reduction),
-      scale_(scale),
+      dtype_(arithmetic.dtype),
+      reduction_(arithmetic.reduction()),
+      scale_(arithmetic.scale(topology_.size)),
       // In place, the lines to be written have just been read: nothing to gain.
       stream_stores_(!pieces_.in_place() && pieces_.bytes() >= kStreamBytes),
       one_host_(topology_.host_count() == 1),
       // A single rank in place has its result already.
-      steps_(topology_.size == 1 && pieces_.in_place() && scale.is_identity()
+      steps_(topology_.size == 1 && pieces_.in_place() && scale_.is_identity()
                  ? 0
                  : divide_up(pieces_.bytes(), channel->stream.chunk())),
       first_(channel->stream.reserve(steps_)) {
@@ -76,7 +76,7 @@ bool Allreduce::reduce_slice() {
     void* targets[2];
     int count = 0;
     if (n > 1 || !one_host_ || !own.in) targets[count++] = mine;
-    if (one_host_ && own.in) targets[count++] = own.out;
+    if (one_host_ && own.out) targets[count++] = own.out;
     ReduceArgs args{targets, count, sources_.data(), n, own.range.bytes() / info(dtype_).size, scale_};
     if (!one_host_) args.scale.post = 1.0;  // applied once, by the last reduction between hosts
     reduce(dtype_, reduction_, args);

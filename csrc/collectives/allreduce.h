@@ -17,13 +17,15 @@
 
 #include "collectives/host_reduce.h"
 #include "collectives/machine.h"
-#include "ops/pieces.h"
+#include "ops/submission.h"
 
 namespace ringreduce {
 
 class Allreduce : public Machine {
  public:
-  Allreduce(Channel* channel, Pieces pieces, DType dtype, Reduction reduction, Scale scale);
+  Allreduce(Channel* channel, const Submission& submission, Output*)
+      : Allreduce(channel, Pieces(submission.pieces), submission) {}
+  Allreduce(Channel* channel, Pieces pieces, const Arithmetic& arithmetic);  // several fused
 
   Status advance(bool* moved) override;
   bool done() const override { return drained_ == steps_; }

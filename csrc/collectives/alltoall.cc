@@ -6,13 +6,15 @@
 
 namespace ringreduce {
 
-Alltoall::Alltoall(Channel* channel, const char* in, std::vector<int64_t> send_bytes, Output* output)
+Alltoall::Alltoall(Channel* channel, const Submission& submission, Output* output)
     : channel_(channel),
       topology_(*channel->topology),
-      in_(in),
-      send_bytes_(std::move(send_bytes)),
+      in_(submission.pieces[0].in),
+      from_(submission.kind->root == Kind::Root::kFrom ? submission.root : -1),
+      to_(submission.kind->root == Kind::Root::kTo ? submission.root : -1),
+      send_bytes_(submission.counts),
       output_(output),
-      piece_(channel->stream.chunk() / topology_.local_size() / kLine * kLine),
+      piece_(to_ < 0 ? channel->stream.chunk() / topology_.local_size() / kLine * kLine : channel->stream.chunk()),
       header_step_(channel->stream.reserve(1)) {
   output_->counts.assign(topology_.size, 0);
   size_t offset = 0;
@@ -44,9 +46,9 @@ Status Alltoall::start() {
   requests_.assign(2 * n, {});
   for (int i = 1; i < n; ++i) {
     const int to = (topology_.rank + i) % n, from = (topology_.rank + n - i) % n;
-    if (topology_.host_of[from] != topology_.host())
+    if (topology_.host_of[from] != topology_.host() && sends(from, topology_.rank))
       RR_TRY(channel_->net->irecv(channel_->world(from), tag, &output_->counts[from], sizeof(int64_t), &requests_[from]));
-    if (topology_.host_of[to] != topology_.host())
+    if (topology_.host_of[to] != topology_.host() && sends(topology_.rank, to))
       RR_TRY(channel_->net->isend(channel_->world(to), tag, &send_bytes_[to], sizeof(int64_t), &requests_[n + to]));
   }
   return Status::ok();
@@ -127,7 +129,7 @@ bool Alltoall::fill() {
     if (to == topology_.local()) continue;
     const Range bytes = chunk_range(pair_bytes(topology_.local(), to), piece_, filled_);
     const char* from = in_ + send_offsets_[topology_.local_ranks()[to]] + bytes.begin;
-    if (bytes.bytes()) copy(mine + to * piece_, from, bytes.bytes());
+    if (bytes.bytes()) copy(mine + part(to), from, bytes.bytes());
   }
   channel_->stream.fill(step);
   ++filled_;
@@ -141,7 +143,7 @@ bool Alltoall::drain() {
     if (from == topology_.local()) continue;
     const Range bytes = chunk_range(pair_bytes(from, topology_.local()), piece_, drained_);
     char* to = output_->data.get() + receive_offsets_[topology_.local_ranks()[from]] + bytes.begin;
-    if (bytes.bytes()) copy(to, channel_->stream.slot(step, from) + topology_.local() * piece_, bytes.bytes());
+    if (bytes.bytes()) copy(to, channel_->stream.slot(step, from) + part(topology_.local()), bytes.bytes());
   }
   channel_->stream.drain_unsettled(step);
   ++drained_;

@@ -1,4 +1,5 @@
-// Alltoall with uneven splits: block d of this rank's input goes to rank d.
+// Alltoall with uneven splits: block d of this rank's input goes to rank d. Gather and scatter are the same with
+// one rank that receives from, or sends to, all: nothing is said between other pairs.
 //
 // First every rank learns how much it receives from whom: one step of the in-host channel
 // carries each rank's counts, one 8-byte message those between two ranks of different hosts.
@@ -9,13 +10,13 @@
 #include <vector>
 
 #include "collectives/machine.h"
-#include "ops/output.h"
+#include "ops/submission.h"
 
 namespace ringreduce {
 
 class Alltoall : public Machine {
  public:
-  Alltoall(Channel* channel, const char* in, std::vector<int64_t> send_bytes, Output* output);
+  Alltoall(Channel* channel, const Submission& submission, Output* output);
 
   Status advance(bool* moved) override;
   bool done() const override;
@@ -29,11 +30,15 @@ class Alltoall : public Machine {
   bool fill();
   bool drain();
   Status test_all(bool* all);
+  // Of a rank's slot: a piece for every local rank, or the whole for the root.
+  size_t part(int to_local) const { return to_ < 0 ? to_local * piece_ : 0; }
+  bool sends(int from, int to) const { return (from_ < 0 || from == from_) && (to_ < 0 || to == to_); }
   size_t pair_bytes(int from_local, int to_local) const { return local_bytes_[from_local * topology_.local_size() + to_local]; }
 
   Channel* channel_;
   const Topology& topology_;
   const char* in_;
+  int from_, to_;  // the only rank that sends or receives, or -1
   std::vector<int64_t> send_bytes_;
   std::vector<size_t> send_offsets_, receive_offsets_;
   Output* output_;

@@ -4,16 +4,16 @@
 
 namespace ringreduce {
 
-Broadcast::Broadcast(Channel* channel, const char* in, char* out, size_t bytes, int root)
+Broadcast::Broadcast(Channel* channel, const Submission& submission, Output*)
     : channel_(channel),
       topology_(*channel->topology),
-      in_(in),
-      out_(out),
-      bytes_(bytes),
-      is_root_(topology_.rank == root),
-      steps_(divide_up(bytes, channel->stream.chunk())),
+      in_(submission.pieces[0].in),
+      out_(submission.pieces[0].out),
+      bytes_(submission.pieces[0].bytes),
+      is_root_(topology_.rank == submission.root),
+      steps_(divide_up(bytes_, channel->stream.chunk())),
       first_(channel->stream.reserve(steps_)) {
-  const int hosts = topology_.host_count(), host = topology_.host(), root_host = topology_.host_of[root];
+  const int root = submission.root, hosts = topology_.host_count(), host = topology_.host(), root_host = topology_.host_of[root];
   const int root_local = topology_.local_of[root];
   publisher_ = topology_.local_of[topology_.counterpart(host, root_local)];
   publishing_ = publisher_ == topology_.local();

@@ -9,13 +9,14 @@
 #pragma once
 
 #include "collectives/machine.h"
+#include "ops/submission.h"
 
 namespace ringreduce {
 
 class Broadcast : public Machine {
  public:
-  // `in` is read on the root only; `out` is written on every rank (on the root unless == in).
-  Broadcast(Channel* channel, const char* in, char* out, size_t bytes, int root);
+  // The input is read on the root only; the output is written on every rank (on the root unless it is the input).
+  Broadcast(Channel* channel, const Submission& submission, Output*);
 
   Status advance(bool* moved) override;
   bool done() const override { return drained_ == steps_; }

@@ -40,7 +40,7 @@ struct Channel {
   static constexpr int kTags = 40;  // tags per channel
   // Tags within a channel. Transfers of an operation's step t use tag t % kSlots: counted within
   // the operation, as the steps of the in-host channel differ from host to host.
-  static constexpr int kTreeUp = 32, kTreeDown = 33, kDirect = 34, kDirectHeader = 35, kLastWords = 36;
+  static constexpr int kTreeUp = 32, kTreeDown = 33, kDirect = 34, kDirectHeader = 35, kLastWords = 36, kMail = 37, kMailData = 38;
 
   int tag(int index) const { return first_tag + index; }
   int world(int set_rank) const { return topology->world[set_rank]; }

@@ -4,26 +4,25 @@
 
 namespace ringreduce {
 
-Reducescatter::Reducescatter(Channel* channel, const char* in, char* out,
-                             const std::vector<int64_t>& block_bytes, DType dtype,
-                             Reduction reduction, Scale scale)
+Reducescatter::Reducescatter(Channel* channel, const Submission& submission, Output* output)
     : channel_(channel),
       topology_(*channel->topology),
-      in_(in),
-      out_(out),
-      block_bytes_(block_bytes),
-      dtype_(dtype),
-      reduction_(reduction),
-      scale_(scale),
+      in_(submission.pieces[0].in),
+      output_(output),
+      block_bytes_(submission.counts),
+      dtype_(submission.dtype),
+      reduction_(submission.reduction()),
+      scale_(submission.scale(topology_.size)),
       piece_(channel->stream.chunk() / topology_.size / kLine * kLine) {
   size_t offset = 0, largest = 0;
-  for (int64_t bytes : block_bytes) {
+  for (int64_t bytes : block_bytes_) {
     offsets_.push_back(offset);
     offset += static_cast<size_t>(bytes);
     largest = std::max(largest, static_cast<size_t>(bytes));
   }
   steps_ = divide_up(largest, piece_);
   first_ = channel->stream.reserve(steps_);
+  output_->counts = {block_bytes_[topology_.rank]};
   for (int rank = 0; rank < topology_.size; ++rank) {
     const bool foreign = topology_.host_of[rank] != topology_.host();
     if (foreign && topology_.counterpart(topology_.host(), topology_.local_of[rank]) == topology_.rank)
@@ -32,6 +31,10 @@ Reducescatter::Reducescatter(Channel* channel, const char* in, char* out,
 }
 
 Status Reducescatter::advance(bool* moved) {
+  if (!allocated_) {
+    RR_TRY(output_->allocate());
+    allocated_ = *moved = true;
+  }
   RR_TRY(finish(moved));
   RR_TRY(reduce_pieces(moved));
   if (filled_ < steps_ && filled_ < drained_ + Stream::kSlots && fill()) *moved = true;
@@ -64,7 +67,7 @@ void Reducescatter::reduce_staged(int rank, uint64_t step, char* to, Scale scale
 Status Reducescatter::reduce_pieces(bool* moved) {
   if (reduced_ == filled_ || !channel_->stream.filled(first_ + reduced_)) return Status::ok();
   if (topology_.host_count() == 1) {
-    reduce_staged(topology_.rank, reduced_, out_ + piece(topology_.rank, reduced_).begin, scale_);
+    reduce_staged(topology_.rank, reduced_, output_->data.get() + piece(topology_.rank, reduced_).begin, scale_);
   } else {
     RR_TRY(start_exchange(reduced_));
   }
@@ -103,7 +106,7 @@ void Reducescatter::combine(uint64_t step) {
   const int hosts = topology_.host_count();
   sources_.resize(hosts);
   for (int host = 0; host < hosts; ++host) sources_[host] = &slot(step).incoming[host * piece_];
-  void* dst[] = {out_ + bytes.begin};
+  void* dst[] = {output_->data.get() + bytes.begin};
   reduce(dtype_, reduction_,
          {dst, 1, sources_.data(), hosts, bytes.bytes() / info(dtype_).size, {1.0, scale_.post}});
 }

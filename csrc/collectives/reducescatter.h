@@ -12,18 +12,16 @@
 #include <vector>
 
 #include "collectives/machine.h"
-#include "common/dtype.h"
+#include "ops/submission.h"
 
 namespace ringreduce {
 
 class Reducescatter : public Machine {
  public:
-  // `block_bytes`: what each rank of the set receives; the input is the blocks end to end.
-  Reducescatter(Channel* channel, const char* in, char* out, const std::vector<int64_t>& block_bytes,
-                DType dtype, Reduction reduction, Scale scale);
+  Reducescatter(Channel* channel, const Submission& submission, Output* output);
 
   Status advance(bool* moved) override;
-  bool done() const override { return drained_ == steps_; }
+  bool done() const override { return allocated_ && drained_ == steps_; }
   bool on_net() const override { return topology_.host_count() > 1; }
   std::string where() const override;
 
@@ -45,14 +43,15 @@ class Reducescatter : public Machine {
   Channel* channel_;
   const Topology& topology_;
   const char* in_;
-  char* out_;
-  std::vector<int64_t> block_bytes_;
+  Output* output_;
+  std::vector<int64_t> block_bytes_;  // of each rank of the set; the input is the blocks end to end
   std::vector<size_t> offsets_;
   DType dtype_;
   Reduction reduction_;
   Scale scale_;
   size_t piece_;
   std::vector<int> served_;  // ranks of other hosts this rank reduces for
+  bool allocated_ = false;
   uint64_t steps_, first_;
   uint64_t filled_ = 0, reduced_ = 0, drained_ = 0;
   std::vector<const void*> sources_;

@@ -7,7 +7,6 @@ namespace ringreduce {
 
 namespace {
 
-constexpr int64_t kMillisecond = 1'000'000;
 constexpr int64_t kLookNs = 100 * kMillisecond;
 constexpr int64_t kWatchNs = 50 * kMillisecond;  // while something of ours runs elsewhere
 constexpr int kTurns = 64;

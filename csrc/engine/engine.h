@@ -53,6 +53,13 @@ class Engine : Work {
   // `memory` lives until the operation is done.
   void keep(const OpRef& op, std::shared_ptr<void> memory);
 
+  // Messages from rank to rank (messages.cc). wait() and keep() as for operations.
+  Status post(int set_id, MessageSpec spec, bool wake, MessageRef* message);
+  Status wait(const Message& message, double timeout_s, double slice_s, bool* done, int64_t since_ns = 0);
+  void keep(const MessageRef& message, std::shared_ptr<void> memory);
+  // What was sent and received on the set so far; nothing where this rank has no such set.
+  Mailboxes::Counts message_counts(int set_id);
+
   // This rank's part in agreeing on the channel of a new plan (PlanChannel::agree, with the offers of all its
   // ranks). One plan after the other: until it is made or given up, another offer would name the same.
   std::string offer_channel();

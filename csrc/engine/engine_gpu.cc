@@ -1,4 +1,5 @@
 // The engine's part in operations on the GPU, and what plans there need.
+#include "collectives/kinds.h"
 #include "engine/engine.h"
 
 namespace ringreduce {
@@ -11,7 +12,7 @@ Status Engine::attach_gpu(std::shared_ptr<Device> device) {
 
 Status Engine::submit_split(int set_id, OpRef* op) {
   *op = std::make_shared<Op>();
-  (*op)->submission.kind = Kind::kSplit;
+  (*op)->submission.kind = &kSplit;
   (*op)->submission.name = "process set " + std::to_string(set_id);
   Lock lock(mutex_);
   ProcessSet* world;

@@ -41,7 +41,7 @@ Status Engine::add_gpu_plan(int set_id, const std::vector<GpuInfo>& infos, const
   const Topology topology = set->topology();
   Submission s;
   s.op = op;
-  const GpuReduction reduction{s.reduction(), op == kAverage, Scale{prescale, postscale}, topology.size};
+  const GpuReduction reduction{s.reduction(), s.averages(), Scale{prescale, postscale}, topology.size};
   const PlanId id{set_id, host ? host->id().channel : channel};
   lock.unlock();
   RR_TRY(GpuPlan::make(device, infos, topology, buckets, reduction, host, id, plan));

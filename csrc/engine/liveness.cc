@@ -1,27 +1,15 @@
 #include "engine/liveness.h"
 
 #include <algorithm>
-#include <cstdio>
 
 #include <poll.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include "common/clock.h"
+#include "common/show.h"
 
 namespace ringreduce {
-
-namespace {
-
-constexpr int64_t kGoneGraceNs = 500'000'000;  // what was launched before may still finish
-
-std::string seconds(int64_t ns) {
-  char text[32];
-  std::snprintf(text, sizeof text, "%.3g s", ns / 1e9);
-  return text;
-}
-
-}  // namespace
 
 Liveness::Liveness(const std::vector<int>& pids, double timeout_s) : timeout_ns_(to_ns(timeout_s)), pids_(pids) {
   for (int pid : pids) fds_.push_back(pid == getpid() ? -1 : static_cast<int>(syscall(SYS_pidfd_open, pid, 0)));
@@ -55,8 +43,15 @@ Status Liveness::late(const Op& op, int64_t limit_ns, ProcessSet* set) const {
   const int64_t now = now_ns();
   if (now < limit_ns) return Status::ok();
   const std::string missing = set ? set->missing(op) : "";
-  return {Code::kTimeout, op.title() + " has not completed in " + seconds(now - op.submitted_ns) + ": " +
+  return {Code::kTimeout, op.title() + " has not completed in " + show_seconds(now - op.submitted_ns) + ": " +
                               (missing.empty() ? "all ranks have submitted it, but it does not finish" : missing)};
+}
+
+Status Liveness::late(const Message& message, int64_t limit_ns, ProcessSet* set) const {
+  const int64_t now = now_ns();
+  if (now < limit_ns) return Status::ok();
+  return {Code::kTimeout, message.title() + " has not completed in " + show_seconds(now - message.submitted_ns) +
+                              (set ? ": " + set->mail().missing(message) : "")};
 }
 
 Status Liveness::late(const Plan& plan, int bucket, int64_t since_ns, Status why, ProcessSet& world) {
@@ -67,7 +62,7 @@ Status Liveness::late(const Plan& plan, int bucket, int64_t since_ns, Status why
   if (why.is_ok() && now - since < timeout_ns_) return Status::ok();
   if (why.is_ok()) {
     bucket_timed_out_ns_ = now;
-    why = {Code::kTimeout, "no progress for " + seconds(now - launched)};
+    why = {Code::kTimeout, "no progress for " + show_seconds(now - launched)};
   }
   return why.because("gradient bucket " + std::to_string(bucket) + " cannot complete (" + plan.missing(bucket) + ")");
 }

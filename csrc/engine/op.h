@@ -43,7 +43,7 @@ struct Op {
 
   // "allreduce 'loss'" or "allreduce (unnamed operation 12 of process set 0)".
   std::string title() const {
-    const std::string kind = kind_name(submission.kind);
+    const std::string kind = submission.kind->name;
     return submission.name.empty() ? kind + " (" + number() + ")" : kind + " '" + submission.name + "'";
   }
   // The same on all ranks, also where unnamed ones of different kinds have met.

@@ -3,16 +3,17 @@
 // finds its caches cold, so what counts is how little memory it touches.
 //
 // What takes longer, or turns out to be a disagreement, becomes an operation like any other.
+#include "collectives/kinds.h"
 #include "engine/engine.h"
 
 namespace ringreduce {
 
-bool ProcessSet::quiet() const { return topology().host_count() == 1 && idle() && deferred_.empty(); }
+bool ProcessSet::quiet() const { return topology().host_count() == 1 && in_flight_.empty() && !machine_ && deferred_.empty(); }
 
 Status ProcessSet::post(const PlainAllreduce& plain, bool* posted, uint32_t* entry) {
   Post post;
   post.key = unnamed_key(unnamed_);
-  post.signature = signature(plain);
+  post.signature = signature(kAllreduce, plain);
   post.bytes = post.inline_bytes = plain.bytes;
   post.inlined = post.reduced = true;
   post.inline_data = plain.data;
@@ -36,7 +37,7 @@ Status ProcessSet::take_inline(const PlainAllreduce& plain, uint32_t entry, bool
 
 OpRef ProcessSet::adopt(const PlainAllreduce& plain, bool posted, uint32_t entry) {
   auto op = std::make_shared<Op>();
-  op->submission = plain.submission();
+  op->submission = plain.submission(kAllreduce);
   enlist(op);
   op->posted = posted;
   op->entry = entry;
@@ -51,7 +52,7 @@ Status Engine::allreduce(int set_id, const PlainAllreduce& plain, OpRef* op) {
   RR_TRY(find(set_id, &set));
   if (plain.bytes > kInlineBytes || !set->quiet()) {
     lock.unlock();
-    return submit(set_id, plain.submission(), false, op);
+    return submit(set_id, plain.submission(kAllreduce), false, op);
   }
   bool posted = false, done = false;
   uint32_t entry = 0;

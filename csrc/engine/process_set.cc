@@ -5,7 +5,7 @@
 
 #include "collectives/allgather.h"
 #include "collectives/allreduce.h"
-#include "collectives/make_machine.h"
+#include "collectives/kinds.h"
 #include "common/clock.h"
 #include "common/keep.h"
 #include "gpu/split.h"
@@ -26,7 +26,8 @@ Status damaged() {
 
 bool inlined(const Submission& s) {
   if (s.on_gpu) return false;
-  return s.kind == Kind::kBarrier || (s.kind == Kind::kAllreduce && s.bytes() <= kInlineBytes);
+  const Kind::Small small = s.kind->small;
+  return small == Kind::Small::kNothing || (small == Kind::Small::kReduced && s.bytes() <= kInlineBytes);
 }
 
 // Allgather: what a rank puts into the table is its size, then its data if they fit.
@@ -45,16 +46,18 @@ Status because_of(const Status& status, const Op& op) noexcept {
 // Of synchronous programs, and some more.
 constexpr size_t kFirstEntries = 16;
 
-// header, table | staging | data of the table's entries
+// header, table, state of the mailboxes | staging | data of the table's entries | rings of the mailboxes
 struct Layout {
-  size_t staging, data, total;
+  size_t mail, staging, data, rings, total;
 };
 
 Layout layout(int local_size, size_t chunk_bytes) {
   Layout at{};
-  at.staging = round_up(sizeof(SetHeader) + OpTable::bytes(), 4096);
+  at.mail = round_up(sizeof(SetHeader) + OpTable::bytes(), kLine);
+  at.staging = round_up(at.mail + MailMemory::state_bytes(local_size), 4096);
   at.data = round_up(at.staging + Stream::staging_bytes(local_size, chunk_bytes), 4096);
-  at.total = at.data + OpTable::data_bytes(local_size);
+  at.rings = round_up(at.data + OpTable::data_bytes(local_size), 4096);
+  at.total = at.rings + MailMemory::rings_bytes(local_size);
   return at;
 }
 
@@ -83,6 +86,9 @@ ProcessSet::ProcessSet(const SetConfig& config) : config_(config), by_entry_(kMa
   channel_.first_tag = config_.channel * Channel::kTags;
   gpu_.channel = &channel_;
   departures_ = std::make_shared<Departures>(&header_->departures, config_.segment, topology().world, topology().local(), config_.bell);
+  mail_ = std::make_unique<Mailboxes>(
+      id(), &config_.topology, MailMemory(config_.segment, at.mail, at.rings, locals, topology().local(), config_.bell),
+      config_.net, channel_.tag(Channel::kMail));
   if (topology().host_count() > 1 && topology().leader())
     tree_ = std::make_unique<HostTree>(channel_, config_.tree_arity, config_.fusion_bytes);
 }
@@ -104,6 +110,7 @@ Status ProcessSet::enlist(const std::vector<OpRef>& group) {
 // False if its name is taken.
 bool ProcessSet::enlist(const OpRef& op) {
   op->set_id = id();
+  op->output.into = op->submission.outputs;
   op->key = make_key(op->submission, unnamed_);
   if (op->submission.name.empty()) ++unnamed_;
   op->submitted_ns = op->limit_since_ns = now_ns();
@@ -144,7 +151,7 @@ Status ProcessSet::post(const OpRef& op, bool* posted) {
     post.inline_bytes = post.bytes;
     post.slot_bytes = round_up(post.bytes, kLine);
     post.reduced = true;
-  } else if (s.kind == Kind::kAllreduce && post.bytes <= std::min(kFuseBytes, config_.fusion_bytes)) {
+  } else if (s.kind->fuses && post.bytes <= std::min(kFuseBytes, config_.fusion_bytes)) {
     Hasher fuse;
     fuse.add(static_cast<uint64_t>(s.dtype)).add(s.op).add(s.on_gpu);
     fuse.add_bytes(&s.prescale, sizeof s.prescale).add_bytes(&s.postscale, sizeof s.postscale);
@@ -160,7 +167,7 @@ Status ProcessSet::post(const OpRef& op, bool* posted) {
 
 // On one host the ranks' sizes come with the decision.
 bool ProcessSet::sized(const Submission& s) const {
-  return s.kind == Kind::kAllgather && !s.on_gpu && topology().host_count() == 1;
+  return s.kind->small == Kind::Small::kGathered && !s.on_gpu && topology().host_count() == 1;
 }
 
 void ProcessSet::read_sizes(uint32_t entry, Output* output) const {
@@ -196,6 +203,8 @@ Status ProcessSet::advance(bool* moved) {
     *moved = true;
     moved_ns_ = now_ns();
   }
+  RR_TRY(mail_->advance(moved));
+  if (!mail_->idle()) RR_TRY(take_gone_senders(moved));
   return in_flight_.empty() ? Status::ok() : take_gone();
 }
 
@@ -215,6 +224,8 @@ Status ProcessSet::agree(bool* moved) {
   RR_TRY(tree_->advance(moved));
   for (const Departure& departure : tree_->take_departures()) RR_TRY(departures_->add(departure));
   if (!tree_->gone_ranks().empty()) header_->gone_elsewhere.store(tree_->gone_ranks()[0] + 1, std::memory_order_release);
+  for (int rank : tree_->gone_ranks())
+    if (rank < kMaxGone) header_->gone_bits[rank / 64].fetch_or(uint64_t{1} << rank % 64, std::memory_order_release);
   HostTree::Decided decided;
   while (tree_->next(&decided)) {
     if (decided.verdict == Verdict::kInline)
@@ -272,7 +283,7 @@ Status ProcessSet::take_decision(bool* moved) {
     else if (bytes > kInlineBytes) return damaged();
     else if (bytes) Pieces(op->submission.pieces).scatter(0, bytes, table_.result(entry), false);
     RR_TRY(table_.release(entry));
-    finish(op, Status::ok());
+    finish(op, op->output.finish());
     return Status::ok();
   }
   start_description(op);
@@ -296,7 +307,7 @@ Status ProcessSet::start_group() {
     if (sized(op->submission)) read_sizes(entry, &op->output);
     RR_TRY(table_.release(entry));
   }
-  if (running_[0]->submission.kind == Kind::kSplit) {
+  if (running_[0]->submission.kind == &kSplit) {
     machine_ = std::make_unique<Split>(&gpu_, running_[0]->split_child);
     return Status::ok();
   }
@@ -307,14 +318,13 @@ Status ProcessSet::start_group() {
     return Status::ok();
   }
   if (running_.size() == 1) {
-    machine_ = make_machine(&channel_, running_[0]->submission, &running_[0]->output);
+    machine_ = running_[0]->submission.kind->machine(&channel_, running_[0]->submission, &running_[0]->output);
     return Status::ok();
   }
-  const Submission& first = running_[0]->submission;
   Pieces pieces;
   for (const OpRef& op : running_)
     for (const Piece& piece : op->submission.pieces) pieces.append(piece);
-  machine_ = std::make_unique<Allreduce>(&channel_, std::move(pieces), first.dtype, first.reduction(), first.scale(topology().size));
+  machine_ = std::make_unique<Allreduce>(&channel_, std::move(pieces), running_[0]->submission);
   return Status::ok();
 }
 
@@ -328,11 +338,11 @@ void ProcessSet::start_description(const OpRef& op) {
 }
 
 void ProcessSet::finish_group() {
-  const Status status = describing_ ? mismatch() : Status::ok();
-  describing_ = false;
+  const bool disagree = std::exchange(describing_, false);
+  const Status status = disagree ? mismatch() : Status::ok();
   std::vector<OpRef> group = std::move(running_);
   running_.clear();
-  for (const OpRef& op : group) finish(op, status);
+  for (const OpRef& op : group) finish(op, disagree ? status : op->output.finish());
 }
 
 void ProcessSet::finish(const OpRef& op, Status status) {
@@ -367,6 +377,7 @@ void ProcessSet::fail(const Status& status) {
   auto all = std::move(in_flight_);
   in_flight_.clear();
   for (auto& [key, op] : all) op->finish(because_of(status, *op));
+  mail_->fail(status);
 }
 
 }  // namespace ringreduce

@@ -13,16 +13,22 @@
 #include "agreement/departures.h"
 #include "agreement/host_tree.h"
 #include "engine/op.h"
+#include "mailbox/mailboxes.h"
 #include "agreement/op_table.h"
 #include "shm/segment.h"
 
 namespace ringreduce {
+
+// After a rank has shut down, what was launched before may still finish.
+constexpr int64_t kGoneGraceNs = 500'000'000;
+constexpr int kMaxGone = 4096;
 
 // At the start of a set's segment on each host.
 struct alignas(64) SetHeader {
   Bell bell;                                // the world's is the bell of the host
   std::atomic<uint32_t> gone[kMaxLocal];    // by local index: this rank has shut down
   std::atomic<uint32_t> gone_elsewhere;     // world rank + 1 of the first on another host
+  std::atomic<uint64_t> gone_bits[kMaxGone / 64];  // of all there, by world rank
   StreamState stream;
   DepartureBoard departures;
 };
@@ -61,12 +67,15 @@ class ProcessSet {
   const Topology& topology() const { return config_.topology; }
   Bell* bell() const { return config_.bell; }
   Net* net() const { return config_.net; }
-  bool idle() const { return in_flight_.empty() && !machine_; }
+  bool idle() const { return in_flight_.empty() && !machine_ && mail_->idle(); }
   // Decided operations that this rank has not finished, or not told other hosts of: its peers rely on it.
-  bool committed() const { return machine_ || decided() || (tree_ && tree_->owing()); }
-  bool sending() const { return tree_ && tree_->sending(); }
+  bool committed() const { return machine_ || decided() || (tree_ && tree_->owing()) || mail_->committed(); }
+  bool sending() const { return (tree_ && tree_->sending()) || mail_->sending(); }
   // A message may arrive that only polling shows.
-  bool on_net() const { return (machine_ && machine_->on_net()) || (tree_ && (!in_flight_.empty() || tree_->sending())); }
+  bool on_net() const {
+    return (machine_ && machine_->on_net()) || (tree_ && (!in_flight_.empty() || tree_->sending())) || mail_->on_net();
+  }
+  Mailboxes& mail() { return *mail_; }
 
   GpuSet& gpu() { return gpu_; }
 
@@ -101,6 +110,7 @@ class ProcessSet {
   void finish_group();
   Status mismatch() const;
   Status take_gone();
+  Status take_gone_senders(bool* moved);
   Status withdraw(Code code, const std::string& why);
 
   SetConfig config_;
@@ -110,6 +120,7 @@ class ProcessSet {
   GpuSet gpu_;
   std::unique_ptr<HostTree> tree_;   // leaders of sets that span hosts
   std::shared_ptr<Departures> departures_;
+  std::unique_ptr<Mailboxes> mail_;  // messages from rank to rank
 
   uint64_t unnamed_ = 0;
   std::unordered_map<Key, OpRef, KeyHash> in_flight_;
@@ -123,6 +134,8 @@ class ProcessSet {
   std::string description_;
   Output descriptions_;
   int64_t gone_since_ns_ = 0;
+  std::vector<int> mail_gone_;       // as far as the mailboxes' patience counts, since:
+  int64_t mail_gone_ns_ = 0, mail_looked_ns_ = 0;
   int64_t moved_ns_ = 0;             // when execution last made progress
 };
 

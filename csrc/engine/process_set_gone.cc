@@ -11,16 +11,19 @@ namespace {
 
 // A rank that shut down may still be named in decisions on their way: this long until
 // operations that wait for it fail.
-constexpr int64_t kGoneGraceNs = 500'000'000;
 // The same for an operation that is complete on this host and not decided by the others.
 constexpr int64_t kUndecidedNs = 1'500'000'000;
 // An operation in execution that makes no progress for this long will not: a rank that shut
 // down had no part in the decision.
 constexpr int64_t kGoneStallNs = 5'000'000'000;
+// How often a rank that waits for a message alone looks for farewells, and how long a message from another host
+// may take longer than the news that its sender has shut down.
+constexpr int64_t kGoneLookNs = 50'000'000, kLateMessageNs = 1'500'000'000;
 }  // namespace
 
 Status ProcessSet::say_gone() {
   RR_TRY(withdraw(Code::kShutdown, ": ringreduce was shut down on this rank while it was in flight"));
+  mail_->withdraw(Code::kShutdown, ": ringreduce was shut down on this rank while it was in flight");
   header_->gone[topology().local()].store(1, std::memory_order_release);
   if (tree_) tree_->gone(channel_.world(topology().rank));
   config_.bell->ring();
@@ -34,7 +37,12 @@ bool ProcessSet::poll_gone(bool* moved) {
 
 std::vector<int> ProcessSet::gone_ranks() const {
   std::vector<int> ranks;
-  if (const uint32_t rank = header_->gone_elsewhere.load(std::memory_order_acquire)) ranks.push_back(rank - 1);
+  if (const uint32_t rank = header_->gone_elsewhere.load(std::memory_order_acquire)) {
+    ranks.push_back(rank - 1);
+    for (int other : topology().world)
+      if (other < kMaxGone && other != ranks[0] && header_->gone_bits[other / 64].load(std::memory_order_acquire) >> other % 64 & 1)
+        ranks.push_back(other);
+  }
   for (int i = 0; i < topology().local_size(); ++i) {
     const int rank = channel_.world(topology().local_ranks()[i]);
     if (header_->gone[i].load(std::memory_order_acquire) && std::find(ranks.begin(), ranks.end(), rank) == ranks.end())
@@ -60,6 +68,23 @@ Status ProcessSet::take_gone() {
   const std::string why = " cannot complete: " + show_ranks(gone) + (gone.size() == 1 ? " has" : " have") + " shut down";
   if (machine_ && now_ns() - moved_ns_ > kGoneStallNs) return {Code::kPeerLost, running_[0]->title() + why};
   return withdraw(Code::kPeerLost, why);
+}
+
+// Messages that a rank has sent before it left have arrived, or arrive soon.
+Status ProcessSet::take_gone_senders(bool* moved) {
+  const int64_t now = now_ns();
+  if (now - mail_looked_ns_ < kGoneLookNs) return Status::ok();
+  mail_looked_ns_ = now;
+  const std::vector<int> gone = gone_ranks();
+  if (gone.empty()) return Status::ok();
+  if (gone != mail_gone_) {
+    mail_gone_ = gone;
+    mail_gone_ns_ = now;
+  }
+  if (topology().host_count() > 1 && now - mail_gone_ns_ < kLateMessageNs) return Status::ok();
+  RR_TRY(mail_->advance(moved));
+  mail_->withdraw(Code::kPeerLost, " cannot complete: " + show_ranks(gone) + (gone.size() == 1 ? " has" : " have") + " shut down", &gone);
+  return Status::ok();
 }
 
 // Gives up what is not agreed on. What is complete on this host stays for a while: other hosts

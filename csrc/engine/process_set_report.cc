@@ -43,6 +43,7 @@ void ProcessSet::warn_of_stalls(int64_t now, int64_t after_ns) {
     log(kWarning, op->title() + " has waited for " + std::to_string((now - op->submitted_ns) / 1'000'000'000) + " s" +
                       (why.empty() ? "" : ": " + why));
   }
+  mail_->warn_of_stalls(now, after_ns);
 }
 
 std::string ProcessSet::state(int64_t now) {
@@ -56,7 +57,7 @@ std::string ProcessSet::state(int64_t now) {
             (op->decided ? "decided" : why.empty() ? "waiting" : why) + "\n";
   }
   if (machine_) text += "  running " + running_[0]->title() + ": " + machine_->where() + "\n";
-  return text;
+  return text + mail_->state(now);
 }
 
 }  // namespace ringreduce

@@ -1,5 +1,7 @@
 #include "gpu/collective.h"
 
+#include <numeric>
+
 #include "gpu/host_collective.h"
 #include "gpu/nccl_collective.h"
 #include "gpu/rendezvous.h"
@@ -41,6 +43,27 @@ class GpuCollective : public Machine {
 };
 
 }  // namespace
+
+Status make_room(Device& device, const GpuStream& stream, Output* output, std::shared_ptr<char>* own, char** to) {
+  output->bytes = std::accumulate(output->counts.begin(), output->counts.end(), size_t{0});
+  const bool direct = output->into.size() == 1 && output->into[0].bytes == output->bytes;
+  if (!direct) RR_TRY(device.allocate(output->bytes, stream, own));
+  *to = direct ? output->into[0].data : own->get();
+  return Status::ok();
+}
+
+// What does not fit, Output::finish() will say.
+Status hand_out(Device& device, const GpuStream& stream, const Output& output, std::shared_ptr<char>* own) {
+  if (output.into.empty() || !*own) return Status::ok();
+  size_t at = 0;
+  for (const Span& span : output.into) {
+    if (at + span.bytes > output.bytes) break;
+    RR_TRY(device.copy(span.data, own->get() + at, span.bytes, stream.get()));
+    at += span.bytes;
+  }
+  own->reset();
+  return Status::ok();
+}
 
 std::unique_ptr<Machine> make_gpu_machine(GpuSet* set, std::vector<GpuCall> calls) {
   return std::make_unique<GpuCollective>(set, std::move(calls));

@@ -25,7 +25,7 @@ struct GpuOp {
   Event ready;                   // on the caller's stream: the tensors have their values
   Event finished;                // set once enqueued
   GpuStream stream;              // on which it runs; set once enqueued
-  std::shared_ptr<char> output;  // allgather, alltoall
+  std::shared_ptr<char> output;  // of a size of its own
 };
 
 // One operation to execute; several allreduces of one dtype and scale may be fused.
@@ -45,6 +45,11 @@ struct GpuSet {
   GpuPath path = GpuPath::kNccl;
   std::string why_host;                        // why it isn't kNccl
 };
+
+// Output's allocate() and finish() on the GPU: where a result of `output->counts` is to be put, the caller's
+// memory or `own`, and then, enqueued, from there to the caller's pieces.
+Status make_room(Device& device, const GpuStream& stream, Output* output, std::shared_ptr<char>* own, char** to);
+Status hand_out(Device& device, const GpuStream& stream, const Output& output, std::shared_ptr<char>* own);
 
 std::unique_ptr<Machine> make_gpu_machine(GpuSet* set, std::vector<GpuCall> calls);
 

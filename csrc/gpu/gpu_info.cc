@@ -5,6 +5,7 @@
 #include <map>
 
 #include "common/settings.h"
+#include "gpu/library.h"
 
 namespace ringreduce {
 
@@ -12,9 +13,6 @@ namespace {
 
 constexpr int kSharing = 23000;  // the first NCCL that lets two ranks use one GPU (when asked to)
 constexpr int kRanksOnOneGpu = 2;
-std::string version_text(int version) {
-  return std::to_string(version / 10000) + "." + std::to_string(version / 100 % 100) + "." + std::to_string(version % 100);
-}
 
 template <size_t kSize>
 void set_text(char (&to)[kSize], const std::string& text) {
@@ -31,8 +29,8 @@ GpuPath choose_path(const std::vector<GpuInfo>& infos, const std::vector<int>& w
     const GpuInfo& info = infos[i];
     if (!info.nccl_version) return *why = rank(i) + ": " + info.problem, GpuPath::kHost;
     if (info.nccl_version / 100 != infos[0].nccl_version / 100) {
-      *why = rank(0) + " has NCCL " + version_text(infos[0].nccl_version) + ", " + rank(i) + " has NCCL " +
-             version_text(info.nccl_version) + "; install the same on all";
+      *why = rank(0) + " has NCCL " + nccl_version_text(infos[0].nccl_version) + ", " + rank(i) + " has NCCL " +
+             nccl_version_text(info.nccl_version) + "; install the same on all";
       return GpuPath::kHost;
     }
     on_gpu[{info.host, info.pci}].push_back(i);

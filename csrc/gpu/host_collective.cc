@@ -1,7 +1,5 @@
 #include "gpu/host_collective.h"
 
-#include "collectives/make_machine.h"
-
 namespace ringreduce {
 
 HostCollective::HostCollective(GpuSet* set, std::vector<GpuCall> calls)
@@ -33,14 +31,11 @@ Status HostCollective::advance(bool* moved) {
 
 Status HostCollective::copy_in() {
   Device::Scope scope(device_);
-  size_t bytes = 0, results = 0;
-  const int me = set_->channel->topology->rank;
+  size_t bytes = 0;
   for (const GpuCall& call : calls_) bytes += call.submission->bytes();
-  if (submission_.kind == Kind::kReducescatter) results = submission_.counts[me];
   RR_TRY(device_.pinned(bytes, &memory_->in));
-  if (results) RR_TRY(device_.pinned(results, &memory_->out));
-  else memory_->out = memory_->in;
-  submission_.pieces = {{memory_->in.get(), memory_->out.get(), bytes}};
+  const bool wanted = submission_.kind->root != Kind::Root::kTo || submission_.root == set_->channel->topology->rank;
+  submission_.pieces = {{memory_->in.get(), wanted ? memory_->in.get() : nullptr, bytes}};
   char* at = memory_->in.get();
   for (const GpuCall& call : calls_) {
     RR_TRY(device_.wait_for(stream_, call.gpu->ready));
@@ -54,28 +49,27 @@ Status HostCollective::copy_in() {
 }
 
 void HostCollective::start() {
-  machine_ = make_machine(set_->channel, submission_, &memory_->received);
+  machine_ = submission_.kind->machine(set_->channel, submission_, &memory_->received);
   step_ = Step::kRunning;
 }
 
 Status HostCollective::copy_out() {
   Device::Scope scope(device_);
   GpuOp& first = *calls_[0].gpu;
-  if (submission_.kind == Kind::kAllgather || submission_.kind == Kind::kAlltoall) {
-    calls_[0].output->counts = memory_->received.counts;
-    calls_[0].output->bytes = memory_->received.bytes;
-    RR_TRY(device_.allocate(memory_->received.bytes, set_->communicator->stream(), &first.output));
-    RR_TRY(device_.copy(first.output.get(), memory_->received.data.get(), memory_->received.bytes, stream_));
-  } else if (submission_.kind == Kind::kReducescatter) {
-    const Piece& piece = calls_[0].submission->pieces[0];
-    RR_TRY(device_.copy(piece.out, memory_->out.get(), submission_.counts[set_->channel->topology->rank], stream_));
-  } else {
-    const char* at = memory_->out.get();
+  if (submission_.kind->alike) {
+    const char* at = memory_->in.get();
     for (const GpuCall& call : calls_)
       for (const Piece& piece : call.submission->pieces) {
-        RR_TRY(device_.copy(piece.out, at, piece.bytes, stream_));
+        if (piece.out) RR_TRY(device_.copy(piece.out, at, piece.bytes, stream_));
         at += piece.bytes;
       }
+  } else {
+    Output& output = *calls_[0].output;
+    output.counts = memory_->received.counts;
+    char* to;
+    RR_TRY(make_room(device_, set_->communicator->stream(), &output, &first.output, &to));
+    RR_TRY(device_.copy(to, memory_->received.data.get(), output.bytes, stream_));
+    RR_TRY(hand_out(device_, set_->communicator->stream(), output, &first.output));
   }
   Event finished;
   RR_TRY(device_.record(stream_, &finished));

@@ -23,7 +23,7 @@ class HostCollective : public Machine {
   enum class Step { kBegin, kIn, kRunning, kDone };
   // Host memory, which lives until the GPU has read from it.
   struct Memory {
-    std::shared_ptr<char> in, out;
+    std::shared_ptr<char> in;
     Output received;
   };
 

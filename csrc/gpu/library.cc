@@ -52,10 +52,6 @@ const char* resolve_all(void* library, NcclApi* api) {
   return missing;
 }
 
-std::string version_text(int version) {
-  return std::to_string(version / 10000) + "." + std::to_string(version / 100 % 100) + "." + std::to_string(version % 100);
-}
-
 void use_nccl(void* handle, GpuLibrary* library) {
   Dl_info where{};
   if (dladdr(dlsym(handle, "ncclGetVersion"), &where) && where.dli_fname) library->nccl_path = where.dli_fname;
@@ -65,7 +61,7 @@ void use_nccl(void* handle, GpuLibrary* library) {
   // Up to 2.8 the number was major * 1000 + minor * 100 + patch.
   if (version && version < NcclApi::kOldest) {
     const std::string text = version < 10000 ? std::to_string(version / 1000) + "." + std::to_string(version / 100 % 10)
-                                             : version_text(version);
+                                             : nccl_version_text(version);
     library->nccl_problem = "NCCL " + text + " in " + library->nccl_path + " is too old, 2.27 or newer is needed";
   } else if (missing) {
     library->nccl_problem = library->nccl_path + " has no " + missing;
@@ -94,6 +90,10 @@ void load_nccl(const std::vector<std::string>& candidates, GpuLibrary* library) 
 }
 
 }  // namespace
+
+std::string nccl_version_text(int version) {
+  return std::to_string(version / 10000) + "." + std::to_string(version / 100 % 100) + "." + std::to_string(version % 100);
+}
 
 Status load_cuda(const std::string& path, const CudaApi** cuda) {
   std::string problem;

@@ -27,6 +27,8 @@ struct GpuLibrary {
                      std::shared_ptr<const GpuLibrary>* library);
 };
 
+std::string nccl_version_text(int version);  // 22703: "2.27.3"
+
 Status load_cuda(const std::string& path, const CudaApi** cuda);
 
 }  // namespace ringreduce

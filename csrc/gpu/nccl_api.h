@@ -25,6 +25,7 @@ enum NcclResult : int {
 };
 
 enum NcclDType : int {
+  kNcclNone = -1,  // NCCL has no such type
   kNcclInt8 = 0, kNcclUint8 = 1, kNcclInt32 = 2, kNcclUint32 = 3, kNcclInt64 = 4, kNcclUint64 = 5,
   kNcclFloat16 = 6, kNcclFloat32 = 7, kNcclFloat64 = 8, kNcclBfloat16 = 9,  // bfloat16: since 2.10
 };

@@ -14,7 +14,7 @@ Status NcclCollective::advance(bool* moved) {
   switch (step_) {
     case Step::kBegin:
       *moved = true;
-      if (s().kind == Kind::kAllgather || s().kind == Kind::kAlltoall) return gather_sizes(), Status::ok();
+      if (s().kind->rows) return gather_sizes(), Status::ok();
       return enqueue();
     case Step::kSizes:
       RR_TRY(sizes_machine_->advance(moved));
@@ -33,9 +33,9 @@ Status NcclCollective::advance(bool* moved) {
   return Status::ok();
 }
 
-// allgather: the bytes of every rank; alltoall: what every rank sends to whom.
+// The bytes of every rank, or what every rank sends to whom.
 void NcclCollective::gather_sizes() {
-  send_ = s().kind == Kind::kAllgather ? std::vector<int64_t>{static_cast<int64_t>(s().bytes())} : s().counts;
+  send_ = s().counts.empty() ? std::vector<int64_t>{static_cast<int64_t>(s().bytes())} : s().counts;
   sizes_machine_ = std::make_unique<Allgather>(set_->channel, reinterpret_cast<const char*>(send_.data()),
                                                send_.size() * sizeof(int64_t), &gathered_sizes_);
   step_ = Step::kSizes;
@@ -45,6 +45,7 @@ Status NcclCollective::take_sizes() {
   std::vector<int64_t> table(gathered_sizes_.bytes / sizeof(int64_t));
   std::memcpy(table.data(), gathered_sizes_.data.get(), gathered_sizes_.bytes);
   const Topology& topology = *set_->channel->topology;
+  const bool table_of_pairs = !s().counts.empty();
   const size_t row = send_.size(), me = topology.rank;
   for (int rank = 0; rank < topology.size; ++rank)
     if (gathered_sizes_.counts[rank] != static_cast<int64_t>(row * sizeof(int64_t)))
@@ -52,7 +53,7 @@ Status NcclCollective::take_sizes() {
                                    std::to_string(gathered_sizes_.counts[rank]) + " bytes of sizes, not " +
                                    std::to_string(row * sizeof(int64_t))};
   sizes_.clear();
-  for (size_t rank = 0; rank < table.size() / row; ++rank) sizes_.push_back(table[rank * row + (row > 1 ? me : 0)]);
+  for (size_t rank = 0; rank < table.size() / row; ++rank) sizes_.push_back(table[rank * row + (table_of_pairs ? me : 0)]);
   sizes_machine_.reset();
   Output output;
   output.counts = sizes_;
@@ -64,30 +65,27 @@ Status NcclCollective::enqueue() {
   for (const GpuCall& call : calls_) RR_TRY(device_.wait_for(communicator_.stream().get(), call.gpu->ready));
   step_ = Step::kSettling;
   const Piece piece = s().pieces.empty() ? Piece{} : s().pieces[0];
-  switch (s().kind) {
-    case Kind::kAllreduce: return enqueue_allreduce();
-    case Kind::kReducescatter: return enqueue_reducescatter();
-    case Kind::kBroadcast: return communicator_.broadcast(piece.in, piece.out, piece.bytes, s().root);
-    case Kind::kAllgather:
-    case Kind::kAlltoall: return enqueue_received();
-    case Kind::kBarrier:
-    case Kind::kSplit: break;
-  }
-  return Status::ok();
+  if (s().kind->rows) return enqueue_received();
+  if (!s().kind->alike) return enqueue_reducescatter();
+  if (s().kind->reduces) return enqueue_allreduce();
+  return communicator_.broadcast(piece.in, piece.out, piece.bytes, s().root);
+}
+
+// Where the result of an output of these sizes is to be put; in the end it is brought to where it goes.
+Status NcclCollective::result(std::vector<int64_t> sizes, char** to) {
+  Output& output = *calls_[0].output;
+  output.counts = std::move(sizes);
+  return make_room(device_, communicator_.stream(), &output, &calls_[0].gpu->output, to);
 }
 
 Status NcclCollective::enqueue_received() {
-  GpuOp& op = *calls_[0].gpu;
-  Output& output = *calls_[0].output;
-  output.counts = sizes_;
-  output.bytes = 0;
-  for (int64_t size : sizes_) output.bytes += size;
-  RR_TRY(device_.allocate(output.bytes, communicator_.stream(), &op.output));
+  char* to;
+  RR_TRY(result(sizes_, &to));
   const char* in = s().pieces[0].in;
-  if (s().kind == Kind::kAlltoall) return communicator_.all_to_all(in, send_, op.output.get(), sizes_);
+  if (!s().counts.empty()) return communicator_.all_to_all(in, send_, to, sizes_);
   const bool even = std::all_of(sizes_.begin(), sizes_.end(), [this](int64_t size) { return size == sizes_[0]; });
-  if (even) return communicator_.all_gather(in, op.output.get(), sizes_[0]);
-  return communicator_.all_gather_uneven(in, op.output.get(), sizes_);
+  if (even) return communicator_.all_gather(in, to, sizes_[0]);
+  return communicator_.all_gather_uneven(in, to, sizes_);
 }
 
 // All tensors of all calls, each on a line of its own so that the kernels can use wide accesses;
@@ -114,6 +112,8 @@ Status NcclCollective::enqueue_allreduce() {
   const bool packed = inputs.size() > 1;
   if (!packed) bytes = s().pieces[0].bytes;
   void* stream = communicator_.stream().get();
+  const bool wanted = s().kind->root != Kind::Root::kTo || s().root == set_->channel->topology->rank;
+  if (!wanted && !packed) RR_TRY(scratch(bytes, &out));
   if (packed) {
     char* buffer;
     RR_TRY(scratch(bytes, &buffer));
@@ -122,7 +122,7 @@ Status NcclCollective::enqueue_allreduce() {
     in = out = buffer;
   }
   std::function<Status()> unpack = [] { return Status::ok(); };
-  if (packed)
+  if (packed && wanted)
     unpack = [this, buffer = out, stream] {
       size_t all = 0;
       const std::vector<PackItem> outputs = items(true, &all);
@@ -132,7 +132,7 @@ Status NcclCollective::enqueue_allreduce() {
   const size_t count = bytes / info(s().dtype).size;
   NcclReduction how;
   const Scale scale{s().prescale, s().postscale};
-  if (!nccl_reduction(s().dtype, s().reduction(), s().op == kAverage, scale, communicator_.size(), &how)) {
+  if (!nccl_reduction(s().dtype, s().reduction(), s().averages(), scale, communicator_.size(), &how)) {
     RR_TRY(reduce_gathered(in, bytes, {0, bytes}, out));
     after_ = [this, inner = std::move(after_), unpack] {
       RR_TRY(inner());
@@ -157,15 +157,16 @@ Status NcclCollective::enqueue_reducescatter() {
   const size_t largest = *std::max_element(s().counts.begin(), s().counts.end()), bytes = s().pieces[0].bytes;
   if (!bytes) return Status::ok();
   const char* in = s().pieces[0].in;
-  char* out = s().pieces[0].out;
+  char* out;
+  RR_TRY(result({s().counts[me]}, &out));
   size_t begin = 0;
   for (size_t i = 0; i < me; ++i) begin += s().counts[i];
   const size_t own = s().counts[me];
   NcclReduction how;
   const Scale scale{s().prescale, s().postscale};
-  if (!nccl_reduction(s().dtype, s().reduction(), s().op == kAverage, scale, communicator_.size(), &how))
+  if (!nccl_reduction(s().dtype, s().reduction(), s().averages(), scale, communicator_.size(), &how))
     return reduce_gathered(in, bytes, {begin, begin + own}, out);
-  char* result = out;
+  char* reduced = out;
   void* stream = communicator_.stream().get();
   const bool even = bytes == largest * ranks;
   if (!even || how.scale.pre != 1.0) {
@@ -182,12 +183,12 @@ Status NcclCollective::enqueue_reducescatter() {
     RR_TRY(scaled(padded, padded, largest * ranks / size, {how.scale.pre, 1.0}));
     in = padded;
   }
-  if (!even) RR_TRY(scratch(largest, &result));
-  after_ = [this, result, out, own, size, how, stream] {
-    RR_TRY(scaled(result, result, own / size, {1.0, how.scale.post}));
-    return device_.copy(out, result, own, stream);
+  if (!even) RR_TRY(scratch(largest, &reduced));
+  after_ = [this, reduced, out, own, size, how, stream] {
+    RR_TRY(scaled(reduced, reduced, own / size, {1.0, how.scale.post}));
+    return device_.copy(out, reduced, own, stream);
   };
-  return communicator_.reduce_scatter(in, result, largest / size * how.factor, how.dtype, how.op);
+  return communicator_.reduce_scatter(in, reduced, largest / size * how.factor, how.dtype, how.op);
 }
 
 // For reductions that NCCL lacks: `own` of the result, from everybody's inputs.
@@ -241,6 +242,7 @@ Status NcclCollective::scratch(size_t bytes, char** memory) {
 Status NcclCollective::finish() {
   Device::Scope scope(device_);
   if (after_) RR_TRY(after_());
+  if (!s().kind->alike) RR_TRY(hand_out(device_, communicator_.stream(), *calls_[0].output, &calls_[0].gpu->output));
   after_ = nullptr;
   scratch_.clear();
   Event finished;

@@ -3,7 +3,9 @@
 //   allreduce       one tensor in place or to its result; several: packed, reduced, unpacked
 //   allgather       sizes first, over the CPU's channel; then at once, or a broadcast a rank
 //   reducescatter   equal parts at once; others padded to the largest
-//   alltoall        the table of sizes over the CPU's channel, then sends and receives in a group
+//   alltoall        the table of sizes over the CPU's channel, then sends and receives in a group; so do
+//                   gather and scatter
+//   reduce          as allreduce: elsewhere than on the root the result is dropped
 //   reductions that NCCL lacks (nccl_types.h): everything gathered, then reduced in rank order
 #pragma once
 
@@ -33,6 +35,7 @@ class NcclCollective : public Machine {
   Status enqueue_allreduce();
   Status enqueue_reducescatter();
   Status enqueue_received();
+  Status result(std::vector<int64_t> sizes, char** to);
   Status reduce_gathered(const void* in, size_t bytes, Range own, char* out);
   Status reduce(void* dst, std::vector<const void*> sources, size_t count);
   Status scaled(void* dst, const void* src, size_t count, Scale scale);

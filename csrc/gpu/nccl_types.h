@@ -11,34 +11,25 @@
 
 namespace ringreduce {
 
-// `factor`: NCCL elements in one of ours.
-inline bool nccl_dtype(DType dtype, NcclDType* type, int* factor) {
-  *factor = 1;
-  switch (dtype) {
-    case DType::kUint8: *type = kNcclUint8; return true;
-    case DType::kInt8: *type = kNcclInt8; return true;
-    case DType::kInt32: *type = kNcclInt32; return true;
-    case DType::kInt64: *type = kNcclInt64; return true;
-    case DType::kFloat16: *type = kNcclFloat16; return true;
-    case DType::kBFloat16: *type = kNcclBfloat16; return true;
-    case DType::kFloat32: *type = kNcclFloat32; return true;
-    case DType::kFloat64: *type = kNcclFloat64; return true;
-    case DType::kComplex64: *type = kNcclFloat32; *factor = 2; return true;
-    case DType::kComplex128: *type = kNcclFloat64; *factor = 2; return true;
-    case DType::kInt16:
-    case DType::kBool: return false;
-  }
-  return false;
+// kNcclNone where there is none. Of a complex number it is that of its two parts.
+inline NcclDType nccl_dtype(DType dtype) {
+#define RR_ROW(name, python, bytes, family, type, nccl, one) nccl,
+  static constexpr NcclDType kTable[] = {RR_DTYPES(RR_ROW)};
+#undef RR_ROW
+  return kTable[static_cast<int>(dtype)];
 }
 
-inline bool is_floating(DType dtype) {
-  return dtype == DType::kFloat16 || dtype == DType::kBFloat16 || dtype == DType::kFloat32 || dtype == DType::kFloat64;
+inline NcclRedOp nccl_op(Reduction reduction) {
+#define RR_ROW(name, number, ordered, nccl) nccl,
+  static constexpr NcclRedOp kTable[] = {RR_REDUCTIONS(RR_ROW)};
+#undef RR_ROW
+  return kTable[static_cast<int>(reduction)];
 }
 
 // A reduction as NCCL runs it: `pre` and `post` are applied by kernels of ours.
 struct NcclReduction {
   NcclDType dtype = kNcclUint8;
-  int factor = 1;
+  int factor = 1;  // NCCL elements in one of ours
   NcclRedOp op = kNcclSum;
   Scale scale;
 };
@@ -46,19 +37,15 @@ struct NcclReduction {
 // False where NCCL cannot. `average`: the sum is to be divided by `size`; `scale` does not contain
 // that yet.
 inline bool nccl_reduction(DType dtype, Reduction reduction, bool average, Scale scale, int size, NcclReduction* how) {
-  if (!nccl_dtype(dtype, &how->dtype, &how->factor)) return false;
-  const bool complex = how->factor == 2;
-  if (complex && reduction != Reduction::kSum) return false;
+  const bool real = info(dtype).is_real(), complex = info(dtype).parts() == 2;
+  how->dtype = nccl_dtype(dtype);
+  how->factor = info(dtype).parts();
+  how->op = nccl_op(reduction);
   how->scale = scale;
-  switch (reduction) {
-    case Reduction::kSum: how->op = kNcclSum; break;
-    case Reduction::kProduct: how->op = kNcclProd; break;
-    case Reduction::kMin: how->op = kNcclMin; break;
-    case Reduction::kMax: how->op = kNcclMax; break;
-  }
-  if (average && is_floating(dtype)) how->op = kNcclAvg;
+  if (how->dtype == kNcclNone || (complex && reduction != Reduction::kSum)) return false;
+  if (average && real) how->op = kNcclAvg;
   else if (average) how->scale.post /= size;
-  return is_floating(dtype) || complex || how->scale.pre == 1.0;
+  return real || complex || how->scale.pre == 1.0;
 }
 
 }  // namespace ringreduce

@@ -57,14 +57,13 @@ struct Numbers {
 // Calls `use` with the type's Numbers. False where it has none.
 template <class Use>
 bool with_numbers(DType dtype, Use use) {
-  switch (dtype) {
-    case DType::kFloat16: return use(Numbers<uint16_t>{0x3c00}), true;
-    case DType::kBFloat16: return use(Numbers<uint16_t>{0x3f80}), true;
-    case DType::kFloat32: return use(Numbers<uint32_t>{0x3f800000}), true;
-    case DType::kFloat64: return use(Numbers<uint64_t>{0x3ff0000000000000}), true;
-    case DType::kComplex64: return use(Numbers<uint32_t>{0x3f800000, 2}), true;
-    case DType::kComplex128: return use(Numbers<uint64_t>{0x3ff0000000000000, 2}), true;
-    default: return false;
+  const DTypeInfo& type = info(dtype);
+  const size_t parts = type.parts();
+  if (!type.one) return false;
+  switch (type.size / parts) {
+    case 2: return use(Numbers<uint16_t>{static_cast<uint16_t>(type.one), parts}), true;
+    case 4: return use(Numbers<uint32_t>{static_cast<uint32_t>(type.one), parts}), true;
+    default: return use(Numbers<uint64_t>{type.one, parts}), true;
   }
 }
 

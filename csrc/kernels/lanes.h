@@ -35,16 +35,15 @@ struct Number {
   RR_INLINE static Value add(Value a, Value b) { return (Value)((Wrapped)a + (Wrapped)b); }
   RR_INLINE static Value multiply(Value a, Value b) { return (Value)((Wrapped)a * (Wrapped)b); }
   using Factor = T;
-  template <size_t kCount, class V>  // Value, or that of a derived type
-  RR_INLINE static void scale(V* values, Factor factor) {
-    for (size_t i = 0; i < kCount; ++i) values[i] *= factor;
-  }
+  RR_INLINE static Value scale(Value value, Factor factor) { return value * factor; }
 };
 
 // Scaled in float64 and truncated; what does not fit becomes the nearest that does, NaN zero.
-template <typename T, typename Wrapping, T kLeast, T kMost>
-struct Integer : Number<T, Wrapping> {
-  using Value = typename Number<T, Wrapping>::Value;
+template <typename T>
+struct Integer : Number<T, std::make_unsigned_t<T>> {
+  using Base = Number<T, std::make_unsigned_t<T>>;
+  using Value = typename Base::Value;
+  static constexpr T kLeast = std::numeric_limits<T>::min(), kMost = std::numeric_limits<T>::max();
 
   // An average divides: 49 * (1.0 / 49) is a little less than 1, which would be truncated to 0.
   struct Factor {
@@ -57,32 +56,32 @@ struct Integer : Number<T, Wrapping> {
     }
   };
 
-  template <size_t kCount>
-  RR_INLINE static void scale(Value* values, const Factor& factor) {
-    if (factor.times != 1) scale_in_memory(values, values + kCount, factor);  // int64 does not survive float64
+  RR_INLINE static Value scale(Value value, const Factor& factor) {
+    if (factor.times != 1) scale_in_memory(&value, factor);  // int64 does not survive float64
+    return value;
   }
 
  private:
-  [[gnu::noinline]] static void scale_in_memory(Value* value, const Value* end, const Factor& factor) {
-    for (; value < end; ++value) {
-      for (int i = 0; i < Number<T, Wrapping>::kLanes; ++i) {
-        const double exact = (double)(*value)[i];
-        const double scaled = factor.over != 0 ? exact / factor.over : exact * factor.times;
-        (*value)[i] = scaled >= (double)kMost    ? kMost
-                      : scaled <= (double)kLeast ? kLeast
-                      : scaled == scaled         ? (T)scaled
-                                                 : T(0);
-      }
+  [[gnu::noinline]] static void scale_in_memory(Value* value, const Factor& factor) {  // spares 200 KB of code
+    for (int i = 0; i < Base::kLanes; ++i) {
+      const double exact = (double)(*value)[i];
+      const double scaled = factor.over != 0 ? exact / factor.over : exact * factor.times;
+      (*value)[i] = scaled >= (double)kMost    ? kMost
+                    : scaled <= (double)kLeast ? kLeast
+                    : scaled == scaled         ? (T)scaled
+                                               : T(0);
     }
   }
 };
+
+template <typename T>
+using Real = Number<T>;
 
 // Sum is "or"; the other operations need nothing of their own on 0 and 1.
 struct Bool : Number<uint8_t> {
   RR_INLINE static Value unpack(Packed packed) { return (Value)(packed != 0) & 1; }
   RR_INLINE static Value add(Value a, Value b) { return a | b; }
-  template <size_t kCount>
-  RR_INLINE static void scale(Value*, Factor) {}
+  RR_INLINE static Value scale(Value value, Factor) { return value; }
 };
 
 // The textbook product, without C's recovery of infinities from NaN. In whole vectors: from the
@@ -109,6 +108,7 @@ struct Complex : Number<T> {
     }
     return real * b + imaginary * turned * sign;
   }
+  RR_INLINE static Value scale(Value value, T factor) { return value * factor; }
 };
 
 // 16-bit floats are computed with as float32.
@@ -132,46 +132,25 @@ struct BFloat16 : Number<float> {
   }
 };
 
-// Reduction operations on kCount vectors: into = into op from. One that is known when a kernel is
-// compiled need not be told which.
-template <class Op>
-struct Known {
-  template <class L, size_t kCount>
-  RR_INLINE static void apply(Reduction, typename L::Value* into, const typename L::Value* from) {
-    for (size_t i = 0; i < kCount; ++i) into[i] = Op::template of<L>(into[i], from[i]);
-  }
-};
-struct Sum : Known<Sum> {
+struct Sum {
   template <class L>
-  RR_INLINE static typename L::Value of(typename L::Value a, typename L::Value b) { return L::add(a, b); }
+  RR_INLINE static typename L::Value apply(typename L::Value a, typename L::Value b) { return L::add(a, b); }
 };
-struct Product : Known<Product> {
+struct Product {
   template <class L>
-  RR_INLINE static typename L::Value of(typename L::Value a, typename L::Value b) { return L::multiply(a, b); }
+  RR_INLINE static typename L::Value apply(typename L::Value a, typename L::Value b) { return L::multiply(a, b); }
 };
 // A NaN on either side is the result.
-struct Min : Known<Min> {
+struct Min {
   template <class L>
-  RR_INLINE static typename L::Value of(typename L::Value a, typename L::Value b) {
+  RR_INLINE static typename L::Value apply(typename L::Value a, typename L::Value b) {
     return ((a < b) | (a != a)) ? a : b;
   }
 };
-struct Max : Known<Max> {
+struct Max {
   template <class L>
-  RR_INLINE static typename L::Value of(typename L::Value a, typename L::Value b) {
+  RR_INLINE static typename L::Value apply(typename L::Value a, typename L::Value b) {
     return ((a > b) | (a != a)) ? a : b;
-  }
-};
-
-struct Any {
-  template <class L, size_t kCount>
-  RR_INLINE static void apply(Reduction op, typename L::Value* into, const typename L::Value* from) {
-    if (op == Reduction::kSum) return Sum::apply<L, kCount>(op, into, from);
-    if (L::kParts > 1 || op == Reduction::kProduct) return Product::apply<L, kCount>(op, into, from);
-    if constexpr (L::kParts == 1) {
-      if (op == Reduction::kMin) return Min::apply<L, kCount>(op, into, from);
-      Max::apply<L, kCount>(op, into, from);
-    }
   }
 };
 

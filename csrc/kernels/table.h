@@ -1,12 +1,15 @@
 // One instruction set's functions, and which tables there are. body.h says what fills them.
 #pragma once
 
+#include <limits>
+#include <type_traits>
+
 #include "kernels/kernels.h"
 
 namespace ringreduce {
 
 struct Table {
-  using Reduce = void (*)(const ReduceArgs& args, Reduction reduction);
+  using Reduce = void (*)(const ReduceArgs& args);
   using Copy = void (*)(void* dst, const void* src, size_t bytes);
 
   const char* name = nullptr;

@@ -1,6 +1,7 @@
 #include "ops/output.h"
 
 #include <cstdlib>
+#include <cstring>
 #include <mutex>
 #include <new>
 #include <numeric>
@@ -84,6 +85,10 @@ Status Output::check_counts(const std::vector<int>& world) const {
 
 Status Output::allocate() {
   bytes = std::accumulate(counts.begin(), counts.end(), size_t{0});
+  if (into.size() == 1 && into[0].bytes == bytes) {
+    data = std::shared_ptr<char>(std::shared_ptr<char>(), into[0].data);
+    return Status::ok();
+  }
   if (source) return source(bytes, &data);
   const size_t unit = bytes >= kLarge ? kHugePage : kLine;
   size_t size = round_up(bytes + 1, unit);
@@ -97,6 +102,20 @@ Status Output::allocate() {
     if (size >= kKept) kept().give(dropped, size, settings().result_bytes);
     else std::free(dropped);
   });
+  return Status::ok();
+}
+
+Status Output::finish() {
+  size_t room = 0;
+  for (const Span& span : into) room += span.bytes;
+  if (!into.empty() && room != bytes)
+    return {Code::kInvalid, "output: has room for " + std::to_string(room) + " bytes, the result has " + std::to_string(bytes)};
+  const char* from = data.get();
+  for (const Span& span : into) {
+    if (from && from != span.data) std::memcpy(span.data, from, span.bytes);
+    if (from) from += span.bytes;
+  }
+  if (!into.empty()) data.reset();
   return Status::ok();
 }
 

@@ -12,7 +12,7 @@ namespace ringreduce {
 
 struct Piece {
   const char* in = nullptr;
-  char* out = nullptr;  // may be the same as in
+  char* out = nullptr;  // may be the same as in; null: the result is not wanted here
   size_t bytes = 0;
 };
 
@@ -43,7 +43,7 @@ class Pieces {
   // `from` to output bytes [offset, offset + bytes).
   void scatter(size_t offset, size_t bytes, const char* from, bool stream) const {
     visit(offset, bytes, [&](const Piece& piece, size_t at, size_t n, size_t done) {
-      copy(piece.out + at, from + done, n, stream);
+      if (piece.out) copy(piece.out + at, from + done, n, stream);
     });
   }
   // Where [offset, offset + bytes) lies, if it lies in one piece.
@@ -53,7 +53,7 @@ class Pieces {
     const size_t at = offset - starts_[i];
     if (at + bytes > pieces_[i].bytes) return false;
     *in = pieces_[i].in + at;
-    *out = pieces_[i].out + at;
+    *out = pieces_[i].out ? pieces_[i].out + at : nullptr;
     return true;
   }
 

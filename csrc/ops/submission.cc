@@ -7,25 +7,7 @@
 
 namespace ringreduce {
 
-const char* kind_name(Kind kind) {
-  static const char* const names[] = {"allreduce", "broadcast", "allgather", "reducescatter", "alltoall", "barrier", "split"};
-  return names[static_cast<int>(kind)];
-}
-
 namespace {
-
-const char* op_name(int op) {
-  switch (op) {
-    case kAverage: return "Average";
-    case kOpSum: return "Sum";
-    case kOpMin: return "Min";
-    case kOpMax: return "Max";
-    case kOpProduct: return "Product";
-  }
-  return nullptr;
-}
-
-bool reduces(Kind kind) { return kind == Kind::kAllreduce || kind == Kind::kReducescatter; }
 
 std::string number(double value) {
   char text[32];
@@ -57,50 +39,42 @@ std::string shape_text(const std::vector<int64_t>& shape) {
 
 }  // namespace
 
-Reduction Arithmetic::reduction() const {
-  switch (op) {
-    case kOpMin: return Reduction::kMin;
-    case kOpMax: return Reduction::kMax;
-    case kOpProduct: return Reduction::kProduct;
-    default: return Reduction::kSum;
-  }
+bool has_meaning(const ReduceOpInfo& op, DType dtype) {
+  return reduce_supported(dtype, op.reduction) && !(op.averages && info(dtype).family == Family::kBool);
 }
 
 Status validate(const Submission& s, int set_size) {
-  const std::string kind = kind_name(s.kind);
-  if (reduces(s.kind)) {
-    if (!op_name(s.op))
-      return {Code::kInvalid, kind + ": op is " + std::to_string(s.op) + "; allowed are Average, Sum, Min, Max and Product"};
-    if (!reduce_supported(s.dtype, s.reduction()))
-      return {Code::kInvalid, kind + ": " + op_name(s.op) + " has no meaning for " + info(s.dtype).name};
+  const Kind& kind = *s.kind;
+  const std::string name = kind.name, ranks = std::to_string(set_size) + " ranks";
+  if (kind.reduces) {
+    const ReduceOpInfo* op = find_op(s.op);
+    if (!op) return {Code::kInvalid, name + ": op is " + std::to_string(s.op) + "; allowed are Average, Sum, Min, Max and Product"};
+    if (!has_meaning(*op, s.dtype))
+      return {Code::kInvalid, name + ": " + op->name + " has no meaning for " + info(s.dtype).name};
   }
-  if (s.kind == Kind::kBroadcast && (s.root < 0 || s.root >= set_size))
-    return {Code::kInvalid, "broadcast: root rank " + std::to_string(s.root) + " is not in a process set of " +
-                                std::to_string(set_size) + " ranks"};
-  const bool counted = s.kind == Kind::kReducescatter || s.kind == Kind::kAlltoall;
-  if (counted && static_cast<int>(s.counts.size()) != set_size)
-    return {Code::kInvalid, kind + ": " + std::to_string(s.counts.size()) + " counts for a process set of " +
-                                std::to_string(set_size) + " ranks"};
-  if (!counted) return Status::ok();
+  if (kind.root != Kind::Root::kNone && (s.root < 0 || s.root >= set_size))
+    return {Code::kInvalid, name + ": root rank " + std::to_string(s.root) + " is not in a process set of " + ranks};
+  if (kind.counts == Kind::Counts::kNone) return Status::ok();
+  if (static_cast<int>(s.counts.size()) != set_size)
+    return {Code::kInvalid, name + ": " + std::to_string(s.counts.size()) + " counts for a process set of " + ranks};
   int64_t sum = 0;
   for (int64_t count : s.counts) {
-    if (count < 0) return {Code::kInvalid, kind + ": a count is negative"};
+    if (count < 0) return {Code::kInvalid, name + ": a count is negative"};
     sum += count;
   }
-  const size_t bytes = s.kind == Kind::kAlltoall || s.pieces.empty() ? s.bytes() : s.pieces[0].bytes;
-  if (static_cast<size_t>(sum) != bytes)
-    return {Code::kInvalid, kind + ": the counts sum to " + std::to_string(sum) + " bytes, the tensor has " +
-                                std::to_string(bytes)};
+  if (static_cast<size_t>(sum) != s.bytes())
+    return {Code::kInvalid, name + ": the counts sum to " + std::to_string(sum) + " bytes, the tensor has " +
+                                std::to_string(s.bytes())};
   return Status::ok();
 }
 
 namespace {
 
-uint64_t sign(Kind kind, bool on_gpu, const Arithmetic& a, int root, const std::vector<int64_t>* counts, const int64_t* shape,
+uint64_t sign(const Kind& kind, bool on_gpu, const Arithmetic& a, int root, const std::vector<int64_t>* counts, const int64_t* shape,
               size_t dims) {
   Hasher hash;
-  hash.add(static_cast<uint64_t>(kind) << 32 | uint64_t{on_gpu} << 16 | static_cast<uint64_t>(a.dtype));
-  if (reduces(kind)) hash.add(a.op).add(bits(a.prescale)).add(bits(a.postscale));
+  hash.add(uint64_t{kind.number} << 32 | uint64_t{on_gpu} << 16 | static_cast<uint64_t>(a.dtype));
+  if (kind.reduces) hash.add(a.op).add(bits(a.prescale)).add(bits(a.postscale));
   if (counts)
     for (int64_t count : *counts) hash.add(count);
   hash.add(static_cast<uint64_t>(root)).add(dims);
@@ -111,32 +85,32 @@ uint64_t sign(Kind kind, bool on_gpu, const Arithmetic& a, int root, const std::
 }  // namespace
 
 uint64_t signature(const Submission& s) {
-  return sign(s.kind, s.on_gpu, s, s.root, s.kind == Kind::kReducescatter ? &s.counts : nullptr, s.shape.data(), s.shape.size());
+  const bool counts = s.kind->counts == Kind::Counts::kAgreed;
+  return sign(*s.kind, s.on_gpu, s, s.root, counts ? &s.counts : nullptr, s.shape.data(), s.shape.size());
 }
 
-uint64_t signature(const PlainAllreduce& p) {
-  return sign(Kind::kAllreduce, false, p, Submission::kNoRoot, nullptr, p.shape, p.dims);
+uint64_t signature(const Kind& kind, const PlainAllreduce& p) {
+  return sign(kind, false, p, Submission::kNoRoot, nullptr, p.shape, p.dims);
 }
 
-Submission PlainAllreduce::submission() const {
+Submission PlainAllreduce::submission(const Kind& kind) const {
   Submission s;
   static_cast<Arithmetic&>(s) = *this;
-  s.kind = Kind::kAllreduce;
+  s.kind = &kind;
   s.pieces.push_back({data, data, bytes});
   s.shape.assign(shape, shape + dims);
   return s;
 }
 
 std::string describe(const Submission& s, const std::vector<int>& world) {
-  std::string text = kind_name(s.kind);
-  if (s.kind == Kind::kBarrier || s.kind == Kind::kSplit) return text;
-  if (reduces(s.kind)) text += std::string(" ") + op_name(s.op);
+  const Kind& kind = *s.kind;
+  std::string text = kind.name;
+  if (!kind.machine) return text;
+  if (kind.reduces) text += std::string(" ") + find_op(s.op)->name;
   text += std::string(" of ") + info(s.dtype).name + " ";
-  // allgather and alltoall: the first dimension may differ and is not part of the shape.
-  const bool rows = s.kind == Kind::kAllgather || s.kind == Kind::kAlltoall;
-  text += (rows ? "rows " : "") + shape_text(s.shape);
+  text += (kind.rows ? "rows " : "") + shape_text(s.shape);
   text += s.on_gpu ? " on cuda" : " on cpu";
-  if (s.root >= 0) text += " from rank " + std::to_string(world[s.root]);
+  if (kind.root != Kind::Root::kNone) text += (kind.root == Kind::Root::kFrom ? " from rank " : " to rank ") + std::to_string(world[s.root]);
   if (s.prescale != 1.0) text += ", prescale " + number(s.prescale);
   if (s.postscale != 1.0) text += ", postscale " + number(s.postscale);
   return text;
@@ -146,7 +120,7 @@ Key unnamed_key(uint64_t count) { return {mix(count + 1), count}; }
 
 Key make_key(const Submission& s, uint64_t unnamed_count) {
   if (s.name.empty()) return unnamed_key(unnamed_count);
-  const auto kind = static_cast<uint64_t>(s.kind);
+  const uint64_t kind = s.kind->number;
   return {Hasher(kind).add_bytes(s.name.data(), s.name.size()).value(),
           Hasher(~kind).add_bytes(s.name.data(), s.name.size()).value()};
 }

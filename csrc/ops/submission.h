@@ -6,21 +6,14 @@
 #include <string>
 #include <vector>
 
+#include "ops/kind.h"
+#include "ops/output.h"
 #include "ops/pieces.h"
 #include "common/dtype.h"
 #include "common/hash.h"
 #include "common/status.h"
 
 namespace ringreduce {
-
-enum class Kind : uint8_t {
-  kAllreduce, kBroadcast, kAllgather, kReducescatter, kAlltoall, kBarrier,
-  kSplit,  // of the GPU communicator, for a new process set (gpu/split.h)
-};
-const char* kind_name(Kind kind);
-
-// Horovod's numbers for the reduction operations of the Python API.
-enum ReduceOp : int { kAverage = 0, kOpSum = 1, kOpMin = 3, kOpMax = 4, kOpProduct = 5 };
 
 // Identifies an operation among those in flight in its process set.
 struct Key {
@@ -37,22 +30,30 @@ struct Arithmetic {
   int op = kOpSum;
   double prescale = 1.0, postscale = 1.0;
 
-  Reduction reduction() const;
+  Reduction reduction() const { return row().reduction; }
+  bool averages() const { return row().averages; }
   Scale scale(int set_size) const {
-    return {prescale, op == kAverage ? postscale / set_size : postscale};
+    return {prescale, averages() ? postscale / set_size : postscale};
+  }
+
+ private:
+  const ReduceOpInfo& row() const {
+    const ReduceOpInfo* known = find_op(op);
+    return known ? *known : *find_op(kOpSum);  // what validate() refuses
   }
 };
 
 struct Submission : Arithmetic {
-  Kind kind = Kind::kBarrier;
+  const Kind* kind = nullptr;
   static constexpr int kNoRoot = -1;
   int root = kNoRoot;             // rank within the set
   bool on_gpu = false;            // where the tensors are
   void* stream = nullptr;         // on the GPU: the caller's, on which they get their values
   std::string name;               // empty: matched by the set's counter
-  std::vector<Piece> pieces;      // in and out; allgather, alltoall: out is null
+  std::vector<Piece> pieces;      // in; and out, where the result is as large
+  std::vector<Span> outputs;      // where else it goes, end to end; none: to memory of the core's
   std::vector<int64_t> shape;     // what must agree; several tensors are divided by kNextTensor
-  std::vector<int64_t> counts;    // bytes: reducescatter: of each rank's block; alltoall: to each rank
+  std::vector<int64_t> counts;    // bytes by rank, see Kind::Counts
   static constexpr int64_t kNextTensor = INT64_MIN;
   // Owns the memory that `pieces` point to, for as long as the core may come to it. It ends while the
   // engine's mutex is held, so its end must wait for nothing.
@@ -73,15 +74,17 @@ struct PlainAllreduce : Arithmetic {
   const int64_t* shape = nullptr;
   size_t dims = 0;
 
-  Submission submission() const;
+  Submission submission(const Kind& kind) const;
 };
+
+bool has_meaning(const ReduceOpInfo& op, DType dtype);
 
 // Checks what one rank can know to be wrong.
 Status validate(const Submission& submission, int set_size);
 
 // Equal on all ranks whose submissions may run together.
 uint64_t signature(const Submission& submission);
-uint64_t signature(const PlainAllreduce& plain);  // that of plain.submission()
+uint64_t signature(const Kind& kind, const PlainAllreduce& plain);  // that of plain.submission(kind)
 
 // "allreduce Sum of float32 [2, 3]", for the message when signatures differ. `world`: the world
 // ranks of the set, in which users name a root.

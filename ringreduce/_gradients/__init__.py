@@ -1,24 +1,23 @@
-"""The gradients of DistributedOptimizer, from autograd to p.grad.
+"""What an optimizer's ranks exchange: from autograd to p.grad, and to the step.
 
-    backward.py     notices that a backward pass ends, or fails
-    hooks.py        on each parameter, before and after a gradient is accumulated
-    parameters.py   slots and hooks of an optimizer's parameters
-    refusals.py     what a program may not do, and what it is told
-    reducer.py      the phases of a step: what happens to gradients, and when
-    slot.py         one parameter: whose its gradient is, and where it lies
-    plan.py         the buckets of a step, launched in order
-    arena.py        their memory on the CPU: shared by the ranks of a host
-    gpu_memory.py   their memory on a GPU
-    layout.py       which gradient goes where (pure functions)
-    marks.py        what travels beside the gradients in the last bucket
-    agreement.py    what the ranks agree on before there is a plan
-    channels.py     numbers for messages between hosts
-    rest.py         gradients that no bucket took along
-    sparse.py       gradients that are gathered
-    drift*.py       whether all ranks still have the same parameters
-    holders.py      whether the program still holds what was handed out
-    names.py        names of optimizers, the same on all ranks
-    options.py      arguments of DistributedOptimizer
+A file imports from those below it only (`tests/single/test_layers.py`):
+
+    averaging                    local_sgd     exchanges: gradients before the step; parameters after it
+    backward_pass                    │         gradients come one by one, and then the pass ends, or fails
+    step                             │         what is reduced for a step: launched, waited for
+    planning   group   phases        │         the plan of an optimizer; its passes, counted; the table of phases
+    agreement                        │         what the ranks agree on before there is a plan
+    plan                             │         the buckets of a step, launched in order
+    exchange   ◄─────────────────────┘         the seam: all that DistributedOptimizer knows of any of them
+    rest   sparse                              gradients that no bucket took along; that are gathered
+    arena   gpu_memory                         the buckets' memory: shared by the ranks of a host; on a GPU
+    drift*                                     whether all ranks still have the same parameters
+    parameters   refusals                      slots and hooks of an optimizer; what a program may not do
+    hooks   edits   delivery                   of one slot: called; what was done to p.grad; into the bucket and out
+    slot                                       one parameter: whose its gradient is
+    backward                                   notices that a backward pass ends, or fails
+    layout   marks   holders                   which gradient goes where, what travels beside, what is still held
+    options   names   channels                 arguments; names and numbers that are the same on all ranks
 
 docs/gradients.md has the rules, and a table of what happens when.
 """

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from ringreduce._core import ArenaPlan, Segment
+from ringreduce._gradients import delivery
 from ringreduce._gradients.holders import CAN_COUNT, Watched
 from ringreduce._gradients.layout import Bucket, view_like
 from ringreduce._gradients.slot import Slot, same_memory
@@ -86,13 +87,13 @@ class Arena:
     def place(self, slot: Slot) -> None:
         """The parameter's gradient has come: bring it into its view while it is in the caches."""
         if self._hands_out(slot):
-            slot.place_in_view(hand_out=True)
+            delivery.place_in_view(slot, hand_out=True)
         slot.placed = True
 
     def launch(self, bucket: int, placed: Sequence[Slot]) -> None:
         """See that the gradients are in their views (hooks may have changed p.grad), and start the reduction."""
         for slot in placed:
-            slot.place_in_view(self._hands_out(slot))
+            delivery.place_in_view(slot, self._hands_out(slot))
         self._plan.launch(bucket, int(self._turned[bucket]))
 
     def results(self, bucket: int, slots: Sequence[Slot]) -> list[Tensor]:
@@ -104,7 +105,7 @@ class Arena:
         assert view is not None
         if slot.aside is not None or self._hands_out(slot):
             return view
-        return slot.home_memory(torch.empty_like).copy_(view)
+        return delivery.home_memory(slot, torch.empty_like).copy_(view)
 
     def check_readable(self) -> None:
         """Tails can always be read."""
@@ -128,8 +129,9 @@ def make_arena(
     """
     context = running.require()
     segment = _share(context, spec, process_set, name)
-    set_id = process_set.process_set_id or 0
-    return ArenaPlan(context.engine, set_id, list(spec), op, prescale, postscale, segment, channel)
+    return ArenaPlan(
+        context.engine, process_set.process_set_id or 0, list(spec), op, prescale, postscale, segment, channel
+    )
 
 
 def _share(context: running.Context, spec: Sequence[tuple[int, int]], process_set: ProcessSet, name: str) -> Segment:

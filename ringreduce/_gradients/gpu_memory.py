@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ringreduce._core import ArenaPlan, Gpu, GpuPlan
+from ringreduce._gradients import delivery
 from ringreduce._gradients.holders import Watched
 from ringreduce._gradients.layout import Bucket, is_dense, view_like
 from ringreduce._gradients.slot import Slot, same_memory
@@ -107,7 +108,7 @@ class GpuMemory:
             assert gradient is not None
             assert slot.view is not None
             if not same_memory(gradient, slot.view):
-                slot.keep_aside()
+                delivery.keep_aside(slot)
                 moves.append((slot, gradient))
         self._gather_streams(bucket, [gradient for _, gradient in moves])
         self._move(bucket, moves, unpack=False)
@@ -143,7 +144,7 @@ class GpuMemory:
             if slot.view.dtype is slot.parameter.dtype:
                 results.append(slot.view)
                 continue
-            home = slot.home_memory(gpus.backend.empty_like)
+            home = delivery.home_memory(slot, gpus.backend.empty_like)
             converted.append((slot, home))
             results.append(home)
         self._move(bucket, converted, unpack=True)

@@ -1,12 +1,12 @@
 """The two hooks on each parameter: before its gradient is accumulated, and when p.grad has it.
 
-They hold the reducer weakly, as parameters may outlive their optimizer, and are small, as there may be many.
+They hold whom they call weakly, as parameters may outlive their optimizer, and are small, as there may be many.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import torch
@@ -26,52 +26,32 @@ class Hooked(Protocol):
     def before_gradient(self, slot: Slot, gradient: Tensor) -> None:
         """`gradient` is about to be accumulated."""
 
-    def after_gradient(self, slot: Slot) -> None:
+    def after_gradient(self, slot: Slot, parameter: Tensor) -> None:
         """p.grad has it."""
 
 
 class _Hook:
-    __slots__ = ("_hooked", "_slot")
+    __slots__ = ("_hooked", "_slot", "_what")
 
-    def __init__(self, hooked: weakref.ref[Any], slot: Slot) -> None:
-        self._hooked, self._slot = hooked, slot
+    def __init__(self, hooked: weakref.ref[Any], what: Callable[[Any, Slot, Tensor], None], slot: Slot) -> None:
+        self._hooked, self._what, self._slot = hooked, what, slot
 
     def __call__(self, tensor: Tensor) -> None:
         _run(self, tensor)
 
-    def _run(self, tensor: Tensor) -> None:
-        raise NotImplementedError
-
 
 @untraced
 def _run(hook: _Hook, tensor: Tensor) -> None:
-    hook._run(tensor)
+    hooked = hook._hooked()
+    if hooked is not None:
+        hook._what(hooked, hook._slot, tensor)
 
 
-class _Before(_Hook):
-    __slots__ = ()
-
-    def _run(self, tensor: Tensor) -> None:
-        hooked = self._hooked()
-        if hooked is not None:
-            hooked.before_gradient(self._slot, tensor)
-
-
-class _After(_Hook):
-    __slots__ = ()
-
-    def _run(self, tensor: Tensor) -> None:
-        hooked = self._hooked()
-        if hooked is not None:
-            hooked.after_gradient(self._slot)
-
-
-def hook(hooked: weakref.ref[Any], slot: Slot) -> Handles:
-    """Put the hooks on the slot's parameter."""
-    parameter = slot.parameter
-    before = parameter.register_hook(_Before(hooked, slot))  # type: ignore[no-untyped-call]
-    after = parameter.register_post_accumulate_grad_hook(_After(hooked, slot))  # type: ignore[no-untyped-call]
-    return before, after
+def hook(hooked: weakref.ref[Any], kind: type[Hooked], slot: Slot) -> Handles:
+    """Put the hooks on the slot's parameter; they call methods of the class `kind`."""
+    before, after = _Hook(hooked, kind.before_gradient, slot), _Hook(hooked, kind.after_gradient, slot)
+    register: Any = slot.parameter
+    return register.register_hook(before), register.register_post_accumulate_grad_hook(after)
 
 
 def is_in_graph(slot: Slot) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,9 @@ from ringreduce._ops import check
 from ringreduce._runtime.process_set import ProcessSet
 from ringreduce.compression import Compressor
 from ringreduce.reduction import ReduceOp
+
+Named = tuple[str, Tensor]
+AllParameters = Callable[[], Sequence[Named]]  # of an optimizer, whenever it is asked: frozen and new ones too
 
 
 @dataclass(frozen=True)
@@ -37,9 +40,7 @@ class Options:
         )
 
 
-def named_parameters_of(
-    optimizer: torch.optim.Optimizer, named_parameters: Iterable[tuple[str, Tensor]] | None
-) -> list[tuple[str, Tensor]]:
+def named_parameters_of(optimizer: torch.optim.Optimizer, named_parameters: Iterable[Named] | None) -> list[Named]:
     """The optimizer's parameters with unique names, in the order of its groups.
 
     Raises ValueError for items that are no (name, tensor) pairs, duplicate names, and

@@ -10,9 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from ringreduce._gradients import hooks
+from ringreduce._gradients.options import Named
 from ringreduce._gradients.slot import Slot
-
-Named = tuple[str, Tensor]
 
 
 class Parameters:
@@ -23,7 +22,7 @@ class Parameters:
     """
 
     def __init__(self, hooked: Any) -> None:
-        self._hooked = weakref.ref(hooked)
+        self._hooked, self._kind = weakref.ref(hooked), type(hooked)
         self.slots: list[Slot] = []  # in registration order
         self.alone = False  # this rank is the only one
         self._frozen: list[Named] = []
@@ -46,7 +45,7 @@ class Parameters:
             slot = Slot(len(self.slots), name, parameter)
             slot.alone = self.alone
             self.slots.append(slot)
-            self._handles[slot.index] = hooks.hook(self._hooked, slot)
+            self._handles[slot.index] = hooks.hook(self._hooked, self._kind, slot)
         if collecting:
             gc.enable()
         return [name for name, _ in new]

@@ -17,7 +17,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from ringreduce._gradients import marks
+from ringreduce._gradients import delivery, edits, marks
 from ringreduce._gradients.drift import DriftGuard
 from ringreduce._gradients.layout import Bucket
 from ringreduce._gradients.slot import Kind, Slot
@@ -162,7 +162,7 @@ class GradientPlan:
         """Whose gradients are there? Those whose are not contribute zeros, and are marked as absent."""
         placed = []
         for place, slot in enumerate(self._members[index]):
-            slot.check_hooks()
+            edits.check_hooks(slot)
             if (slot.placed and slot.parameter.grad is not None) or (not slot.placed and slot.is_local()):
                 if slot.kind is Kind.DENSE:
                     placed.append(slot)
@@ -171,7 +171,7 @@ class GradientPlan:
             else:
                 self._absent[index].append(place)
                 if slot.kind is Kind.DENSE:
-                    slot.place_nothing()
+                    delivery.place_nothing(slot)
         return placed
 
     def wait(self) -> marks.Marks:
@@ -192,10 +192,10 @@ class GradientPlan:
     def _deliver(self, index: int, slots: Sequence[Slot], present: Sequence[bool]) -> None:
         there = [slot for slot, anywhere in zip(slots, present, strict=True) if anywhere and slot.kind is Kind.DENSE]
         for slot, result in zip(there, self._memory.results(index, there), strict=True):
-            slot.deliver(result)
+            delivery.deliver(slot, result)
         for slot, anywhere in zip(slots, present, strict=True):
             if not anywhere and slot.kind is Kind.DENSE:
-                slot.deliver(None)
+                delivery.deliver(slot, None)
             elif anywhere and slot.kind is Kind.UNSEEN:
                 slot.appeared = True
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
+from ringreduce._gradients import edits
 from ringreduce._gradients.slot import Slot
 from ringreduce.errors import RingreduceError
 from ringreduce.reduction import ReduceOp
@@ -21,18 +22,18 @@ def create_graph() -> NoReturn:
 
 def changed(slot: Slot, op: ReduceOp) -> None:
     """Where p.grad was changed so that nobody knows what is local in it, or that a reduction would make wrong."""
-    if op is ReduceOp.Sum and slot.was_converted():
+    if op is ReduceOp.Sum and edits.was_converted(slot):
         raise RingreduceError(
             f"p.grad of {slot.name!r}, which the last step() has used, was converted with its parameter, and would "
             "be summed over the ranks once more; call zero_grad() after a conversion"
         )
-    if slot.was_rewritten():
+    if edits.was_rewritten(slot):
         raise RingreduceError(
             f"p.grad of {slot.name!r}, which the last step() has used, was written to since: whether it is this "
             "rank's own or reduced cannot be told; assign a new tensor to p.grad (then it is reduced), or call "
             "zero_grad()"
         )
-    if slot.was_edited():
+    if edits.was_edited(slot):
         raise RingreduceError(
             f"the gradient of {slot.name!r} was changed in place (clipped, unscaled) while it was still this "
             "rank's own: passes under no_sync(), or of a group that is not complete, are not reduced yet; call "

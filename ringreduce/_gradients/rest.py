@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ringreduce._gradients import delivery
 from ringreduce._gradients.options import Options
 from ringreduce._gradients.slot import Kind, Slot
 from ringreduce._gradients.sparse import SparseReduction
@@ -61,7 +62,7 @@ def _reduce_dense(slots: Sequence[Slot], options: Options, name: str) -> None:
         result = compression.decompress(reduced, context)
         if result.stride() != slot.parameter.stride():
             result = torch.empty_like(slot.parameter, requires_grad=False).copy_(result)
-        slot.deliver(result)
+        delivery.deliver(slot, result)
 
 
 def _local_or_zeros(slot: Slot) -> Tensor:
@@ -87,7 +88,7 @@ def reduce_sparse(slots: Sequence[Slot], options: Options, name: str) -> None:
     factor = 1.0 / options.process_set.size() if options.op is ReduceOp.Average else 1.0
     for slot, reduction, dense in zip(slots, reductions, made_dense, strict=True):
         result = reduction.result(factor)
-        slot.deliver(result.to_dense() if dense and result is not None else result)
+        delivery.deliver(slot, result.to_dense() if dense and result is not None else result)
 
 
 def reduce_loss(loss: Any, options: Options, name: str) -> Any:

@@ -53,8 +53,8 @@ def remove_process_set(process_set: ProcessSet) -> bool:
     Returns False for the global set and for a set that is not registered, else True. The
     set's number may be given to the next set that is added.
 
-    Raises ValueError on all ranks if any has an operation on the set that is not done: wait
-    for it, and call again. Until then the set is as usable as before.
+    Raises ValueError on all ranks if any has an operation on the set that is not done, or has sent a
+    message on it that was not received: wait for it, and call again. Until then the set is as usable as before.
     """
     context = running.require()
     set_id = process_set.process_set_id
@@ -67,12 +67,27 @@ def remove_process_set(process_set: ProcessSet) -> bool:
             f"process_set: {process_set} still has operations in flight on rank(s) {busy}; wait for them, "
             "then remove it"
         )
+    lost = _not_received(_exchange(context.engine.message_counts(set_id)))
+    if lost:
+        raise ValueError(
+            f"process_set: {process_set} still has messages in flight: {lost}; receive them, then remove it"
+        )
     member = process_set.engine is not None
     if member:
         context.engine.remove_set(set_id)
     del context.sets[set_id]
     process_set.unbind()
     return True
+
+
+def _not_received(counts: list[tuple[dict[int, int], dict[int, int]]]) -> str:
+    """Of which messages each rank has sent and received: those that their receivers have not asked for."""
+    return "; ".join(
+        f"of {count} that rank {source} has sent to rank {dest}, {counts[dest][1].get(source, 0)} were received"
+        for source, (sent, _) in enumerate(counts)
+        for dest, count in sent.items()
+        if counts[dest][1].get(source, 0) != count
+    )
 
 
 def _exchange(item: Any) -> list[Any]:

@@ -14,7 +14,7 @@ from torch.autograd import forward_ad
 
 from ringreduce._ops import check
 from ringreduce._ops.derivatives import linear, weighted
-from ringreduce._ops.linear import Allreduce, Alltoall, FromRoot, GatherScatter
+from ringreduce._ops.linear import Allreduce, Alltoall, FromRoot, GatherScatter, RootRows
 from ringreduce._runtime.process_set import ProcessSet
 from ringreduce.reduction import ReduceOp
 
@@ -65,6 +65,36 @@ def allgather(tensor: Tensor, name: str | None, process_set: ProcessSet) -> Tens
 def broadcast(tensor: Tensor, root_rank: int, name: str | None, process_set: ProcessSet) -> Tensor:
     """From a global rank."""
     (output,) = linear(FromRoot(name, process_set, root_rank), [tensor])
+    return output
+
+
+def reduce(
+    tensor: Tensor,
+    root_rank: int,
+    name: str | None,
+    op: Any,
+    prescale: float,
+    postscale: float,
+    process_set: ProcessSet,
+) -> Tensor:
+    """To a global rank."""
+    if op not in _LINEAR:
+        raise ValueError("op: only Average and Sum can be differentiated here; use allreduce, or tensor.detach()")
+    scales = check.scale("prescale_factor", prescale), check.scale("postscale_factor", postscale)
+    factor = scales[0] * scales[1] / (1 if op == ReduceOp.Sum else process_set.size())
+    (output,) = linear(FromRoot(name, process_set, root_rank, False, op, *scales, factor), [tensor])
+    return output
+
+
+def gather(tensor: Tensor, root_rank: int, name: str | None, process_set: ProcessSet) -> Tensor:
+    """Along dimension 0, to a global rank."""
+    (output,) = linear(RootRows(name, process_set, root_rank, True), [tensor])
+    return output
+
+
+def scatter(tensor: Tensor, root_rank: int, splits: Any, name: str | None, process_set: ProcessSet) -> Tensor:
+    """Along dimension 0, from a global rank."""
+    (output,) = linear(RootRows(name, process_set, root_rank, False, splits), [tensor])
     return output
 
 

@@ -12,9 +12,7 @@ from torch.autograd import forward_ad
 
 from ringreduce._ops import dtypes
 from ringreduce._runtime.arguments import index as index
-from ringreduce.reduction import ReduceOp
-
-_OPS = "Average, Sum, Min, Max, Product"
+from ringreduce.reduction import MEANINGLESS, ReduceOp
 
 
 def tensor(argument: str, value: Any) -> int:
@@ -97,14 +95,17 @@ def reduction(op: Any, dtype: torch.dtype) -> int:
     try:
         op = ReduceOp(op)
     except ValueError:
-        raise ValueError(f"op: {op!r} is unknown; allowed: {_OPS}") from None
-    if dtype is torch.bool and op is ReduceOp.Average:
-        raise ValueError("op: Average of torch.bool has no meaning; allowed: Sum, Min, Max, Product")
-    if dtype.is_complex and op in (ReduceOp.Min, ReduceOp.Max):
-        raise ValueError(
-            f"op: {op.name} of {dtype} has no meaning (complex numbers have no order); allowed: Average, Sum, Product"
-        )
+        raise ValueError(f"op: {op!r} is unknown; allowed: {_names(ReduceOp)}") from None
+    name = str(dtype).removeprefix("torch.")
+    if name in MEANINGLESS[op]:
+        why = " (complex numbers have no order)" if dtype.is_complex else ""
+        allowed = _names(other for other in ReduceOp if name not in MEANINGLESS[other])
+        raise ValueError(f"op: {op.name} of {dtype} has no meaning{why}; allowed: {allowed}")
     return int(op)
+
+
+def _names(ops: Iterable[ReduceOp]) -> str:
+    return ", ".join(op.name for op in ops)
 
 
 def scale(argument: str, factor: Any) -> float:

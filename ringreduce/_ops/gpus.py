@@ -70,6 +70,14 @@ class Cuda:
         """A new tensor on a GPU (None: the current one)."""
         return torch.empty(tuple(shape), dtype=dtype, device="cuda" if index is None else torch.device("cuda", index))
 
+    def to_host(self, tensor: Tensor) -> Tensor:
+        """A copy in host memory, once what is enqueued now has run."""
+        return tensor.cpu()
+
+    def from_host(self, tensor: Tensor, source: Tensor) -> None:
+        """Copy from host memory, behind what is enqueued now."""
+        tensor.copy_(source)
+
     def empty_like(self, tensor: Tensor) -> Tensor:
         """A new tensor beside another one."""
         return torch.empty_like(tensor)

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar, cast
 from weakref import ref
 
-from ringreduce._core import Op
+from ringreduce._core import Message, Op
 from ringreduce._ops import gpus
 from ringreduce._ops.compiled import untraced
 from ringreduce._runtime import running
@@ -37,7 +37,9 @@ class Handle(Generic[T]):
             synchronized or dropped, and the operation is done.
     """
 
-    def __init__(self, ops: list[Op], finish: Callable[[], T], key: tuple[str, int, str] | None = None) -> None:
+    def __init__(
+        self, ops: Sequence[Op | Message], finish: Callable[[], T], key: tuple[str, int, str] | None = None
+    ) -> None:
         self._ops = ops
         self._finish: Callable[[], T] | None = finish
         self._key = key
@@ -82,7 +84,7 @@ class Handle(Generic[T]):
             for op in self._ops:
                 op.wait(None if timeout is None else max(0.0, end - time.monotonic()))
             if self._ops and self._ops[0].on_gpu:
-                gpus.after(self._ops)
+                gpus.after(cast("list[Op]", self._ops))
         except RingreduceTimeoutError:
             self._timed_out = True
             raise

@@ -5,7 +5,10 @@
     allgather                   reducescatter (Average): each rank's own rows
     reducescatter               allgather; times size for Sum
     broadcast                   reduce (Average) to the root; zeros elsewhere
+    reduce Average, Sum         broadcast of the root's, with the same scale factors
     alltoall                    alltoall with the received splits
+    gather                      scatter of the root's rows
+    scatter                     gather to the root; zeros elsewhere
 
 Reversing twice gives the collective itself: that is the gradient of a gradient.
 
@@ -16,7 +19,7 @@ when it runs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -95,20 +98,64 @@ class GatherScatter(Collective):
 
 @dataclass
 class FromRoot(Collective):
-    """broadcast from a global rank, or back: the average on the root, zeros elsewhere."""
+    """broadcast from a global rank, or back: reduced on the root, zeros elsewhere.
+
+    `factor` multiplies what is broadcast, the scales what is reduced.
+    """
 
     root_rank: int
     outward: bool = True
+    op: Any = ReduceOp.Average
+    prescale: float = 1.0
+    postscale: float = 1.0
+    factor: float = 1.0
 
     def run(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         (tensor,) = tensors
         if self.outward:
-            return (submit.broadcast(tensor, self.root_rank, False, self.name, self.process_set, wake=False).wait(),)
-        (reduced,) = Allreduce(self.name, self.process_set).run(tensors)
-        return (reduced if running.require().rank == self.root_rank else reduced.zero_(),)
+            output = submit.broadcast(tensor, self.root_rank, False, self.name, self.process_set, wake=False).wait()
+            return (output if self.factor == 1 else output * self.factor,)
+        return (
+            submit.reduce(
+                tensor, self.root_rank, False, self.name, self.op, self.prescale, self.postscale, self.process_set,
+                wake=False,
+            ).wait(),
+        )  # fmt: skip
 
     def reversed(self, name: str) -> FromRoot:
-        return FromRoot(name, self.process_set, self.root_rank, not self.outward)
+        return replace(self, name=name, outward=not self.outward)
+
+
+@dataclass
+class RootRows(Collective):
+    """gather to a global rank (`gathers`) or scatter from it, along dimension 0.
+
+    `rows`: from or for each rank. `unread`: how many rows, elsewhere than on the root, a scatter was given; going back
+    they are zeros.
+    """
+
+    root_rank: int
+    gathers: bool
+    rows: Any = None
+    unread: int = 0
+
+    def run(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        (tensor,) = tensors
+        at_root = running.require().rank == self.root_rank
+        if not self.gathers:
+            self.unread = 0 if at_root else tensor.shape[0]
+            output, _ = submit.scatter(
+                tensor, self.root_rank, self.rows, self.name, self.process_set, wake=False
+            ).wait()
+            return (output,)
+        output, rows = submit.gather(tensor, self.root_rank, self.name, self.process_set, wake=False).wait()
+        if at_root:
+            self.rows = rows
+            return (output,)
+        return (tensor.new_zeros((self.unread, *tensor.shape[1:])),)
+
+    def reversed(self, name: str) -> RootRows:
+        return replace(self, name=name, gathers=not self.gathers)
 
 
 @dataclass

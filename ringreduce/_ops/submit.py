@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,42 @@ from ringreduce._ops import check, dtypes, gpus
 from ringreduce._ops.compiled import untraced
 from ringreduce._ops.handle import Handle, check_name
 from ringreduce._runtime.process_set import ProcessSet
+
+T = TypeVar("T")
+
+
+class Request(NamedTuple):
+    """One operation, as `Engine.submit` takes it. Tensors are addresses and numbers of elements."""
+
+    name: str | None = None
+    inputs: Sequence[tuple[int, int]] = ()
+    outputs: Sequence[tuple[int, int]] = ()  # one an input; where sizes differ: what the result fills, or nothing
+    shapes: Sequence[tuple[int, ...]] = ()  # of the inputs, as far as they must agree
+    dtype: int = 0
+    op: int = 1
+    prescale: float = 1.0
+    postscale: float = 1.0
+    root: int = -1  # rank within the set
+    counts: Sequence[int] = ()  # elements by rank
+    keep: Any = None
+
+
+def _places(tensors: Sequence[Tensor]) -> list[tuple[int, int]]:
+    return [(tensor.data_ptr(), tensor.numel()) for tensor in tensors]
+
+
+def _submit(
+    kind: str, requests: Sequence[Request], name: str | None, process_set: ProcessSet, stream: int, wake: bool,
+    finish: Callable[[Sequence[Op]], T],
+) -> Handle[T]:  # fmt: skip
+    """All of the requests, or none; `name` is the caller's."""
+    engine, set_id = process_set.usable_engine(), process_set.process_set_id or 0
+    key = None
+    if name is not None:
+        check.op_name(name)
+        key = check_name(kind, set_id, name)
+    ops = engine.submit(set_id, kind, requests, stream, wake)
+    return Handle(ops, lambda: finish(ops), key)
 
 
 def packed(tensor: Tensor) -> Tensor:
@@ -66,8 +102,6 @@ def allreduce(
     wake: bool = True,
 ) -> Handle[list[Tensor]]:
     """One allreduce of a group of tensors: one operation for each dtype among them."""
-    engine, set_id = process_set.usable_engine(), process_set.process_set_id or 0
-    check.op_name(name)
     pre = check.scale("prescale_factor", prescale)
     post = check.scale("postscale_factor", postscale)
     groups: dict[int, list[int]] = {}
@@ -76,32 +110,29 @@ def allreduce(
         check.reduction(op, tensor.dtype)
         if in_place:
             check.writable(argument(index), tensor)
-    key = check_name("allreduce", set_id, name)
     stream = gpus.stream_of_all(argument, tensors)
     sources = [packed(tensor) for tensor in tensors]
     outputs = sources if in_place else _results_like(sources, stream)
     results = list(tensors) if in_place else outputs
-    parts = []
+    requests = []
     for code, members in groups.items():
         label = name
         if name is not None and len(groups) > 1:
             label = f"{name}.{dtypes.NAMES[code]}"
-        parts.append(
-            (
-                label,
-                [sources[i].data_ptr() for i in members],
-                [outputs[i].data_ptr() for i in members],
-                [sources[i].numel() for i in members],
-                [tuple(sources[i].shape) for i in members],
-                code,
-                check.reduction(op, dtypes.BY_CODE[code]),
-                [tensor for i in members for tensor in (sources[i], results[i])],
+        mine = [sources[i] for i in members]
+        requests.append(
+            Request(
+                label, _places(mine), _places([outputs[i] for i in members]), [tuple(source.shape) for source in mine],
+                code, check.reduction(op, dtypes.BY_CODE[code]), pre, post,
+                keep=[tensor for i in members for tensor in (sources[i], results[i])],
             )
-        )
-    ops = engine.allreduce(set_id, parts, pre, post, stream, wake)
+        )  # fmt: skip
     if in_place:
-        return Handle(ops, lambda: [_copy_back(s, t) for s, t in zip(sources, results, strict=True)], key)
-    return Handle(ops, lambda: results, key)
+        return _submit(
+            "allreduce", requests, name, process_set, stream, wake,
+            lambda _: [_copy_back(s, t) for s, t in zip(sources, results, strict=True)],
+        )  # fmt: skip
+    return _submit("allreduce", requests, name, process_set, stream, wake, lambda _: results)
 
 
 @untraced
@@ -109,112 +140,202 @@ def broadcast(
     tensor: Any, root_rank: int, in_place: bool, name: str | None, process_set: ProcessSet, wake: bool = True
 ) -> Handle[Tensor]:
     """Broadcast from the global rank `root_rank`."""
-    engine, set_id = process_set.usable_engine(), process_set.process_set_id or 0
-    check.op_name(name)
     code = check.tensor("tensor", tensor)
     if in_place:
         check.writable("tensor", tensor)
     root = process_set.set_rank("root_rank", root_rank)
-    key = check_name("broadcast", set_id, name)
     stream = gpus.stream_of("tensor", tensor)
     source = packed(tensor)
     (output,) = [source] if in_place else _results_like([source], stream)
-    op = engine.broadcast(
-        set_id, name, source.data_ptr(), output.data_ptr(), source.numel(),
-        tuple(source.shape), code, root, (source, tensor if in_place else output), stream, wake,
+    request = Request(
+        name, _places([source]), _places([output]), [tuple(source.shape)], code, root=root,
+        keep=(source, tensor if in_place else output),
     )  # fmt: skip
-    return Handle([op], (lambda: _copy_back(source, tensor)) if in_place else (lambda: output), key)
+    return _submit(
+        "broadcast", [request], name, process_set, stream, wake,
+        lambda _: _copy_back(source, tensor) if in_place else output,
+    )  # fmt: skip
 
 
 @untraced
-def allgather(
-    tensor: Any, name: str | None, process_set: ProcessSet, wake: bool = True
-) -> Handle[tuple[Tensor, list[int]]]:
-    """Gather along dimension 0; the result is the output and the rows from each rank."""
-    engine, set_id = process_set.usable_engine(), process_set.process_set_id or 0
-    check.op_name(name)
-    code = check.with_rows("tensor", tensor)
-    key = check_name("allgather", set_id, name)
+def reduce(
+    tensor: Any, root_rank: int, in_place: bool, name: str | None, op: Any, prescale: float, postscale: float,
+    process_set: ProcessSet, wake: bool = True,
+) -> Handle[Tensor]:  # fmt: skip
+    """Reduce to the global rank `root_rank`; elsewhere the result is zeros, or `tensor` as it is."""
+    code = check.tensor("tensor", tensor)
+    reduction = check.reduction(op, tensor.dtype)
+    if in_place:
+        check.writable("tensor", tensor)
+    root = process_set.set_rank("root_rank", root_rank)
+    here = root == process_set.rank()
+    stream = gpus.stream_of("tensor", tensor)
+    source = packed(tensor)
+    (output,) = [source] if in_place else _results_like([source], stream)
+    if not here and not in_place:
+        output.zero_()
+    request = Request(
+        name, _places([source]), _places([output]) if here else [(0, 0)], [tuple(source.shape)], code, reduction,
+        check.scale("prescale_factor", prescale), check.scale("postscale_factor", postscale), root,
+        keep=(source, tensor if in_place else output),
+    )  # fmt: skip
+    result = tensor if in_place else output
+    return _submit(
+        "reduce", [request], name, process_set, stream, wake,
+        lambda _: _copy_back(source, tensor) if in_place and here else result,
+    )  # fmt: skip
+
+
+class _Into:
+    """The caller's memory for a result: tensors that it fills, end to end. None where the core has its own."""
+
+    def __init__(self, output: Any, tensor: Tensor) -> None:
+        self.given: list[Tensor] = [output] if isinstance(output, Tensor) else list(output)
+        for index, target in enumerate(self.given):
+            argument = "output" if isinstance(output, Tensor) else f"output[{index}]"
+            check.with_rows(argument, target)
+            check.writable(argument, target)
+            if target.dtype != tensor.dtype or target.shape[1:] != tensor.shape[1:]:
+                raise ValueError(
+                    f"{argument}: expected rows like those of tensor, {tensor.dtype} {list(tensor.shape[1:])}, "
+                    f"got {target.dtype} {list(target.shape[1:])}"
+                )
+        gpus.stream_of_all(lambda i: "tensor" if not i else "output", [tensor, *self.given])
+        self.memory = [target if target.is_contiguous() else packed(target) for target in self.given]
+
+    def require(self, rows: int) -> None:
+        """ValueError unless it has room for so many rows."""
+        room = sum(target.shape[0] for target in self.given)
+        if room != rows:
+            raise ValueError(f"output: has room for {room} rows, the result has {rows}")
+
+    def finish(self) -> None:
+        """Bring it to tensors that are not contiguous, and let autograd know."""
+        for source, target in zip(self.memory, self.given, strict=True):
+            _copy_back(source, target)
+
+
+def _move_rows(
+    kind: str, tensor: Tensor, code: int, name: str | None, process_set: ProcessSet, wake: bool,
+    sends: dict[int, int] | None = None, root: int = -1, output: Any = None,
+) -> Handle[tuple[Tensor, list[int]]]:  # fmt: skip
+    """The rows that come, and how many from each rank. `sends`: rows for ranks of the set; None: all to all."""
+    into = None if output is None else _Into(output, tensor)
     stream = gpus.stream_of("tensor", tensor)
     source = packed(tensor)
     row = tuple(source.shape[1:])
     width = math.prod(row)
-    if width:
-        op = engine.allgather(set_id, name, source.data_ptr(), source.numel(), row, code, (source,), stream, wake)
-    else:
-        # Rows without elements: nothing shows how many there are, so their number is sent.
-        stream = gpus.NO_STREAM
-        source = torch.tensor([source.shape[0]], dtype=torch.int64, device="cpu")
-        code = dtypes.CODES[torch.int64]
-        op = engine.allgather(set_id, name, source.data_ptr(), 1, row, code, (source,), stream, wake)
+    if not width:  # nothing would show how many there are, so their numbers are sent
+        stream, code = gpus.NO_STREAM, dtypes.CODES[torch.int64]
+        numbers = [source.shape[0]] if sends is None else list(sends.values())
+        source = torch.tensor(numbers, dtype=torch.int64, device="cpu")
+        sends = sends and dict.fromkeys(sends, 1)
+    counts = [] if sends is None else [sends.get(rank, 0) * (width or 1) for rank in range(process_set.size())]
+    memory = into.memory if into and width else []
+    keep = (source, *memory, *into.given) if into else (source,)
 
-    def finish() -> tuple[Tensor, list[int]]:
-        if not width:
-            rows = received(op, source, (process_set.size(),)).tolist()
-        else:
+    def finish(ops: Sequence[Op]) -> tuple[Tensor, list[int]]:
+        (op,) = ops
+        if width:
             rows = [count // width for count in op.counts()]
-        return received(op, tensor, (sum(rows), *row)), rows
+        else:
+            counted = iter(received(op, source, (sum(op.counts()),)).tolist())
+            rows = [next(counted) if count else 0 for count in op.counts()]
+        if into is None:
+            return received(op, tensor, (sum(rows), *row)), rows
+        into.require(sum(rows))
+        into.finish()
+        return tensor, rows
 
-    return Handle([op], finish, key)
+    request = Request(
+        name, _places([source]), _places(memory), [row], code, root=root, counts=counts, keep=keep
+    )  # fmt: skip
+    return _submit(kind, [request], name, process_set, stream, wake, finish)
+
+
+@untraced
+def allgather(
+    tensor: Any, name: str | None, process_set: ProcessSet, output: Any = None, wake: bool = True
+) -> Handle[tuple[Tensor, list[int]]]:
+    """Gather along dimension 0; the result is the output and the rows from each rank."""
+    code = check.with_rows("tensor", tensor)
+    return _move_rows("allgather", tensor, code, name, process_set, wake, output=output)
+
+
+@untraced
+def gather(
+    tensor: Any, root_rank: int, name: str | None, process_set: ProcessSet, wake: bool = True
+) -> Handle[tuple[Tensor, list[int]]]:
+    """The rows of all on the global rank `root_rank`, none elsewhere; and the rows from each rank."""
+    code = check.with_rows("tensor", tensor)
+    root = process_set.set_rank("root_rank", root_rank)
+    return _move_rows("gather", tensor, code, name, process_set, wake, {root: tensor.shape[0]}, root)
+
+
+@untraced
+def scatter(
+    tensor: Any, root_rank: int, splits: Any, name: str | None, process_set: ProcessSet, wake: bool = True
+) -> Handle[tuple[Tensor, list[int]]]:
+    """`splits[i]` rows of the global rank `root_rank` to rank i; and the rows from each rank."""
+    code = check.with_rows("tensor", tensor)
+    root = process_set.set_rank("root_rank", root_rank)
+    sends: dict[int, int] = {}
+    if root == process_set.rank():
+        sends = dict(enumerate(check.splits(splits, tensor.shape[0], process_set.size())))
+    else:
+        tensor = tensor[:0]
+    return _move_rows("scatter", tensor, code, name, process_set, wake, sends, root)
+
+
+@untraced
+def alltoall(
+    tensor: Any, splits: Any, name: str | None, process_set: ProcessSet, output: Any = None, wake: bool = True
+) -> Handle[tuple[Tensor, list[int]]]:
+    """Send `splits[i]` rows to rank i; the result is the output and the rows received."""
+    code = check.with_rows("tensor", tensor)
+    sends = dict(enumerate(check.splits(splits, tensor.shape[0], process_set.size())))
+    return _move_rows("alltoall", tensor, code, name, process_set, wake, sends, output=output)
 
 
 @untraced
 def reducescatter(
     tensor: Any, name: str | None, op: Any, prescale: float, postscale: float,
-    process_set: ProcessSet, rows: list[int] | None = None, wake: bool = True,
+    process_set: ProcessSet, rows: list[int] | None = None, output: Any = None, wake: bool = True,
 ) -> Handle[Tensor]:  # fmt: skip
     """Reduce, and give rank i of the set its rows: `rows[i]`, or nearly equal parts."""
-    engine, set_id = process_set.usable_engine(), process_set.process_set_id or 0
-    check.op_name(name)
     code = check.with_rows("tensor", tensor)
     reduction = check.reduction(op, tensor.dtype)
-    key = check_name("reducescatter", set_id, name)
+    into = None if output is None else _Into(output, tensor)
     stream = gpus.stream_of("tensor", tensor)
     source = packed(tensor)
     row = tuple(source.shape[1:])
     if rows is None:
         share, more = divmod(source.shape[0], process_set.size())
         rows = [share + (rank < more) for rank in range(process_set.size())]
-    shape = (rows[process_set.rank()], *row)
-    if stream == gpus.NO_STREAM:
-        output = torch.empty(shape, dtype=source.dtype, device="cpu")
+    own = rows[process_set.rank()]
+    if into is not None:
+        into.require(own)
+        targets = into.memory
+    elif stream == gpus.NO_STREAM:
+        targets = [torch.empty((own, *row), dtype=source.dtype, device="cpu")]
     else:
-        output = gpus.backend.empty(shape, source.dtype, gpus.backend.index(tensor))
-    submitted = engine.reducescatter(
-        set_id, name, source.data_ptr(), output.data_ptr(),
-        [count * math.prod(row) for count in rows], tuple(source.shape), code, reduction,
+        targets = [gpus.backend.empty((own, *row), source.dtype, gpus.backend.index(tensor))]
+    request = Request(
+        name, _places([source]), _places(targets), [tuple(source.shape)], code, reduction,
         check.scale("prescale_factor", prescale), check.scale("postscale_factor", postscale),
-        (source, output), stream, wake,
+        counts=[count * math.prod(row) for count in rows], keep=(source, *targets, *(into.given if into else ())),
     )  # fmt: skip
-    return Handle([submitted], lambda: output, key)
+
+    def finish(_: Sequence[Op]) -> Tensor:
+        if into is None:
+            return targets[0]
+        into.finish()
+        return source
+
+    return _submit("reducescatter", [request], name, process_set, stream, wake, finish)
 
 
 @untraced
-def alltoall(
-    tensor: Any, splits: Any, name: str | None, process_set: ProcessSet, wake: bool = True
-) -> Handle[tuple[Tensor, list[int]]]:
-    """Send `splits[i]` rows to rank i; the result is the output and the rows received."""
-    engine, set_id = process_set.usable_engine(), process_set.process_set_id or 0
-    check.op_name(name)
-    code = check.with_rows("tensor", tensor)
-    parts = check.splits(splits, tensor.shape[0], process_set.size())
-    key = check_name("alltoall", set_id, name)
-    stream = gpus.stream_of("tensor", tensor)
-    source = packed(tensor)
-    row = tuple(source.shape[1:])
-    width = math.prod(row)
-    counts = [part * width for part in parts]
-    if not width:  # as in allgather: send the numbers of rows
-        stream = gpus.NO_STREAM
-        source, counts = torch.tensor(parts, dtype=torch.int64, device="cpu"), [1] * len(parts)
-        code = dtypes.CODES[torch.int64]
-    op = engine.alltoall(set_id, name, source.data_ptr(), counts, row, code, (source,), stream, wake)
-
-    def finish() -> tuple[Tensor, list[int]]:
-        if not width:
-            rows = received(op, source, (process_set.size(),)).tolist()
-        else:
-            rows = [count // width for count in op.counts()]
-        return received(op, tensor, (sum(rows), *row)), rows
-
-    return Handle([op], finish, key)
+def barrier(process_set: ProcessSet) -> Handle[None]:
+    """Nothing but having met."""
+    return _submit("barrier", [Request()], None, process_set, gpus.NO_STREAM, True, lambda _: None)

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 import ringreduce as rr
-from ringreduce._core import SUM, ArenaPlan, agree_channel
+from ringreduce._core import ArenaPlan, agree_channel
 from ringreduce._ops import dtypes
 from ringreduce._runtime import running, segments
 from ringreduce.bench.job import Job
@@ -68,7 +68,7 @@ class Buffers:
         shared = segments.share(nbytes, self.job.rank, everyone, context.host_of, self.job.comm.allgather, reserve)
         assert shared.segment is not None
         channel = agree_channel(self.job.comm.allgather(context.engine.offer_channel()), 0)
-        plan = ArenaPlan(context.engine, 0, spec, SUM, 1.0, 1.0, shared.segment, channel)
+        plan = ArenaPlan(context.engine, 0, spec, int(rr.Sum), 1.0, 1.0, shared.segment, channel)
         self.closing.callback(plan.close)
         return plan
 

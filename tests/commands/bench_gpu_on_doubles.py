@@ -22,7 +22,8 @@ from benchmarks import gpu
 from benchmarks.on_gpu import jobs, models, step
 from benchmarks.on_gpu.device import Found, GpuDevice
 from ringreduce import cli
-from ringreduce._core import SUM, Gpu
+from ringreduce._core import Gpu
+from ringreduce._ops.submit import Request
 from ringreduce._runtime import running
 from ringreduce.bench import launch
 from ringreduce.bench.job import Job
@@ -58,9 +59,8 @@ class HostDevice(GpuDevice):
         engine = running.require().engine
         engine.attach_gpu(self.gpu)
         ones = torch.ones(4)
-        address = ones.data_ptr()
-        part = (None, [address], [address], [4], [(4,)], 7, SUM, ones)
-        (operation,) = engine.allreduce(0, [part], 1.0, 1.0, stream=0)
+        place = [(ones.data_ptr(), 4)]
+        (operation,) = engine.submit(0, "allreduce", [Request(None, place, place, [(4,)], 7, keep=ones)], stream=0)
         operation.wait()
         operation.join(0)
         self.synchronize()

@@ -14,7 +14,7 @@ pytest.importorskip("click")
 pytest.importorskip("rich")
 
 from runner.doubles import build, why_not
-from runner.launch import ROOT, clean_environment, find_launcher
+from runner.launch import PATIENCE, ROOT, clean_environment, find_launcher
 
 from benchmarks.on_gpu import kernels
 
@@ -36,7 +36,7 @@ def run_on_doubles(doubles, tmp_path, *arguments):
     file = tmp_path / "result.json"
     command = [sys.executable, str(ON_DOUBLES), str(doubles), "--json", str(file), *arguments]
     done = subprocess.run(
-        command, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, timeout=300, check=False
+        command, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, timeout=PATIENCE, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "\x1b" not in done.stdout

@@ -12,14 +12,14 @@ pytest.importorskip("click")
 pytest.importorskip("rich")
 
 from hosts.netns import why_not
-from runner.launch import ROOT, clean_environment, find_launcher
+from runner.launch import PATIENCE, ROOT, clean_environment, find_launcher
 
 LAUNCHER = find_launcher()
 MIB = 1 << 20
 needs_mpirun = pytest.mark.skipif(LAUNCHER is None, reason="no mpirun on this machine")
 
 
-def run(*command, timeout=300):
+def run(*command, timeout=PATIENCE):
     return subprocess.run(
         [sys.executable, *map(str, command)],
         cwd=ROOT, env=clean_environment(), capture_output=True, text=True, timeout=timeout, check=False,
@@ -76,7 +76,7 @@ def test_step(tmp_path):
 def test_step_under_a_launcher(tmp_path):
     file = tmp_path / "result.json"
     options = ["--models", "small", "--modes", "bf16", "--steps", "3", "--json", str(file)]
-    done = LAUNCHER.run(2, "-m", "ringreduce", "bench", "step", *options, timeout=300)
+    done = LAUNCHER.run(2, "-m", "ringreduce", "bench", "step", *options)
     assert done.returncode == 0, done.stdout + done.stderr
     (row,) = json.loads(file.read_text())["results"]
     assert (row["model"], row["mode"], row["samples"]) == ("small", "bf16", 3)

@@ -26,7 +26,7 @@ def bytes_received(hosts: Hosts, host: int) -> int:
     return int(json.loads(done.stdout)[0]["stats64"]["rx"]["bytes"])
 
 
-@pytest.mark.parametrize(("count", "ranks_per_host"), [(2, 2), (4, 1)])
+@pytest.mark.parametrize(("count", "ranks_per_host"), [(2, 2), pytest.param(4, 1, marks=pytest.mark.thorough)])
 def test_mpi_sees_the_hosts(count: int, ranks_per_host: int) -> None:
     """What the other tests stand on: MPI takes the namespaces for hosts and TCP connects them."""
     with Hosts(count) as hosts:
@@ -42,7 +42,10 @@ def test_mpi_sees_the_hosts(count: int, ranks_per_host: int) -> None:
     assert all(received[host] >= 4 * MIB for host in range(1, count))
 
 
-@pytest.mark.parametrize(("count", "ranks_per_host"), [(2, 1), (2, 2), (4, 1)])
+@pytest.mark.parametrize(
+    ("count", "ranks_per_host"),
+    [pytest.param(2, 1, marks=pytest.mark.thorough), (2, 2), pytest.param(4, 1, marks=pytest.mark.thorough)],
+)
 def test_parallel_core(count: int, ranks_per_host: int) -> None:
     """Every test of tests/parallel that is marked smoke or hosts passes."""
     with Hosts(count) as hosts:

@@ -81,7 +81,7 @@ class GpuRank {
   std::vector<std::shared_ptr<void>> kept_;
 };
 
-inline Submission gpu_submission(Kind kind, const std::string& name, DType dtype, const void* in, void* out, size_t count) {
+inline Submission gpu_submission(const Kind* kind, const std::string& name, DType dtype, const void* in, void* out, size_t count) {
   Submission s;
   s.kind = kind;
   s.name = name;
@@ -103,7 +103,7 @@ inline Buckets make_plan(World& world, int rank, Engine& engine, GpuRank& gpu, i
   static std::map<std::pair<World*, int>, std::vector<GpuInfo>> offered;
   // The first operation of a set decides how its operations run.
   float* one = gpu.upload(std::vector<float>{1});
-  gpu.finish(gpu.submit(gpu_submission(Kind::kAllreduce, "", DType::kFloat32, one, one, 1)));
+  gpu.finish(gpu.submit(gpu_submission(find_kind("allreduce"), "", DType::kFloat32, one, one, 1)));
   GpuPath path;
   std::string why;
   CHECK_OK(engine.gpu_path(0, &path, &why));
@@ -115,9 +115,8 @@ inline Buckets make_plan(World& world, int rank, Engine& engine, GpuRank& gpu, i
     infos.resize(world.size());
     infos[rank] = mine;
   }
-  Submission barrier;
   OpRef met;
-  CHECK_OK(engine.submit(0, barrier, true, &met));
+  CHECK_OK(engine.submit(0, barrier(), true, &met));
   CHECK_OK(wait_for(engine, met));
   Buckets buckets;
   std::vector<GpuBucketSpec> specs;

@@ -45,7 +45,7 @@ void check_broadcast(int rank, Engine& engine, size_t count, int root) {
   std::vector<float> in(count), out(count, -1);
   for (size_t i = 0; i < count; ++i) in[i] = value(rank, i);
   Submission s = allreduce_of("", in, &out, DType::kFloat32);
-  s.kind = Kind::kBroadcast;
+  s.kind = find_kind("broadcast");
   s.root = root;
   OpRef op;
   CHECK_OK(engine.submit(0, s, true, &op));
@@ -58,7 +58,7 @@ void check_allgather(int rank, int size, Engine& engine, size_t unit) {
   std::vector<float> in(count), none;
   for (size_t i = 0; i < count; ++i) in[i] = value(rank, i);
   Submission s = allreduce_of("", in, &none, DType::kFloat32);
-  s.kind = Kind::kAllgather;
+  s.kind = find_kind("allgather");
   s.shape = {};
   OpRef op;
   CHECK_OK(engine.submit(0, s, true, &op));
@@ -82,7 +82,8 @@ void check_reducescatter(int rank, int size, Engine& engine, size_t unit) {
   std::vector<float> in(total), out(counts[rank] / sizeof(float), -1);
   for (size_t i = 0; i < total; ++i) in[i] = value(rank, i);
   Submission s = allreduce_of("", in, &out, DType::kFloat32);
-  s.kind = Kind::kReducescatter;
+  s.kind = find_kind("reducescatter");
+  s.outputs = {{s.pieces[0].out, out.size() * sizeof(float)}};
   s.counts = counts;
   OpRef op;
   CHECK_OK(engine.submit(0, s, true, &op));
@@ -99,7 +100,7 @@ void check_alltoall(int rank, int size, Engine& engine, size_t unit) {
     for (size_t i = 0; i < block(rank, to); ++i) in.push_back(value(rank * 16 + to, i));
   }
   Submission s = allreduce_of("", in, &none, DType::kFloat32);
-  s.kind = Kind::kAlltoall;
+  s.kind = find_kind("alltoall");
   s.counts = counts;
   s.shape = {};
   OpRef op;
@@ -112,7 +113,7 @@ void check_alltoall(int rank, int size, Engine& engine, size_t unit) {
 
 void check_barrier(Engine& engine) {
   OpRef op;
-  CHECK_OK(engine.submit(0, Submission(), true, &op));
+  CHECK_OK(engine.submit(0, barrier(), true, &op));
   CHECK_OK(wait_for(engine, op));
 }
 

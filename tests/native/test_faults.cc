@@ -10,11 +10,13 @@ using namespace ringreduce;
 
 namespace {
 
+constexpr double kLimitS = 1;  // long enough that no pause of a loaded machine is as long
+
 void sleep_ms(int ms) { std::this_thread::sleep_for(std::chrono::milliseconds(ms)); }
 
 template <typename Condition>
 void wait_until(Condition condition) {
-  const int64_t deadline = now_ns() + 20'000'000'000;
+  const int64_t deadline = now_ns() + 120'000'000'000;
   while (!condition()) {
     CHECK(now_ns() < deadline);
     sleep_ms(1);
@@ -115,7 +117,7 @@ TEST(a_bucket_names_the_rank_that_has_shut_down) {
       launched = true;
       Status status;
       const int64_t start = now_ns();
-      for (bool done = false; status.is_ok() && now_ns() - start < 10'000'000'000;)
+      for (bool done = false; status.is_ok() && now_ns() - start < 60'000'000'000;)
         status = engine.wait_bucket(*plan, 0, 0.005, &done);
       CHECK(status.code() == Code::kPeerLost);
       CHECK(status.text().find("rank 1 has shut down") != std::string::npos);
@@ -126,7 +128,7 @@ TEST(a_bucket_names_the_rank_that_has_shut_down) {
 // The first limit counts from the launch, the next one from the next wait, for all buckets that were in flight.
 TEST(a_bucket_is_waited_for_again_after_a_time_out) {
   WorldOptions options = hosts({0, 0});
-  options.timeout_s = 0.3;
+  options.timeout_s = kLimitS;
   World world(options);
   const std::vector<BucketSpec> buckets = {{1000, DType::kFloat32}, {10, DType::kFloat32}};
   auto engine = world.engine(0);
@@ -141,16 +143,16 @@ TEST(a_bucket_is_waited_for_again_after_a_time_out) {
     return (now_ns() - start) * 1e-9;
   };
   for (int b : {0, 1}) CHECK_OK(engine->launch(*plan, b));
-  sleep_ms(400);
-  CHECK(seconds_until_time_out(0) < 0.3);
-  for (int b : {0, 1, 0}) CHECK(seconds_until_time_out(b) >= 0.3);
+  sleep_ms(1200);
+  CHECK(seconds_until_time_out(0) < kLimitS);
+  for (int b : {0, 1, 0}) CHECK(seconds_until_time_out(b) >= kLimitS);
   engine->close(0);
 }
 
 // The same for an operation, whose new limit its waiter asks for.
 TEST(an_operation_is_waited_for_again_after_a_time_out) {
   WorldOptions options = hosts({0, 0});
-  options.timeout_s = 0.3;
+  options.timeout_s = kLimitS;
   World world(options);
   auto engine = world.engine(0);
   std::vector<float> in(4, 1), out(4);
@@ -164,10 +166,10 @@ TEST(an_operation_is_waited_for_again_after_a_time_out) {
     CHECK(status.code() == Code::kTimeout);
     return (now_ns() - start) * 1e-9;
   };
-  sleep_ms(400);
-  CHECK(seconds_until_time_out(-1, false) < 0.3);
+  sleep_ms(1200);
+  CHECK(seconds_until_time_out(-1, false) < kLimitS);
   op->renew();
-  CHECK(seconds_until_time_out(-1, false) >= 0.3);
+  CHECK(seconds_until_time_out(-1, false) >= kLimitS);
   CHECK(seconds_until_time_out(0.1, true) >= 0.1);
   engine->close(0);
 }

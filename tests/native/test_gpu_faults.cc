@@ -28,7 +28,7 @@ void on_ranks(const Case& how, Body body) {
     GpuRank gpu(engine, rank, how.library);
     body(rank, world, engine, gpu);
   });
-  CHECK(now_ns() - begun < 20'000'000'000);
+  CHECK(now_ns() - begun < 120'000'000'000);
   reset_doubles();
 }
 
@@ -40,7 +40,7 @@ bool has(const Status& status, const std::string& text) {
 
 float* ones(GpuRank& gpu) { return gpu.upload(std::vector<float>(4, 1)); }
 Submission sum(const std::string& name, float* data) {
-  return gpu_submission(Kind::kAllreduce, name, DType::kFloat32, data, data, 4);
+  return gpu_submission(find_kind("allreduce"), name, DType::kFloat32, data, data, 4);
 }
 
 // With the deadline of the settings.
@@ -91,7 +91,7 @@ TEST(a_hang_after_the_call_returned_is_found) {
     gpu.finish(gpu.submit(sum("stuck", ones(gpu))));
     const int64_t begun = now_ns();
     CHECK_EQ(gpu.device().cuda().stream_synchronize(gpu.stream()), kCudaSuccess);  // ended by the abort
-    CHECK(now_ns() - begun < 10'000'000'000);
+    CHECK(now_ns() - begun < 60'000'000'000);
     CHECK(has(when_broken(engine, gpu), "stuck"));
   });
 }
@@ -219,7 +219,7 @@ TEST(cuda_fails) {
       gpu.finish(gpu.submit(sum("first", ones(gpu))));
       float* data = ones(gpu);
       gpu.download<float>(data, 4);
-      Submission s = gpu_submission(Kind::kAllgather, "broken", DType::kFloat32, data, nullptr, 4);
+      Submission s = gpu_submission(find_kind("allgather"), "broken", DType::kFloat32, data, nullptr, 4);
       s.on_gpu = true;
       s.stream = gpu.stream();
       if (rank == 1) Doubles::get().fail(function, 700, 0, rank);

@@ -16,7 +16,7 @@ TEST(no_context_on_gpu_0_for_threads_that_use_another_one) {
     GpuRank gpu(engine, 0, gpu_library(), 1);
     std::thread([&] {  // its current GPU is the first
       float* one = gpu.upload(std::vector<float>{1});
-      gpu.finish(gpu.submit(gpu_submission(Kind::kAllreduce, "", DType::kFloat32, one, one, 1)));
+      gpu.finish(gpu.submit(gpu_submission(find_kind("allreduce"), "", DType::kFloat32, one, one, 1)));
     }).join();
     CHECK(gpu.device().cuda().device_in_use(1));
     CHECK(!gpu.device().cuda().device_in_use(0));
@@ -41,7 +41,7 @@ TEST(tensors_are_kept_until_the_gpu_has_been_there) {
     world.run([&](int rank, Engine& engine) {
       GpuRank gpu(engine, rank, library);
       float* values = gpu.upload(std::vector<float>{1});
-      Submission s = gpu_submission(Kind::kAllreduce, "", DType::kFloat32, values, values, 1);
+      Submission s = gpu_submission(find_kind("allreduce"), "", DType::kFloat32, values, values, 1);
       OpRef op = gpu.submit(s);
       gpu.finish(op);
       const GpuStream stream = op->gpu->stream;
@@ -102,7 +102,7 @@ TEST(process_sets) {
     GpuRank gpu(engine, rank);
     // The world's communicator exists: the first set is split from it.
     float* one = gpu.upload(std::vector<float>{1});
-    gpu.finish(gpu.submit(gpu_submission(Kind::kAllreduce, "", DType::kFloat32, one, one, 1)));
+    gpu.finish(gpu.submit(gpu_submission(find_kind("allreduce"), "", DType::kFloat32, one, one, 1)));
     int id = 0;
     for (const std::vector<int>& members : {std::vector<int>{0, 2}, {1, 2, 3}, {3}}) {
       ++id;
@@ -114,7 +114,7 @@ TEST(process_sets) {
       CHECK_OK(wait_for(engine, split));
       if (at == members.end()) continue;
       float* data = gpu.upload(values<float>(rank, 9));
-      gpu.finish(gpu.submit(gpu_submission(Kind::kAllreduce, "", DType::kFloat32, data, data, 9), id));
+      gpu.finish(gpu.submit(gpu_submission(find_kind("allreduce"), "", DType::kFloat32, data, data, 9), id));
       std::vector<float> expected(9);
       for (size_t i = 0; i < 9; ++i)
         for (int member : members) expected[i] += value<float>(member, i);

@@ -19,7 +19,7 @@ void check_plans(int rank, World& world, Engine& engine, GpuRank& gpu) {
         CHECK_OK(gpu.device().copy(plans[p].data[b], fresh, kBuckets[b] * sizeof(float), gpu.stream()));
         if (static_cast<int>(b) == rank % 3) {
           others.push_back(gpu.upload(values<float>(rank, 50)));
-          ops.push_back(gpu.submit(gpu_submission(Kind::kAllreduce, "between" + std::to_string(p), DType::kFloat32,
+          ops.push_back(gpu.submit(gpu_submission(find_kind("allreduce"), "between" + std::to_string(p), DType::kFloat32,
                                                   others.back(), others.back(), 50)));
         }
         CHECK_OK(engine.launch(*plans[p].plan, static_cast<int>(b), gpu.stream()));
@@ -103,7 +103,7 @@ TEST(a_captured_step_is_replayed) {
       CHECK_EQ(doubles.capture_begin(gpu.stream()), 0);
       step();
       OpRef refused;
-      Submission s = gpu_submission(Kind::kAllreduce, "agreed on", DType::kFloat32, other, other, 3);
+      Submission s = gpu_submission(find_kind("allreduce"), "agreed on", DType::kFloat32, other, other, 3);
       s.on_gpu = true;
       s.stream = gpu.stream();
       CHECK(engine.submit(0, s, true, &refused).code() == Code::kUnsupported);
@@ -177,7 +177,7 @@ TEST(ranks_drop_a_plan_one_after_the_other) {
           std::this_thread::sleep_for(std::chrono::milliseconds(1));
       }
       float* one = gpu.upload(std::vector<float>{1});
-      gpu.finish(gpu.submit(gpu_submission(Kind::kAllreduce, "", DType::kFloat32, one, one, 1)));
+      gpu.finish(gpu.submit(gpu_submission(find_kind("allreduce"), "", DType::kFloat32, one, one, 1)));
     }
   });
 }

@@ -51,7 +51,7 @@ TEST(until_it_is_done_and_no_longer) {
           CHECK_EQ(values[1].back(), 2.0f);
         }
         OpRef next;
-        CHECK_OK(engine.submit(0, Submission(), true, &next));
+        CHECK_OK(engine.submit(0, barrier(), true, &next));
         CHECK_OK(wait_for(engine, next));
         while (!gone[0]) std::this_thread::yield();
         CHECK_EQ(values[0].back(), 2.0f);

@@ -61,6 +61,51 @@ TEST(bell_loses_no_wake_up_between_threads) {
   CHECK_EQ(turn.load(), 2 * kRounds);
 }
 
+// Two threads come here together, as nearly at once as can be.
+class Meeting {
+ public:
+  void meet() {
+    const int round = arrived_.fetch_add(1) / 2;
+    for (int i = 0; arrived_.load(std::memory_order_acquire) < 2 * (round + 1); ++i)
+      if (i > 1000) std::this_thread::yield();
+  }
+
+ private:
+  std::atomic<int> arrived_{0};
+};
+
+// A processor may make a store visible after a later load. Then both could miss each other: the ringer finds no
+// sleeper, and the sleeper no news. For as many rounds as half a second has.
+TEST(bell_hears_of_what_a_sleeper_does_not_see) {
+  Bell bell;
+  Meeting before, after;
+  std::atomic<int> news{0};
+  std::atomic<bool> more{true};
+  std::thread ringer([&] {
+    for (int round = 1; more; ++round) {
+      before.meet();
+      for (volatile int i = 0; i < round % 32; ++i) continue;  // who of the two is first differs
+      news.store(round, std::memory_order_relaxed);
+      bell.ring();
+      after.meet();
+    }
+  });
+  const int64_t end = now_ns() + kSecond / 2;
+  int lost = 0;
+  for (int round = 1; more; ++round) {
+    before.meet();
+    const uint32_t ticket = bell.ticket();
+    bell.enter();
+    const bool seen = news.load(std::memory_order_relaxed) == round;
+    if (now_ns() > end) more = false;
+    after.meet();
+    lost += !seen && bell.ticket() == ticket;
+    bell.leave();
+  }
+  ringer.join();
+  CHECK_EQ(lost, 0);
+}
+
 TEST(bell_with_an_old_ticket_does_not_sleep_and_a_timeout_ends_a_sleep) {
   Bell bell;
   const uint32_t old_ticket = bell.ticket();

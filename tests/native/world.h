@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "check.h"
+#include "collectives/kinds.h"
 #include "common/clock.h"
 #include "counting_net.h"
 #include "engine/engine.h"
@@ -144,10 +145,16 @@ inline Status wait_for(Engine& engine, const OpRef& op) {
   return op->status;
 }
 
+inline Submission barrier() {
+  Submission s;
+  s.kind = &kBarrier;
+  return s;
+}
+
 template <typename T>
 Submission allreduce_of(const std::string& name, const std::vector<T>& in, std::vector<T>* out, DType dtype, int op = kOpSum) {
   Submission s;
-  s.kind = Kind::kAllreduce;
+  s.kind = find_kind("allreduce");
   s.dtype = dtype;
   s.op = op;
   s.name = name;

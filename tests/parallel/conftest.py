@@ -20,6 +20,10 @@ from runner.rank import launcher_rank
 if hosts := os.environ.get("RINGREDUCE_TEST_HOSTS"):  # before ringreduce looks at the environment
     os.environ["RINGREDUCE_HOST_ID"] = hosts.split(",")[launcher_rank()]
 
+# Far beyond what anything here takes, also where other programs want the cores; a hang is found by the runner before.
+LIMIT = 240.0
+os.environ.setdefault("RINGREDUCE_TIMEOUT", str(LIMIT))
+
 torch.set_num_threads(1)  # the ranks share the cores
 
 
@@ -41,3 +45,9 @@ def rank(rr: ModuleType) -> int:
 @pytest.fixture(scope="session")
 def size(rr: ModuleType) -> int:
     return int(rr.size())
+
+
+@pytest.fixture(autouse=True)
+def _at_its_number_of_ranks(request: pytest.FixtureRequest, size: int) -> None:
+    if size != 2 and request.node.get_closest_marker("pair"):
+        pytest.skip("runs at 2 ranks")

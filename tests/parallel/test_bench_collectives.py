@@ -14,6 +14,7 @@ from ringreduce.bench.job import Job
 from ringreduce.bench.measure import alternate
 from ringreduce.bench.turns import Effort
 
+pytestmark = pytest.mark.pair  # whatever the ranks, the same contenders
 WAYS = [(name, library) for name, collective in COLLECTIVES.items() for library in collective.ways]
 DTYPES = ("float32", "int16", "bfloat16")  # all libraries have the first, Gloo lacks the second, MPI the third
 ELEMENTS = 60  # a multiple of 1, 2, 3 and 4 ranks

@@ -22,10 +22,11 @@ def available() -> int:
         return 0
 
 
+pytestmark = pytest.mark.pair
+
+
 @pytest.fixture(autouse=True)
-def _two_ranks_with_memory(size):
-    if size != 2:
-        pytest.skip("runs at 2 ranks")
+def _with_memory():
     memory = min(WORLD.allgather(available()))
     if memory < NEEDED:
         pytest.skip(f"needs {NEEDED >> 20} MiB of free memory, there are {memory >> 20}")

@@ -1,4 +1,7 @@
-"""Collectives within a function under torch.compile: called as they are."""
+"""Collectives within a function under torch.compile: called as they are.
+
+Compiling takes long: at 2 ranks only.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,9 @@ import torch
 import ringreduce as rr
 
 
+@pytest.mark.pair
 @pytest.mark.parametrize("call", ["allreduce", "allgather", "broadcast", "reducescatter", "alltoall"])
-def test_a_collective_in_a_compiled_function(rank, size, call):
-    if size != 2:
-        pytest.skip("compiling takes long: at 2 ranks only")
+def test_a_collective_in_a_compiled_function(rank, call):
     collective = {
         "allreduce": lambda x: rr.allreduce(x, op=rr.Sum),
         "allgather": rr.allgather,

@@ -164,6 +164,7 @@ def test_what_is_said(rr, rank, size, said):
     assert f"since step {found} at the latest {before}: " in said()[0][0]
 
 
+@pytest.mark.quick
 @several
 def test_nothing_was_broadcast(rr, rank, said):
     torch.manual_seed(rank)

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import ringreduce as rr
-from ringreduce._gradients.reducer import Phase, Reducer
+from ringreduce._gradients.backward_pass import BackwardPass
+from ringreduce._gradients.phases import Phase
 from ringreduce.errors import PlanLeftError
 
 Train = Callable[[nn.Module, torch.optim.Optimizer, Callable[[Tensor], Tensor]], None]
@@ -97,6 +98,7 @@ def raises_everywhere(error: type[Exception], pattern: str, call: Callable[[], A
 # Between a backward pass and the next.
 
 
+@pytest.mark.quick
 def test_plain():
     check(step_with(lambda model: None))
 
@@ -112,6 +114,7 @@ CLEAR = {
 }
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("how", CLEAR)
 @pytest.mark.parametrize("op", [rr.Average, rr.Sum])
 def test_cleared(how, op, size):
@@ -124,6 +127,7 @@ def test_cleared(how, op, size):
     check(train, op=op)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("op", [rr.Average, rr.Sum])
 def test_again(op, size):
     def train(model, optimizer, part):
@@ -144,6 +148,7 @@ def held_back(optimizer: torch.optim.Optimizer) -> Any:
     return optimizer.no_sync() if hasattr(optimizer, "no_sync") else warnings.catch_warnings()
 
 
+@pytest.mark.quick
 def test_no_sync():
     def train(model, optimizer, part):
         for i, (x, y) in enumerate(data(4)):
@@ -607,9 +612,8 @@ def test_threads():
     assert all(isinstance(result, float) and result < 1e-9 for result in results.values()), results
 
 
-def test_compiled(size):
-    if size != 2:
-        pytest.skip("compiling takes long: at 2 ranks only")
+@pytest.mark.pair
+def test_compiled():
     import torch._dynamo
     from torch._dynamo import compiled_autograd
 
@@ -704,6 +708,7 @@ def test_failed_everywhere(clear, at):
     check(train, build=fragile, num_groups=4)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("fails", [(0,), (2,), (0, 1), (2, 3, 4)])
 @pytest.mark.parametrize("optimizers", [1, 2])
 def test_failed_on_one(rank, size, fails, optimizers):
@@ -743,16 +748,16 @@ def test_failed_beside(rank, size, monkeypatch):
     if rank < size - 1:
         named = [(f"beside.{name}", p) for name, p in two.named_parameters()]
         optimizers.append(rr.DistributedOptimizer(torch.optim.SGD(two.parameters(), lr=0.1), named, process_set=others))
-    launched, launch = threading.local(), Reducer.launch
+    launched, launch = threading.local(), BackwardPass.launch
 
-    def late_launch(reducer: Reducer) -> None:
+    def late_launch(one: BackwardPass) -> None:
         """Of the first optimizer the launch comes before the failure, of the second one after it was told."""
         if rank == 0 and i == 2 and getattr(launched, "first", False):
             time.sleep(1)
-        launch(reducer)
-        launched.first = reducer._phase is Phase.REDUCING
+        launch(one)
+        launched.first = one.step.phase is Phase.REDUCING
 
-    monkeypatch.setattr(Reducer, "launch", late_launch)
+    monkeypatch.setattr(BackwardPass, "launch", late_launch)
     for i, (x, y) in enumerate(data(5)):
         for optimizer in optimizers:
             optimizer.zero_grad()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.dlpack import from_dlpack
 
-from ringreduce._core import SUM, Plan, PlanLeftError
+from ringreduce._core import Plan, PlanLeftError
 from ringreduce._gradients.arena import make_arena
 from ringreduce._gradients.channels import agreed_channel
 from ringreduce._ops import dtypes
@@ -20,7 +20,7 @@ def make_plan(rr) -> Plan:
     running.require()
     spec = [(elements, dtypes.CODES[torch.float32]) for elements in SIZES]
     with agreed_channel("test", rr.allgather_object) as channel:
-        return make_arena(spec, SUM, 1.0, 1.0, rr.global_process_set, channel, "test")
+        return make_arena(spec, int(rr.Sum), 1.0, 1.0, rr.global_process_set, channel, "test")
 
 
 def fill_and_launch(plan: Plan, bucket: int) -> torch.Tensor:

@@ -112,6 +112,26 @@ CASES: dict[str, tuple[Call, Call, tuple[str, ...]]] = {
         lambda name: rr.alltoall(ones(WORLD.size), None, name),
         ("float64", "float32"),
     ),
+    "reduce root": (
+        lambda name: rr.reduce(ones(3), 0, name),
+        lambda name: rr.reduce(ones(3), 1, name),
+        ("reduce Average of float32 \\[3\\] on cpu to rank 0", "to rank 1"),
+    ),
+    "reduce operation": (
+        lambda name: rr.reduce(ones(3), 0, name, op=rr.Max),
+        lambda name: rr.reduce(ones(3), 0, name),
+        ("Max", "Average"),
+    ),
+    "gather root": (
+        lambda name: rr.gather(ones(2, 3), 0, name),
+        lambda name: rr.gather(ones(3, 3), 1, name),
+        ("gather of float32 rows \\[3\\] on cpu to rank 0", "to rank 1"),
+    ),
+    "scatter row shape": (
+        lambda name: rr.scatter(ones(WORLD.size, 7), 0, None, name),
+        lambda name: rr.scatter(ones(WORLD.size, 3), 0, None, name),
+        ("scatter of float32 rows \\[7\\] on cpu from rank 0", "rows \\[3\\]"),
+    ),
 }
 KINDS: dict[str, tuple[Call, Call, tuple[str, ...]]] = {  # unnamed: with a name these are two operations
     "allreduce and allgather": (

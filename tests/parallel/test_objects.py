@@ -29,6 +29,7 @@ def test_broadcast_object_leaves_the_roots_own(rank):
         assert result is mine
 
 
+@pytest.mark.quick
 def test_allgather_object(rank, size):
     assert rr.allgather_object(["x" * 1_000 * rank, rank]) == [["x" * 1_000 * r, r] for r in range(size)]
     assert rr.allgather_object(None, name="nothing") == [None] * size
@@ -87,6 +88,7 @@ def test_an_object_that_cannot_be_read(rank, size):
         assert_same_error(lambda: rr.broadcast_object(Unreadable(1)), "rank 1: the object of rank 0", "cannot read")
 
 
+@pytest.mark.quick
 def test_broadcast_parameters(rank, size):
     root = size - 1
     torch.manual_seed(rank)

@@ -72,7 +72,7 @@ def test_gradients_are_aliases_of_the_buckets(size):
     dense = [p.grad for p in model.parameters() if p.grad is not None and not p.grad.is_sparse]
     assert len({g.untyped_storage()._cdata for g in dense}) == len(dense)
     if size > 1:
-        plan = optimizer._ringreduce_reducer._plan
+        plan = optimizer._ringreduce_exchange._step.planning.plan
         buckets = [(flat.data_ptr(), flat.data_ptr() + flat.nbytes) for flat in plan._memory.flat]
         assert all(any(begin <= g.data_ptr() < end for begin, end in buckets) for g in dense)
     for g in dense:
@@ -84,10 +84,10 @@ def test_gradients_are_aliases_of_the_buckets(size):
 def test_reductions_begin_before_backward_ends():
     model = nn.Sequential(*(nn.Linear(600, 600) for _ in range(3)))
     optimizer = distributed(torch.optim.SGD(model.parameters(), lr=0.1), model)
-    reducer = optimizer._ringreduce_reducer
+    planning = optimizer._ringreduce_exchange._step.planning
     launched = []
     model[0].weight.register_post_accumulate_grad_hook(
-        lambda _: launched.append(reducer._plan.next if reducer._plan else 0)
+        lambda _: launched.append(planning.plan.next if planning.plan else 0)
     )
     for _ in range(2):
         model(torch.ones(2, 600)).sum().backward()

@@ -256,6 +256,7 @@ def test_an_optimizer_that_goes_gives_its_buckets_back():
     assert slots() == before
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("kind", ["sgd", "adam", "lr tensor"])
 def test_broadcast_optimizer_state(rank, size, kind):
     """Ranks without state get the root's; the root's parameters and state stay."""

@@ -53,6 +53,7 @@ def train(model: nn.Module, optimizers: Optimizers, passes: int, share: Callable
             optimizer.step()
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("sparse", [True, False], ids=["sparse", "dense"])
 @pytest.mark.parametrize("passes", [1, 3])
 @pytest.mark.parametrize(("optimizers", "bound"), [(sgd, 1e-5), (adamw, 1e-4)], ids=["SGD", "AdamW"])

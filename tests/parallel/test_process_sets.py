@@ -134,6 +134,7 @@ def test_roots_are_global_ranks(rank, size, add):
         assert rr.broadcast_object(rank, size - 1, process_set=process_set) == size - 1
 
 
+@pytest.mark.quick
 @pytest.mark.hosts
 @pytest.mark.parametrize("numel", [1, 10_007, several_chunks(torch.float32)])
 def test_every_collective(rank, size, numel, add):

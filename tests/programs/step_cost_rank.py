@@ -78,7 +78,7 @@ def main(file: str) -> None:
     result["plain"] = measure("plain", plain)
     reduced, optimizer = trainer(reduced=True)
     result["reduced"] = measure("reduced", reduced)
-    plan = optimizer._ringreduce_reducer._plan  # type: ignore[attr-defined]
+    plan = optimizer._ringreduce_exchange._step.planning.plan  # type: ignore[attr-defined]
     result["buckets"] = [bucket.elements * bucket.dtype.itemsize for bucket in plan.buckets]
     # The counter counts: one message to ourselves.
     before = calls()["sends"]

@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from runner.launch import ROOT, clean_environment, find_launcher
+from runner.launch import PATIENCE, ROOT, clean_environment, find_launcher
 from runner.source_tree import bare_python, link_installed, run, site_packages
 
 README = (ROOT / "README.md").read_text()
@@ -61,7 +61,7 @@ def command(python: Path, *arguments: str, **extra: str) -> subprocess.Completed
     env.pop("PYTHONPATH", None)
     env.update(extra)
     return subprocess.run(
-        arguments, cwd=python.parent, env=env, capture_output=True, text=True, timeout=120, check=False
+        arguments, cwd=python.parent, env=env, capture_output=True, text=True, timeout=PATIENCE, check=False
     )
 
 
@@ -86,6 +86,7 @@ def test_the_command_line(fresh):
     assert launcher.mpirun == str(fresh.parent / "mpirun")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("program", [("ringreduce",), ("python", "-m", "ringreduce")])
 def test_doctor_speaks_where_nothing_else_is_installed(alone, program):
     done = command(alone, *program, "doctor")
@@ -106,6 +107,7 @@ def test_doctor_speaks_where_nothing_else_is_installed(alone, program):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.thorough
 def test_doctor_tries_what_there_is(alone):
     """With torch, but without MPI and the command line's libraries."""
     link_installed("torch", site_packages(alone))
@@ -115,6 +117,7 @@ def test_doctor_tries_what_there_is(alone):
     assert re.search(r"collectives on CPU tensors +ok", done.stdout)
 
 
+@pytest.mark.thorough
 def test_a_broken_torch_or_core_is_named(alone, tmp_path):
     """As where a library that torch needs is missing."""
     (tmp_path / "torch.py").write_text("raise OSError('libgomp.so.1: cannot open shared object file')")

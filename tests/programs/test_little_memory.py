@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from runner.launch import clean_environment, find_launcher
+from runner.launch import PATIENCE, clean_environment, find_launcher
 
 LAUNCHER = find_launcher()
 
@@ -71,7 +71,7 @@ def run(tmp_path: Path) -> Run:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=150,
+            timeout=PATIENCE,
             check=False,
         )
 
@@ -121,6 +121,7 @@ def test_files_of_others_stay_as_they_are(run):
     assert not said(done, "opened a file")
 
 
+@pytest.mark.thorough
 def test_one_way_of_sharing_for_the_whole_job(run):
     """The world found that /proc leads nowhere: later segments do not try it again."""
     code = """
@@ -173,6 +174,7 @@ def test_training_in_the_shared_memory_that_docker_gives(run):
     assert len(said(done, "sum 4.0")) == 4
 
 
+@pytest.mark.thorough
 def test_not_even_enough_to_begin_with(run):
     code = """
     try:
@@ -207,17 +209,19 @@ def test_more_operations_in_flight_than_there_is_memory_for(run):
     assert len(said(done, "told:")) == 2
 
 
+@pytest.mark.thorough
 def test_with_a_memfd_the_size_of_dev_shm_does_not_count(run):
     code = "rr.init()\nprint('sum', rr.allreduce(torch.ones(1 << 20), op=rr.Sum).max().item())"
     done = run(2, code, shm="64K")
     assert len(said(done, "sum 2.0")) == 2, done.stdout + done.stderr
 
 
+@pytest.mark.thorough
 def test_the_process_that_shares_has_not_left_a_name():
     """Where a POSIX segment is all there is: nothing stays in /dev/shm once all have it."""
     script = PREAMBLE + "rr.init(); print([n for n in os.listdir('/dev/shm') if str(os.getpid()) in n])"
     done = subprocess.run(
         [sys.executable, "-c", script], env=clean_environment({"NO_MEMFD": "1"}), capture_output=True, text=True,
-        timeout=100, check=False,
+        timeout=PATIENCE, check=False,
     )  # fmt: skip
     assert done.stdout == "[]\n", done.stderr

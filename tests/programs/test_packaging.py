@@ -11,6 +11,7 @@ import pytest
 from runner.source_tree import bare_python, run, site_packages
 
 ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.thorough
 sys.path.insert(0, str(ROOT))
 import setup_cuda  # noqa: E402
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runner.launch import clean_environment, find_launcher
+from runner.launch import PATIENCE, clean_environment, find_launcher
 
 HERE = Path(__file__).parent
 RANKS = 2
@@ -43,14 +43,19 @@ def counter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The counting library, linked with the MPI that mpi4py loads."""
     show = "from mpi4py import MPI; print(open('/proc/self/maps').read())"
     maps = subprocess.run(
-        [sys.executable, "-c", show], env=clean_environment(), capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", show],
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=True,
     ).stdout
     mpi = re.search(r"(/\S*)/libmpi[^/\s]*\.so[.\d]*$", maps, re.MULTILINE)
     assert mpi is not None, maps
     library = tmp_path_factory.mktemp("counter") / "libmpi_counter.so"
     assert COMPILER is not None
     options = ["-std=c++17", "-shared", "-fPIC", "-o", str(library), str(HERE / "mpi_counter.cc")]
-    subprocess.run([COMPILER, *options, mpi[0], f"-Wl,-rpath,{mpi[1]}"], check=True, timeout=120)
+    subprocess.run([COMPILER, *options, mpi[0], f"-Wl,-rpath,{mpi[1]}"], check=True, timeout=PATIENCE)
     return library
 
 
@@ -65,7 +70,7 @@ def run(directory: Path, counter: Path, hosts: str = "", tracer: Sequence[str] =
         cwd=directory,
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -99,7 +104,7 @@ def no_strace() -> str:
     """Why strace cannot be used here, if it cannot."""
     if shutil.which("strace") is None:
         return "no strace on this machine"
-    done = subprocess.run(["strace", "-f", "true"], capture_output=True, text=True, timeout=20, check=False)
+    done = subprocess.run(["strace", "-f", "true"], capture_output=True, text=True, timeout=PATIENCE, check=False)
     return "" if done.returncode == 0 else f"strace may not trace here: {done.stderr.strip()}"
 
 

@@ -25,7 +25,14 @@ def run(size, **environment):
     return LAUNCHER.run(size, program.__file__, *options, **doubles, **environment)
 
 
-@pytest.mark.parametrize(("size", "path"), [(1, "nccl"), (2, "nccl"), (2, "host")])
+@pytest.mark.parametrize(
+    ("size", "path"),
+    [
+        pytest.param(1, "nccl", marks=pytest.mark.thorough),
+        (2, "nccl"),
+        pytest.param(2, "host", marks=pytest.mark.thorough),
+    ],
+)
 def test_nothing_is_wrong_on_the_doubles(size, path):
     done = run(size, RINGREDUCE_GPU_PATH="host" if path == "host" else "")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -6,14 +6,15 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from runner.launch import ROOT, clean_environment
 from runner.results import Result, StageReport
 
-NATIVE_TIMEOUT = 300.0  # seconds for one program, and under a sanitizer
-SANITIZED_TIMEOUT = 900.0
+NATIVE_TIMEOUT = 900.0  # seconds for one program, and under a sanitizer
+SANITIZED_TIMEOUT = 2400.0
 # TSan's memory layout does not fit under some kernels' address randomisation; no fault of ours.
 CANNOT_RUN = re.compile(r"FATAL: ThreadSanitizer: unexpected memory mapping|LeakSanitizer does not work under ptrace")
 
@@ -39,22 +40,26 @@ def run(command: list[str], timeout: float) -> tuple[int | None, str]:
     return done.returncode, done.stdout
 
 
-def run_native(name: str, sanitize: str = "", select: str = "") -> StageReport:
-    """Builds tests/native/test_*.cc and runs each; a program prints "ok CASE" for each case."""
+def run_native(name: str, sanitize: str = "", select: str = "", programs: Sequence[str] = ()) -> StageReport:
+    """Builds tests/native/test_*.cc, or these `programs`, and runs each; a program prints "ok CASE" for each case."""
     report, began = StageReport(name), time.monotonic()
     directory = Path("build/native" + (f"-{sanitize.replace(',', '-')}" if sanitize else ""))
-    programs = [directory / source.stem for source in sorted((ROOT / "tests" / "native").glob("test_*.cc"))]
-    status, output = run(["make", "-s", "-j2", "native-build", f"SANITIZE={sanitize}"], timeout=1800)
+    paths = [directory / program for program in programs or native_programs()]
+    status, output = run(["make", "-s", "-j2", "doubles", *map(str, paths), f"SANITIZE={sanitize}"], timeout=3000)
     if status != 0:
         messages = [line for line in output.splitlines() if not line.startswith("CXX ")]
         report.add("build", "failed", "\n".join(messages[:80]))
     else:
         limit = SANITIZED_TIMEOUT if sanitize else NATIVE_TIMEOUT
         with ThreadPoolExecutor(2) as pool:  # half of them mostly wait
-            for results in pool.map(lambda program: run_program(program, select, limit), programs):
+            for results in pool.map(lambda program: run_program(program, select, limit), paths):
                 report.results += results
     report.seconds = time.monotonic() - began
     return report
+
+
+def native_programs() -> list[str]:
+    return sorted(source.stem for source in (ROOT / "tests" / "native").glob("test_*.cc"))
 
 
 def run_program(program: Path, select: str, limit: float) -> list[Result]:

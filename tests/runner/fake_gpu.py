@@ -79,6 +79,14 @@ class FakeCuda(Cuda):
         value = bool(flag)
         return lambda: value
 
+    def to_host(self, tensor: Tensor) -> Tensor:
+        self.joined(self.stream)
+        return tensor.clone()
+
+    def from_host(self, tensor: Tensor, source: Tensor) -> None:
+        self.joined(self.stream)
+        tensor.copy_(source)
+
     def empty(self, shape: Sequence[int], dtype: torch.dtype, index: int | None = None) -> Tensor:
         return self.cuda(torch.empty(tuple(shape), dtype=dtype))
 

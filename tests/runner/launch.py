@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+PATIENCE = 600.0  # seconds after which a program counts as hanging: many times what one takes on a busy machine
 
 # Open MPI 5 reads PRTE_*, Open MPI 4 OMPI_*; MPICH reads neither and needs none.
 MPI_ENVIRONMENT = {
@@ -80,7 +81,7 @@ class Launcher:
     def env(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
         return clean_environment({**self.environment, **(extra or {})})
 
-    def run(self, size: int, *arguments: str, timeout: float = 120, **extra: str) -> subprocess.CompletedProcess[str]:
+    def run(self, size: int, *arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
         """Runs `python ARGUMENTS` on `size` ranks to its end; `extra` goes into the environment."""
         return subprocess.run(
             self.command(size, *arguments),
@@ -89,7 +90,7 @@ class Launcher:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=timeout,
+            timeout=PATIENCE,
             check=False,
         )
 

@@ -36,7 +36,7 @@ def mpich_launcher() -> Launcher | str:
     if launcher is None:
         return "MPICH's package has no mpirun"
     try:
-        probe = launcher.run(2, "tests/runner/mpi_size.py", timeout=60)
+        probe = launcher.run(2, "tests/runner/mpi_size.py")
     except subprocess.TimeoutExpired:
         return "MPICH does not start 2 ranks here"
     return launcher if probe.stdout.count("size 2") == 2 else f"MPICH does not run here: {probe.stderr.strip()[-300:]}"

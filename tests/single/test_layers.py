@@ -21,10 +21,11 @@ MAY_INCLUDE = {
     "ops": {"kernels", "common"},
     "collectives": _MOVING,
     "agreement": _MOVING | {"collectives"},
+    "mailbox": _MOVING | {"collectives"},
     "buckets": _MOVING | {"collectives", "agreement"},
     "gpu": _MOVING | {"collectives", "buckets"},
-    "engine": _MOVING | {"collectives", "agreement", "buckets", "gpu"},
-    "bindings": _MOVING | {"collectives", "agreement", "buckets", "gpu", "engine"},
+    "engine": _MOVING | {"collectives", "agreement", "mailbox", "buckets", "gpu"},
+    "bindings": _MOVING | {"collectives", "agreement", "mailbox", "buckets", "gpu", "engine"},
     # A library of its own, which the core reaches through one table only.
     "gpu/cuda": {"common", "gpu/cuda_api.h"},
 }
@@ -145,11 +146,11 @@ PACKAGE = CSRC.parent / "ringreduce"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 # From the bottom up; parts of one line know nothing of each other. What the native core is made of is below all.
 ORDER = [
-    ["_core", "_version", "reduction"],
-    ["errors", "_placement"],
+    ["_core", "_version"],
+    ["errors", "_placement", "reduction"],
     ["_runtime"],
     ["_ops", "compression"],
-    ["collectives", "objects"],
+    ["collectives", "p2p", "objects"],
     ["state", "_lifecycle", "_gradients"],
     ["optimizer", "drift"],
     ["doctor"],
@@ -176,6 +177,34 @@ def imports(text: str) -> set[str]:
         elif isinstance(node, ast.Import):
             found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("ringreduce.")}
     return found
+
+
+# Within _gradients, from the bottom up, as its docstring draws it.
+GRADIENTS = [
+    ["options", "names", "channels", "layout", "marks", "holders", "backward", "group", "phases"],
+    ["slot", "drift_windows"],
+    ["hooks", "edits", "delivery", "drift_compare", "drift_digests"],
+    ["parameters", "refusals", "drift_gpu", "drift_report", "arena", "gpu_memory", "sparse"],
+    ["drift", "rest", "exchange"],
+    ["plan", "local_sgd"],
+    ["agreement"],
+    ["planning"],
+    ["step"],
+    ["backward_pass"],
+    ["averaging"],
+    ["__init__"],
+]
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "_gradients").glob("*.py")), ids=lambda path: path.stem)
+def test_imports_point_down_within_gradients(path):
+    height = {name: at for at, names in enumerate(GRADIENTS) for name in names}
+    others = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("ringreduce._gradients"):
+            where = node.module.split(".")
+            others |= set(where[2:3]) or {alias.name for alias in node.names}
+    assert [other for other in others if height[other] >= height[path.stem]] == []
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))

@@ -4,6 +4,7 @@
 // A type has Memory (as it lies in a tensor), Value (what is computed with) and Factor (of scales).
 #pragma once
 
+#include <limits>
 #include <type_traits>
 
 #include "common/dtype.h"
@@ -117,8 +118,11 @@ struct Real : Type {
 
 // Wraps around. Scaled in float64 and truncated; what does not fit becomes the nearest that does,
 // NaN zero.
-template <typename T, typename Wrapping, T kLeast, T kMost>
+template <typename T>
 struct Integer {
+  // Two small ones would be multiplied as int, whose overflow is undefined.
+  using Wrapping = std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t>;
+  static constexpr T kLeast = std::numeric_limits<T>::min(), kMost = std::numeric_limits<T>::max();
   using Memory = T;
   using Value = T;
   static constexpr bool kOrdered = true;
@@ -200,22 +204,26 @@ bool with_float(DType dtype, Visit visit) {
   }
 }
 
+// The kernels' types of common/dtype.h, as the reduce needs them.
+namespace reduced {
+template <typename T>
+using Integer = gpu::Integer<T>;
+template <typename T>
+using Real = gpu::Real<Float<T>>;
+template <typename T>
+using Complex = gpu::Complex<T>;
+using Float16 = gpu::Real<gpu::Float16>;
+using BFloat16 = gpu::Real<gpu::BFloat16>;
+using Bool = gpu::Bool;
+}  // namespace reduced
+
 // Calls visit(type) with what the reduce needs for `dtype`.
 template <class Visit>
 void with_dtype(DType dtype, Visit visit) {
   switch (dtype) {
-    case DType::kUint8: return visit(Integer<uint8_t, uint32_t, 0, UINT8_MAX>());
-    case DType::kInt8: return visit(Integer<int8_t, uint32_t, INT8_MIN, INT8_MAX>());
-    case DType::kInt16: return visit(Integer<int16_t, uint32_t, INT16_MIN, INT16_MAX>());
-    case DType::kInt32: return visit(Integer<int32_t, uint32_t, INT32_MIN, INT32_MAX>());
-    case DType::kInt64: return visit(Integer<int64_t, uint64_t, INT64_MIN, INT64_MAX>());
-    case DType::kFloat16: return visit(Real<Float16>());
-    case DType::kBFloat16: return visit(Real<BFloat16>());
-    case DType::kFloat32: return visit(Real<Float<float>>());
-    case DType::kFloat64: return visit(Real<Float<double>>());
-    case DType::kComplex64: return visit(Complex<float>());
-    case DType::kComplex128: return visit(Complex<double>());
-    case DType::kBool: return visit(Bool());
+#define RR_ROW(name, python, bytes, family, type, nccl, one) case DType::k##name: return visit(reduced::type());
+    RR_DTYPES(RR_ROW)
+#undef RR_ROW
   }
 }
 

@@ -78,13 +78,12 @@ struct ReduceBody {
     const uint64_t end = least(p.head + index * kGroup, p.count);
     if (begin >= end) return;
     switch (p.reduction) {
-      case Reduction::kSum: return piece<Reduction::kSum>(p, begin, end);
-      case Reduction::kProduct: return piece<Reduction::kProduct>(p, begin, end);
-      default: break;
-    }
-    if constexpr (Type::kOrdered) {
-      if (p.reduction == Reduction::kMin) piece<Reduction::kMin>(p, begin, end);
-      if (p.reduction == Reduction::kMax) piece<Reduction::kMax>(p, begin, end);
+#define RR_ROW(name, number, ordered, nccl)                                                  \
+  case Reduction::k##name:                                                                   \
+    if constexpr (!ordered || Type::kOrdered) return piece<Reduction::k##name>(p, begin, end); \
+    break;
+      RR_REDUCTIONS(RR_ROW)
+#undef RR_ROW
     }
   }
 };
@@ -114,8 +113,8 @@ int reduce_type(const DeviceReduceArgs& args, Launch& launch) {
 
 template <class Launch>
 int reduce_sources(const DeviceReduceArgs& args, Launch launch) {
-  const bool ordered = args.reduction == Reduction::kMin || args.reduction == Reduction::kMax;
-  const bool complex = args.dtype == DType::kComplex64 || args.dtype == DType::kComplex128;
+  const bool ordered = needs_order(args.reduction);
+  const bool complex = info(args.dtype).family == Family::kComplex;
   if (args.src_count < 1 || args.src_count > DeviceReduceArgs::kReduceSources || (complex && ordered))
     return kInvalidValue;
   if (args.count == 0) return kCudaSuccess;

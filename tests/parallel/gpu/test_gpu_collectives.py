@@ -15,6 +15,7 @@ from ringreduce._runtime import running
 OPS = [rr.Average, rr.Sum, rr.Min, rr.Max, rr.Product]
 
 
+@pytest.mark.quick
 def test_allreduce(gpu, rank):
     for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.int32, torch.int64, torch.int16, torch.uint8):
         for op in OPS:
@@ -74,6 +75,44 @@ def test_other_collectives(gpu, rank, size):
     assert torch.equal(result, expected)
     assert counts.tolist() == received.tolist()
     rr.barrier()
+
+
+def test_rooted_collectives(gpu, rank, size):
+    for root in {0, size - 1}:
+        for op, dtype in ((rr.Sum, torch.float32), (rr.Max, torch.int16), (rr.Average, torch.int64)):
+            x = gpu.cuda(make(rank, 33, dtype))
+            expected = rr.reduce(make(rank, 33, dtype), root, op=op)
+            result = rr.reduce(x, root, op=op)
+            assert gpu.holds(result)
+            assert torch.equal(result, expected)
+            assert rr.reduce_(x, root, op=op) is x
+            assert torch.equal(x, expected if rank == root else make(rank, 33, dtype))
+        rows = make(rank, rank * 6, torch.float32).view(rank * 2, 3)
+        assert torch.equal(rr.gather(gpu.cuda(rows.clone()), root), rr.gather(rows, root))
+        splits = [target + 1 for target in range(size)] if rank == root else None
+        whole = make(root, (sum(splits) if splits else 0, 3), torch.float32)
+        assert torch.equal(rr.scatter(gpu.cuda(whole.clone()), root, splits), rr.scatter(whole, root, splits))
+
+
+def test_into_memory_that_is_there(gpu, rank, size):
+    mine = make(rank, (2 * size, 3), torch.float32)
+    for call, expected in (
+        (lambda output: rr.allgather_into(output, gpu.cuda(mine.clone())), rr.allgather(mine)),
+        (lambda output: rr.alltoall_into(output, gpu.cuda(mine.clone())), rr.alltoall(mine)),
+        (
+            lambda output: rr.reducescatter_into(output, gpu.cuda(mine.clone()), op=rr.Sum),
+            rr.reducescatter(mine, op=rr.Sum),
+        ),
+    ):
+        rows = expected.shape[0]
+        for sizes in ([rows], [1, rows - 1]):
+            pieces = [gpu.cuda(torch.zeros(n, 3)) for n in sizes]
+            call(pieces)
+            assert torch.equal(torch.cat(pieces), expected)
+    with pytest.raises(ValueError, match="output"):
+        rr.allgather_into(gpu.cuda(torch.zeros(1 + 2 * size * size, 3)), gpu.cuda(mine.clone()))
+    with pytest.raises(ValueError, match="a group is on one device"):
+        rr.allgather_into(torch.zeros(2 * size * size, 3), gpu.cuda(mine.clone()))
 
 
 def test_parameters_and_optimizer_state(gpu, rank):

@@ -1,0 +1,146 @@
+// What Python submits, and the operations that it gets. No logic; ringreduce/_core.pyi is its documentation.
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include "bindings/support.h"
+#include "bindings/tensor.h"
+#include "collectives/kinds.h"
+
+using namespace nb::literals;
+
+namespace ringreduce {
+namespace {
+
+void append_shape(nb::handle shape, std::vector<int64_t>* to) {
+  for (nb::handle extent : nb::borrow<nb::tuple>(shape)) to->push_back(nb::cast<int64_t>(extent));
+}
+
+// A name; address and elements of each input and output; the inputs' shapes; dtype; reduction operation and factors; root;
+// elements by rank; what to keep. ringreduce/_ops/submit.py has the same (Request).
+using Tensors = std::vector<std::pair<size_t, size_t>>;
+using PyRequest = std::tuple<std::optional<std::string>, Tensors, Tensors, nb::sequence, int, int, double, double, int,
+                           std::vector<int64_t>, nb::object>;
+
+Submission make_submission(const Kind& kind, const PyRequest& request) {
+  const auto& [name, inputs, outputs, shapes, dtype, op, prescale, postscale, root, counts, kept] = request;
+  if (kind.alike ? inputs.size() != outputs.size() : inputs.size() != 1) throw nb::value_error("inputs and outputs do not match");
+  Submission s;
+  s.kind = &kind;
+  s.dtype = to_dtype(dtype);
+  s.op = op;
+  s.prescale = prescale;
+  s.postscale = postscale;
+  s.root = root;
+  if (name) s.name = *name;
+  const size_t size = info(s.dtype).size;
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    char* out = kind.alike ? static_cast<char*>(pointer(outputs[i].first)) : nullptr;
+    s.pieces.push_back({static_cast<char*>(pointer(inputs[i].first)), out, inputs[i].second * size});
+    if (i) s.shape.push_back(Submission::kNextTensor);
+    append_shape(shapes[i], &s.shape);
+  }
+  if (!kind.alike)
+    for (const auto& [address, elements] : outputs) s.outputs.push_back({static_cast<char*>(pointer(address)), elements * size});
+  for (int64_t count : counts) s.counts.push_back(count * static_cast<int64_t>(size));
+  s.keep = keep(kept);
+  return s;
+}
+
+// False for what the caller must check, convert or explain.
+bool read_numbers(nb::handle op, nb::handle prescale, nb::handle postscale, Arithmetic* to) {
+  if (!PyFloat_CheckExact(prescale.ptr()) || !PyFloat_CheckExact(postscale.ptr())) return false;
+  to->prescale = PyFloat_AS_DOUBLE(prescale.ptr());
+  to->postscale = PyFloat_AS_DOUBLE(postscale.ptr());
+  to->op = kAverage;
+  if (op.is_none()) return true;
+  if (!PyLong_Check(op.ptr()) || PyBool_Check(op.ptr())) return false;
+  const long number = PyLong_AsLong(op.ptr());
+  if (number == -1 && PyErr_Occurred()) return PyErr_Clear(), false;
+  to->op = static_cast<int>(number);
+  return number == to->op && find_op(to->op);
+}
+
+using EngineObject = nb::handle_t<PyEngine>;
+
+// `stream`: -1 where the tensors are on the CPU.
+std::vector<PyOp> submit(EngineObject self, int set_id, std::vector<Submission> group, int64_t stream, bool wake) {
+  std::vector<std::weak_ptr<void>> kept;
+  for (Submission& submission : group) {
+    submission.on_gpu = stream >= 0;
+    if (submission.on_gpu) submission.stream = pointer(stream);
+    kept.push_back(submission.keep);
+  }
+  PyEngine* engine = nb::inst_ptr<PyEngine>(self);
+  Engine& target = engine->get();
+  std::vector<OpRef> ops;
+  const Status status = without_gil([&] { return target.submit(set_id, std::move(group), wake, &ops); });
+  if (!status.is_ok()) ops.clear();
+  release_kept();
+  raise_if(status);
+  std::vector<PyOp> result;
+  for (size_t i = 0; i < ops.size(); ++i) result.push_back({engine, std::move(ops[i]), std::move(kept[i]), nb::borrow(self)});
+  return result;
+}
+
+}  // namespace
+
+void bind_op(nb::module_& m) {
+  nb::class_<PyOp> c(m, "Op");
+  bind_gpu_op(c);
+  c.def_prop_ro("name", [](const PyOp& self) { return self.op->submission.name; })
+      .def("done", [](const PyOp& self) {
+        release_kept();
+        return self.op->is_finished();
+      })
+      .def("wait", [](const PyOp& self, std::optional<double> timeout) {
+        if (!self.op->is_done()) {
+          Engine& engine = self.engine->get();
+          const int64_t since_ns = timeout ? now_ns() : 0;
+          wait_with_signals([&](double slice, bool* done) {
+            return engine.wait(*self.op, timeout.value_or(-1), slice, done, since_ns);
+          });
+        }
+        release_kept();
+        raise_if(self.op->status);
+      }, "timeout"_a = nb::none())
+      .def("renew", [](const PyOp& self) { self.op->renew(); })
+      .def("output", [](const PyOp& self) { return view(self.op->output.data.get(), self.op->output.bytes, self.op); })
+      .def("counts", [](const PyOp& self) {
+        std::vector<int64_t> counts = self.op->output.counts;
+        for (int64_t& count : counts) count /= static_cast<int64_t>(info(self.op->submission.dtype).size);
+        return counts;
+      });
+}
+
+void bind_submissions(nb::class_<PyEngine>& c) {
+  c.def("submit", [](EngineObject self, int set_id, const std::string& name, const std::vector<PyRequest>& requests, int64_t stream,
+                     bool wake) {
+    const Kind* kind = find_kind(name);
+    if (!kind) throw nb::value_error(("no such collective: " + name).c_str());
+    std::vector<Submission> group;
+    for (const PyRequest& request : requests) group.push_back(make_submission(*kind, request));
+    return submit(self, set_id, std::move(group), stream, wake);
+  }, "set_id"_a, "kind"_a, "requests"_a, "stream"_a = -1, "wake"_a = true);
+  c.def("allreduce_plain", [](PyEngine& self, int set_id, nb::handle tensor, nb::handle op, nb::handle prescale, nb::handle postscale) {
+    PlainAllreduce plain;
+    if (!read_numbers(op, prescale, postscale, &plain) || !read_plain_tensor(tensor, &plain)) return false;
+    Engine& engine = self.get();
+    OpRef rest;
+    raise_if(without_gil([&] { return engine.allreduce(set_id, plain, &rest); }));
+    release_kept();
+    if (!rest) return true;
+    try {
+      wait_with_signals([&](double slice, bool* done) { return engine.wait(*rest, -1, slice, done); });
+    } catch (...) {  // until here the caller has kept it
+      std::shared_ptr<void> kept = keep(tensor);
+      without_gil([&] { engine.keep(rest, std::move(kept)); });
+      throw;
+    }
+    return true;
+  }, "set_id"_a, "tensor"_a.none(), "op"_a.none(), "prescale"_a.none(), "postscale"_a.none());
+}
+
+}  // namespace ringreduce
