@@ -27,7 +27,7 @@ class Work {
  public:
   virtual ~Work() = default;
   virtual bool advance() = 0;                // does what can be done at once; whether that was anything
-  virtual void broke(const std::exception& error) noexcept = 0;  // thrown by whoever drives
+  virtual void broke(const std::exception& error) = 0;  // thrown by whoever drives
   virtual bool broken() const = 0;           // nothing will be advanced any more
   virtual bool polled() const = 0;           // something may come that rings no bell
   virtual bool unattended() const = 0;       // to be advanced where nobody waits

@@ -97,7 +97,7 @@ class Engine : Work {
 
   // For the driver.
   bool advance() override;
-  void broke(const std::exception& error) noexcept override { fail(thrown(error)); }
+  void broke(const std::exception& error) override { fail(thrown(error)); }
   bool broken() const override { return !broken_.is_ok(); }
   bool polled() const override;
   bool unattended() const override;

@@ -1,7 +1,5 @@
 #include "engine/plans.h"
 
-#include <algorithm>
-
 #include "common/keep.h"
 
 namespace ringreduce {
@@ -36,23 +34,6 @@ Status Plans::advance(bool* moved) {
   for (auto& plan : plans_)
     if (!plan->idle() && (plan->left().is_ok() || !plan->net())) RR_TRY(plan->advance(moved));  // else transfers_ does
   return transfers_.advance(moved);
-}
-
-bool Plans::polled() const {
-  return !transfers_.empty() || std::any_of(plans_.begin(), plans_.end(), [](const auto& plan) { return plan->polled(); });
-}
-
-bool Plans::unattended(bool arenas, int64_t timeout_ns) const {
-  const auto wanted = [arenas](const auto& plan) { return !plan->idle() && (arenas || plan->on_gpu()); };
-  return std::any_of(plans_.begin(), plans_.end(), wanted) || transfers_.awaited(timeout_ns);
-}
-
-bool Plans::committed() const {
-  return std::any_of(plans_.begin(), plans_.end(), [](const auto& plan) { return plan->committed(); });
-}
-
-bool Plans::busy() const {
-  return std::any_of(plans_.begin(), plans_.end(), [](const auto& plan) { return !plan->idle(); });
 }
 
 std::string Plans::state() const {

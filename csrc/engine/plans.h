@@ -2,6 +2,7 @@
 // step and hears of others that do (agreement/departures.h).
 #pragma once
 
+#include <algorithm>
 #include <map>
 #include <memory>
 #include <string>
@@ -24,10 +25,13 @@ class Plans {
   void remove(const std::shared_ptr<Plan>& plan, bool broken);
 
   Status advance(bool* moved);
-  bool polled() const;
-  bool unattended(bool arenas, int64_t timeout_ns) const;  // `arenas`: those of the CPU, too
-  bool committed() const;
-  bool busy() const;
+  bool polled() const { return !transfers_.empty() || any([](const Plan& plan) { return plan.polled(); }); }
+  bool committed() const { return any([](const Plan& plan) { return plan.committed(); }); }
+  bool busy() const { return any([](const Plan& plan) { return !plan.idle(); }); }
+  // Where nobody waits; `arenas`: those of the CPU, too.
+  bool unattended(bool arenas, int64_t timeout_ns) const {
+    return transfers_.awaited(timeout_ns) || any([arenas](const Plan& plan) { return !plan.idle() && (arenas || plan.on_gpu()); });
+  }
   bool draining() const { return !transfers_.empty(); }
   std::string state() const;
 
@@ -41,6 +45,10 @@ class Plans {
 
  private:
   Status hear(const Departure& departure);
+  template <typename Test>
+  bool any(Test test) const {
+    return std::any_of(plans_.begin(), plans_.end(), [&test](const auto& plan) { return test(*plan); });
+  }
 
   Sets& sets_;
   std::vector<std::shared_ptr<Plan>> plans_;  // of one channel: a GPU's and the arena that it goes through

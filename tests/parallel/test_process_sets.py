@@ -254,7 +254,7 @@ def test_a_set_that_one_member_cannot_add(rank, size, step, monkeypatch):
                 raise RuntimeError("no room here")
 
     engine = context.engine
-    monkeypatch.setattr(running, "engine", Failing())
+    monkeypatch.setattr(context, "engine", Failing())
     process_set = rr.ProcessSet([size - 1])
     with pytest.raises(rr.RingreduceError, match=f"cannot be added: rank {size - 1}: no room here"):
         rr.add_process_set(process_set)
