@@ -10,7 +10,7 @@ namespace ringreduce {
 namespace {
 
 // Packets from one peer in one call, so that other peers and collectives get their turn.
-constexpr int kPackets = 64;
+constexpr int kPacketsPerAdvance = 64;
 
 std::string show(uint64_t bytes, DType dtype) {
   const uint64_t size = info(dtype).size;
@@ -143,7 +143,7 @@ Status Mailboxes::look(Peer& from, bool* moved) {
     bool there = false;
     RR_TRY(from.link->next(&packet, &there));
     if (!there) break;
-    if (i == kPackets) {
+    if (i == kPacketsPerAdvance) {
       --news_;  // there is more: look again
       break;
     }

@@ -11,7 +11,7 @@
 namespace ringreduce {
 
 namespace {
-size_t packed(size_t payload) { return sizeof(Packet) + round_up(payload, sizeof(uint64_t)); }
+size_t framed(size_t payload) { return sizeof(Packet) + round_up(payload, sizeof(uint64_t)); }
 }  // namespace
 
 NetLink::NetLink(Net* net, int world_rank, int tag) : net_(net), rank_(world_rank), tag_(tag), out_(kFrameBytes), in_(kFrameBytes) {}
@@ -23,11 +23,11 @@ NetLink::~NetLink() {
 
 Status NetLink::put(const Packet& packet, const char* payload, bool* taken) {
   if (send_.active()) RR_TRY(flush());
-  *taken = !send_.active() && filled_ + packed(packet.payload) <= kFrameBytes;
+  *taken = !send_.active() && filled_ + framed(packet.payload) <= kFrameBytes;
   if (!*taken) return Status::ok();
   std::memcpy(out_.data() + filled_, &packet, sizeof packet);
   if (packet.payload) std::memcpy(out_.data() + filled_ + sizeof packet, payload, packet.payload);
-  filled_ += packed(packet.payload);
+  filled_ += framed(packet.payload);
   return Status::ok();
 }
 
@@ -63,7 +63,7 @@ Status NetLink::next(Packet* packet, bool* there) {
   }
   if (end_ - at_ < sizeof *packet) return damaged();
   std::memcpy(static_cast<void*>(packet), in_.data() + at_, sizeof *packet);
-  if (packet->type >= Packet::Type::kData || packed(packet->payload) > end_ - at_) return damaged();
+  if (packet->type >= Packet::Type::kData || framed(packet->payload) > end_ - at_) return damaged();
   payload_ = packet->payload;
   *there = true;
   return Status::ok();
@@ -71,7 +71,7 @@ Status NetLink::next(Packet* packet, bool* there) {
 
 void NetLink::take(char* to) {
   if (to && payload_) std::memcpy(to, in_.data() + at_ + sizeof(Packet), payload_);
-  at_ += packed(payload_);
+  at_ += framed(payload_);
 }
 
 // Both sides start the transfers of their pair in the order in which they were accepted.
