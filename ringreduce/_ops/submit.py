@@ -60,6 +60,12 @@ def _submit(
     return Handle(ops, lambda: finish(ops), key)
 
 
+def _root(process_set: ProcessSet, root_rank: Any) -> int:
+    """The root's rank within the set, of which this process is a member."""
+    process_set.usable_engine()
+    return process_set.set_rank("root_rank", root_rank)
+
+
 def packed(tensor: Tensor) -> Tensor:
     """The tensor's elements in row-major order: itself where it is so, else a copy."""
     return tensor.detach().resolve_conj().resolve_neg().contiguous()
@@ -143,7 +149,7 @@ def broadcast(
     code = check.tensor("tensor", tensor)
     if in_place:
         check.writable("tensor", tensor)
-    root = process_set.set_rank("root_rank", root_rank)
+    root = _root(process_set, root_rank)
     stream = gpus.stream_of("tensor", tensor)
     source = packed(tensor)
     (output,) = [source] if in_place else _results_like([source], stream)
@@ -167,7 +173,7 @@ def reduce(
     reduction = check.reduction(op, tensor.dtype)
     if in_place:
         check.writable("tensor", tensor)
-    root = process_set.set_rank("root_rank", root_rank)
+    root = _root(process_set, root_rank)
     here = root == process_set.rank()
     stream = gpus.stream_of("tensor", tensor)
     source = packed(tensor)
@@ -268,7 +274,7 @@ def gather(
 ) -> Handle[tuple[Tensor, list[int]]]:
     """The rows of all on the global rank `root_rank`, none elsewhere; and the rows from each rank."""
     code = check.with_rows("tensor", tensor)
-    root = process_set.set_rank("root_rank", root_rank)
+    root = _root(process_set, root_rank)
     return _move_rows("gather", tensor, code, name, process_set, wake, {root: tensor.shape[0]}, root)
 
 
@@ -278,7 +284,7 @@ def scatter(
 ) -> Handle[tuple[Tensor, list[int]]]:
     """`splits[i]` rows of the global rank `root_rank` to rank i; and the rows from each rank."""
     code = check.with_rows("tensor", tensor)
-    root = process_set.set_rank("root_rank", root_rank)
+    root = _root(process_set, root_rank)
     sends: dict[int, int] = {}
     if root == process_set.rank():
         sends = dict(enumerate(check.splits(splits, tensor.shape[0], process_set.size())))
@@ -293,6 +299,7 @@ def alltoall(
 ) -> Handle[tuple[Tensor, list[int]]]:
     """Send `splits[i]` rows to rank i; the result is the output and the rows received."""
     code = check.with_rows("tensor", tensor)
+    process_set.usable_engine()
     sends = dict(enumerate(check.splits(splits, tensor.shape[0], process_set.size())))
     return _move_rows("alltoall", tensor, code, name, process_set, wake, sends, output=output)
 
@@ -304,6 +311,7 @@ def reducescatter(
 ) -> Handle[Tensor]:  # fmt: skip
     """Reduce, and give rank i of the set its rows: `rows[i]`, or nearly equal parts."""
     code = check.with_rows("tensor", tensor)
+    process_set.usable_engine()
     reduction = check.reduction(op, tensor.dtype)
     into = None if output is None else _Into(output, tensor)
     stream = gpus.stream_of("tensor", tensor)
