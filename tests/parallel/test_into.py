@@ -134,7 +134,7 @@ def test_what_is_read_must_not_be_written(rank, size):
             call()
     rows = [memory[: 2 * size], memory[2 * size :]]  # side by side is apart
     rr.alltoall_into(rows, torch.full((4 * size, 3), float(rank)))
-    assert_same(memory, torch.arange(float(size)).repeat_interleave(4)[:, None].expand(-1, 3).contiguous())
+    assert_same(memory, torch.arange(float(size)).repeat_interleave(4)[:, None].expand(-1, 3).contiguous(), "in two")
 
 
 def test_no_gradient_is_lost(size):
@@ -150,7 +150,7 @@ def test_a_conjugated_output_reads_as_the_result(size):
     mine, buffer = torch.full((1,), 1 + 2j), torch.zeros(size, dtype=torch.complex64)
     view = buffer.conj()
     rr.allgather_into(view, mine)
-    assert_same(view.resolve_conj(), rr.allgather(mine))
+    assert_same(view.resolve_conj(), rr.allgather(mine), "conj")
 
 
 def test_an_output_of_another_size_frees_the_name(size):
