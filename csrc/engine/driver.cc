@@ -7,6 +7,7 @@ namespace ringreduce {
 
 namespace {
 
+constexpr int64_t kFlushEveryNs = kMillisecond;
 constexpr int64_t kLookNs = 100 * kMillisecond;
 constexpr int64_t kWatchNs = 50 * kMillisecond;  // while something of ours runs elsewhere
 constexpr int kTurns = 64;
@@ -36,7 +37,7 @@ void Driver::stop(Lock& lock) {
 
 void Driver::rouse() {
   if (waiting_) bell_->ring();
-  else if (work_.unattended() || (asleep_ && work_.watching())) wake_.notify_one();
+  else if (work_.unattended() || (asleep_ && (work_.watching() || work_.flush()))) wake_.notify_one();
 }
 
 void Driver::wait_until(Lock& lock, const std::function<bool()>& done, double slice_s) {
@@ -106,6 +107,7 @@ void Driver::pause(Lock& lock, Idle* idle, int64_t most_ns, const std::function<
     // Pauses that grow with the time nothing has come.
     const int64_t longest = oversubscribed_ ? kMillisecond : kMillisecond / 5;
     if (listening) most_ns = std::min(most_ns, kNewsNs);
+    if (!polled && work_.flush()) most_ns = std::min(most_ns, kFlushEveryNs);
     if (polled) most_ns = std::min(most_ns, std::clamp<int64_t>(idle_ns / 8, 50'000, longest));
     lock.unlock();
     bell_->sleep(ticket, most_ns);
@@ -157,6 +159,10 @@ void Driver::take_turn(Lock& lock, Idle* idle) {
 
 // There is no work, or others do it.
 void Driver::sleep(Lock& lock) {
+  if (!waiting_ && work_.flush()) {
+    wake_.wait_for(lock.inner(), std::chrono::nanoseconds(kFlushEveryNs));
+    return;
+  }
   asleep_ = !work_.watching();
   if (asleep_) {
     wake_.wait(lock.inner());

@@ -30,6 +30,7 @@ class Work {
   virtual void broke(const std::exception& error) = 0;  // thrown by whoever drives
   virtual bool broken() const = 0;           // nothing will be advanced any more
   virtual bool polled() const = 0;           // something may come that rings no bell
+  virtual bool flush() = 0;                  // what was sent may not have left; to be called every millisecond meanwhile
   virtual bool unattended() const = 0;       // to be advanced where nobody waits
   virtual bool watching() const = 0;         // something runs elsewhere (on the GPU), and is looked at now and then
   virtual bool listening() const = 0;        // news may come that rings no bell, and that concerns those who wait

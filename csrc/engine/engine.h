@@ -100,6 +100,7 @@ class Engine : Work {
   void broke(const std::exception& error) override { fail(thrown(error)); }
   bool broken() const override { return !broken_.is_ok(); }
   bool polled() const override;
+  bool flush() override;
   bool unattended() const override;
   bool watching() const override { return gpu_.watching(); }
   bool listening() const override;

@@ -36,6 +36,8 @@ bool Engine::polled() const {
   return sets_.on_net() || plans_.polled();
 }
 
+bool Engine::flush() { return config_.net && !broken() && config_.net->flush(); }
+
 // Buckets on one host are worked off in the hooks and at the end of backward: a background
 // thread would only take the core from the computation, unless there are cores to spare.
 bool Engine::unattended() const {

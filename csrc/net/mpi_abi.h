@@ -22,6 +22,7 @@ struct MpiApi {
   int (*isend)(const void* data, int count, Handle type, int to, int tag, Handle comm, Handle* request);
   int (*irecv)(void* data, int count, Handle type, int from, int tag, Handle comm, Handle* request);
   int (*test)(Handle* request, int* done, void* status);
+  int (*iprobe)(int from, int tag, Handle comm, int* found, void* status);
   int (*cancel)(Handle* request);
   int (*request_free)(Handle* request);
   int (*error_string)(int code, char* text, int* length);

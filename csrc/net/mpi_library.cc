@@ -74,6 +74,7 @@ Status load_functions(const MpiLibrary& library, MpiApi<Handle>* api) {
   if (!resolve(library.handle, "MPI_Isend", &api->isend)) return missing(library, "MPI_Isend");
   if (!resolve(library.handle, "MPI_Irecv", &api->irecv)) return missing(library, "MPI_Irecv");
   if (!resolve(library.handle, "MPI_Test", &api->test)) return missing(library, "MPI_Test");
+  if (!resolve(library.handle, "MPI_Iprobe", &api->iprobe)) return missing(library, "MPI_Iprobe");
   if (!resolve(library.handle, "MPI_Cancel", &api->cancel)) return missing(library, "MPI_Cancel");
   if (!resolve(library.handle, "MPI_Request_free", &api->request_free)) return missing(library, "MPI_Request_free");
   if (!resolve(library.handle, "MPI_Error_string", &api->error_string)) return missing(library, "MPI_Error_string");

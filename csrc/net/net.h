@@ -39,6 +39,12 @@ class Net {
   // it, and its buffer must stay readable as long as the process uses the network.
   virtual void cancel(Request* request) = 0;
 
+  // Of a message that was sent, a part may still lie on this side although test() has said done, and leave only
+  // while the library is called (so it is in Open MPI over TCP: the last word on a long message waits behind it
+  // for the socket). True for some time after a send of such a length, and does what can be done about it:
+  // whoever waits for something else, or for nothing, is to call it every millisecond meanwhile.
+  virtual bool flush() { return false; }
+
   static constexpr size_t kSplitBytes = size_t{1} << 30;
   static constexpr int kMaxTag = 32767;  // what the MPI standard guarantees
 };

@@ -33,7 +33,7 @@ struct FakeMpi {
   std::set<size_t> live;                      // requests that MPI still holds
   std::vector<int> counts;                    // of all transfers started
   int fail_start = -1, fail_test = -1;        // which call to fail, from 0
-  int tests = 0, freed = 0;
+  int tests = 0, freed = 0, probes = 0;
   bool stuck = false;  // no request ever ends
   int is_finalized = 0;
 };
@@ -86,6 +86,12 @@ template <class Handle> int fake_test(Handle* request, int* done, void* status) 
   return fails ? 18 : 0;
 }
 
+template <class Handle> int fake_iprobe(int, int tag, Handle, int* found, void*) {
+  CHECK_EQ(tag, Net::kMaxTag);  // which no message has
+  ++fake->probes;
+  return *found = 0;
+}
+
 template <class Handle> int fake_cancel(Handle* request) {
   FakeMpi::Entry& entry = fake->entries[to_number(*request)];
   if (!fake->stuck) entry.net->cancel(&entry.request);
@@ -113,9 +119,9 @@ template <class Handle>
 struct Setup {
   explicit Setup(LoopbackOptions options = {}) : mpi(options) {
     fake = &mpi;
-    const MpiApi<Handle> api{fake_isend<Handle>,        fake_irecv<Handle>, fake_test<Handle>, fake_cancel<Handle>,
-                             fake_request_free<Handle>, fake_error_string,  fake_finalized,    to_handle<Handle>(0x42),
-                             fake};
+    const MpiApi<Handle> api{fake_isend<Handle>,        fake_irecv<Handle>, fake_test<Handle>, fake_iprobe<Handle>,
+                             fake_cancel<Handle>,       fake_request_free<Handle>, fake_error_string, fake_finalized,
+                             to_handle<Handle>(0x42),   fake};
     for (size_t rank = 0; rank < 2; ++rank) nets[rank] = mpi_net_over(api, to_handle<Handle>(rank + 1), kSplit);
   }
   static constexpr size_t kSplit = 4;
@@ -221,6 +227,22 @@ TEST(mpi_net_gives_up_what_is_in_flight_at_its_end_unless_mpi_ended_first) {
     CHECK_EQ(setup.mpi.freed, finalized ? 0 : 1);  // the send
     setup.nets[0].reset();
   }
+}
+
+// What MPI says is done may still lie on the sender's side, until MPI is called again.
+TEST(mpi_is_called_for_a_while_after_a_long_message_was_sent) {
+  Setup<void*> setup;
+  std::vector<char> sent(5000), received(5000);
+  Request send, receive;
+  for (size_t bytes : {size_t{100}, sent.size()}) {
+    CHECK_OK(setup.nets[1]->irecv(0, 0, received.data(), bytes, &receive));
+    CHECK_OK(setup.nets[0]->isend(1, 0, sent.data(), bytes, &send));
+    while (!test_once(setup.nets[1].get(), &receive)) {}
+    while (!test_once(setup.nets[0].get(), &send)) {}
+    CHECK_EQ(setup.nets[0]->flush(), bytes > 4096);
+    CHECK_EQ(setup.nets[1]->flush(), false);  // it has received
+  }
+  CHECK_EQ(setup.mpi.probes, 1);
 }
 
 TEST(mpi_is_not_found_where_there_is_none) {

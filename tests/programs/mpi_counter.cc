@@ -12,6 +12,7 @@ std::atomic<long> mpi_sends, mpi_receives, mpi_tests, mpi_others;
 int PMPI_Isend(long, int, long, int, int, long, long);
 int PMPI_Irecv(long, int, long, int, int, long, long);
 int PMPI_Test(long, long, long);
+int PMPI_Iprobe(int, int, long, long, long);
 int PMPI_Cancel(long);
 int PMPI_Request_free(long);
 int PMPI_Error_string(int, long, long);
@@ -28,6 +29,10 @@ int MPI_Irecv(long data, int count, long type, int from, int tag, long comm, lon
 int MPI_Test(long request, long done, long status) {
   ++mpi_tests;
   return PMPI_Test(request, done, status);
+}
+int MPI_Iprobe(int from, int tag, long comm, long found, long status) {
+  ++mpi_tests;
+  return PMPI_Iprobe(from, tag, comm, found, status);
 }
 int MPI_Cancel(long request) {
   ++mpi_others;
