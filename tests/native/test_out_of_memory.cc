@@ -93,12 +93,30 @@ class Program {
     CHECK(done);
     return Status::ok();
   }
+  Status message(size_t size) {  // to itself
+    std::vector<char> sent(size, 1), got(size);
+    MessageSpec send, receive;
+    send.is_send = true;
+    send.peer = receive.peer = 0;
+    send.data = sent.data();
+    receive.data = got.data();
+    send.bytes = receive.bytes = size;
+    MessageRef out, in;
+    RR_TRY(engine->post(0, send, false, &out));
+    RR_TRY(engine->post(0, receive, false, &in));
+    for (const MessageRef& one : {out, in})
+      for (bool done = false; !done;) RR_TRY(engine->wait(*one, 60, 1, &done));
+    CHECK_EQ(got.back(), 1);
+    return Status::ok();
+  }
   Status leave() { return engine->leave(plan_->id(), "a reason that is longer than what a string holds without an allocation"); }
   Status all() {
     RR_TRY(allreduce("first", false));
     RR_TRY(small());
     RR_TRY(allgather());
     RR_TRY(bucket());
+    RR_TRY(message(100));
+    RR_TRY(message(10'000));
     return allreduce("second", false);
   }
 
