@@ -25,6 +25,7 @@ from pathlib import Path
 import nanobind
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # pip does not put it there
 from setup_cuda import LIBRARY, build_where_wanted
@@ -126,6 +127,14 @@ def compile_object(cxx: str, source: Path) -> Path:
     return output
 
 
+class BuildPackage(build_py):
+    """build_py into an empty folder: modules of an earlier build that are gone do not get into the wheel."""
+
+    def run(self) -> None:
+        shutil.rmtree(Path(self.build_lib) / "ringreduce", ignore_errors=True)
+        super().run()
+
+
 class BuildLibraries(build_ext):
     """build_ext for the one extension that there is, and for the CUDA library.
 
@@ -177,5 +186,5 @@ class BuildLibraries(build_ext):
 
 setup(
     ext_modules=[Extension("ringreduce._core", [str(path) for path in core_sources()], language="c++")],
-    cmdclass={"build_ext": BuildLibraries},
+    cmdclass={"build_ext": BuildLibraries, "build_py": BuildPackage},
 )

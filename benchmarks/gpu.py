@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 
-sys.path.append(str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1]))  # before any other `benchmarks`
 
 from benchmarks.on_gpu import jobs, kernels
 from benchmarks.on_gpu.models import GPU_MODELS, fitting

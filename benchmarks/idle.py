@@ -24,7 +24,7 @@ from typing import Any
 
 import click
 
-sys.path.append(str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1]))  # before any other `benchmarks`
 
 import ringreduce as rr
 from ringreduce import cli

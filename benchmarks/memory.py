@@ -20,7 +20,7 @@ from typing import Any
 import click
 from rich.table import Table
 
-sys.path.append(str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1]))  # before any other `benchmarks`
 
 from benchmarks.memory_use import Peak, Use
 from ringreduce import cli

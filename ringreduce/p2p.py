@@ -21,6 +21,7 @@ rank is lost or has shut down, or before `init` and after `shutdown`; Ringreduce
 from __future__ import annotations
 
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ringreduce._ops import messages
 from ringreduce._ops.handle import Handle
@@ -58,7 +59,7 @@ def recv(tensor: Tensor, source: int | None = None, tag: int = 0, process_set: P
     Returns the global rank that has sent it.
     """
     engine = process_set.engine
-    if engine is not None:
+    if engine is not None and forward_ad._current_level < 0:
         rank = engine.recv_plain(process_set.process_set_id or 0, tensor, source, tag)
         if rank is not None:
             increment_version((tensor,))

@@ -7,7 +7,7 @@
     commands   pytest tests/commands: `ringreduce bench`, `ringreduce doctor`, benchmarks/ x        x
     programs   pytest tests/programs: examples, jobs that end in all ways, installing      x        x
     hosts      pytest tests/hosts: several hosts in network namespaces                     x        x
-    parallel   pytest tests/parallel under mpirun, on one host; at N ranks        part, 2  3    1, 2, 3, 4
+    parallel   pytest tests/parallel under mpirun, on one host; at N ranks    part, 2  1, 2 part, 3  1, 2, 3, 4
     split      the same with the ranks split over 2 pretended hosts                       1+3  1+1, 2+2, 1+3
     smoke      a part of it at 16 ranks                                                    x        x
     idioms     pytest tests/idioms: random training programs; at N ranks                   3       2, 3

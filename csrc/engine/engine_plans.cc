@@ -48,8 +48,10 @@ Status Engine::add_gpu_plan(int set_id, const std::vector<GpuInfo>& infos, const
   lock.lock();
   RR_TRY(usable());
   gpu_.add(*plan);
-  if (host && !host->left().is_ok()) RR_TRY((*plan)->leave(0, host->left()));
-  return plans_.add(*plan);
+  Status status = host && !host->left().is_ok() ? (*plan)->leave(0, host->left()) : Status::ok();
+  if (status.is_ok()) status = plans_.add(*plan);
+  if (!status.is_ok()) gpu_.retire(**plan);  // the caller gets none that it could remove
+  return status;
 }
 
 void Engine::set_buffer(GpuPlan& plan, int bucket, char* data) {
@@ -81,7 +83,7 @@ Status Engine::wait_bucket(Plan& plan, int bucket, double slice_s, bool* done, i
   --bucket_waiters_;
   *done = plan.complete(bucket) && !(plan.on_gpu() && broken());
   if (*done) return plan.join(bucket, stream);
-  return plan.lost(bucket) ? plan.left() : plan.failure = liveness_.late(plan, bucket, since_ns, broken_, sets_.world());
+  return plan.lost(bucket) ? plan.left() : plan.failure = liveness_.late(plan, bucket, since_ns, broken_, sets_.find(0));
 }
 
 Status Engine::leave(const PlanId& plan, const std::string& why) {

@@ -54,8 +54,8 @@ Status Liveness::late(const Message& message, int64_t limit_ns, ProcessSet* set)
                               (set ? ": " + set->mail().missing(message) : "")};
 }
 
-Status Liveness::late(const Plan& plan, int bucket, int64_t since_ns, Status why, ProcessSet& world) {
-  if (why.is_ok()) why = farewell(plan, world);
+Status Liveness::late(const Plan& plan, int bucket, int64_t since_ns, Status why, ProcessSet* world) {
+  if (why.is_ok() && world) why = farewell(plan, *world);
   // All buckets that were in flight at the last time-out have as much time again.
   const int64_t launched = plan.launched_ns(bucket), now = now_ns();
   const int64_t since = launched > bucket_timed_out_ns_ ? launched : std::max(launched, since_ns);

@@ -23,8 +23,8 @@ class Liveness {
   Status late(const Op& op, int64_t limit_ns, ProcessSet* set) const;
   Status late(const Message& message, int64_t limit_ns, ProcessSet* set) const;
   // A bucket that is not complete will not be, for the reason given or as a rank has shut down, or has taken too long.
-  // The time counts from its launch; after a time-out from `since_ns`, when the caller began to wait again.
-  Status late(const Plan& plan, int bucket, int64_t since_ns, Status why, ProcessSet& world);
+  // `world` is null once the engine has closed. The time counts from its launch; after a time-out from `since_ns`, when the caller began to wait again.
+  Status late(const Plan& plan, int bucket, int64_t since_ns, Status why, ProcessSet* world);
 
  private:
   Status farewell(const Plan& plan, ProcessSet& world) const;

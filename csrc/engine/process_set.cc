@@ -309,6 +309,7 @@ Status ProcessSet::start_group() {
     machine_ = make_gpu_machine(&gpu_, std::move(calls));
     return Status::ok();
   }
+  if (!running_[0]->submission.kind->machine) return damaged();  // such as a barrier, which is never to be run
   if (running_.size() == 1) {
     machine_ = running_[0]->submission.kind->machine(&channel_, running_[0]->submission, &running_[0]->output);
     return Status::ok();

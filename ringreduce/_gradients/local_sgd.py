@@ -79,7 +79,6 @@ class PeriodicAveraging(GradientExchange):
         self._name = optimizer_name(options.process_set)
         self._steps = 0
         self._trained: set[str] = set()  # since the last average: frozen parameters must not change, to the bit
-        self._agreed = False
 
     def step(self, optimizer: torch.optim.Optimizer, run: Callable[[], Any]) -> Any:
         """The optimizer's own, on this rank's gradients; then, if it is time, the average."""
@@ -96,13 +95,14 @@ class PeriodicAveraging(GradientExchange):
         return False
 
     def _average(self) -> None:
+        """The ranks compare each time which parameters it is about: it depends on what each has trained since."""
         named = [(name, parameter) for name, parameter in self._all_parameters() if name in self._trained]
-        if self._set.size() > 1 and not self._agreed:
-            said = [("the period", str(self._period))]
-            said += [(name, f"{tuple(parameter.shape)} {parameter.dtype}") for name, parameter in named]
-            agreement.require_same("the ranks average different parameters", said, None, self._set)
-            self._agreed = True
-        if self._set.size() > 1 and named:
+        self._trained.clear()
+        if self._set.size() == 1:
+            return
+        said = [("the period", str(self._period))]
+        said += [(name, f"{tuple(parameter.shape)} {parameter.dtype}") for name, parameter in named]
+        agreement.require_same("the ranks average different parameters", said, None, self._set)
+        if named:
             parameters = [parameter.detach() for _, parameter in named]
             submit.allreduce(parameters, True, f"{self._name}.average", ReduceOp.Average, 1.0, 1.0, self._set).wait()
-        self._trained.clear()

@@ -12,7 +12,7 @@ from ringreduce._runtime.process_set import ProcessSet
 from ringreduce.errors import RingreduceError
 from ringreduce.objects import allgather_object
 
-_EXCHANGE = "ringreduce._runtime.process_set"
+_EXCHANGE = "ringreduce.process_set"
 
 
 def add_process_set(process_set: ProcessSet | Iterable[int] | Any) -> ProcessSet:

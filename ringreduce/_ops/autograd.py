@@ -1,6 +1,6 @@
 """The collectives as differentiable functions: when that is wanted, and how each is called.
 
-The derivatives themselves are in `_derivatives` and `_linear`.
+The derivatives themselves are in `derivatives.py` and `linear.py`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Derivatives of the collectives: backward, backward again, forward mode, torch.func.
 
-A linear collective's gradient is the reversed collective (`_linear`), which is differentiable again.
+A linear collective's gradient is the reversed collective (`linear.py`), which is differentiable again.
 Min, Max and Product are, near a point, a weight on each rank followed by a sum:
 
     y = op over ranks of x_r      w_r = dy/dx_r      tangent   sum over ranks of w_r * t_r

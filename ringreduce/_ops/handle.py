@@ -88,7 +88,7 @@ class Handle(Generic[T]):
         except RingreduceTimeoutError:
             self._timed_out = True
             raise
-        except RingreduceError:
+        except (RingreduceError, ValueError):  # the latter: memory for the result that does not fit it
             self._release()
             raise
         self._release()

@@ -72,3 +72,9 @@ def may_overlap(shape: Sequence[int], strides: Sequence[int]) -> bool:
             return 0 not in shape
         reach += stride * (extent - 1)
     return False
+
+
+def extent(tensor: Tensor) -> tuple[int, int]:
+    """Where the tensor's elements lie: the first byte's address, and that behind the last one."""
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()

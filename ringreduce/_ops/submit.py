@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from itertools import pairwise
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -21,6 +22,7 @@ from ringreduce._core import Op
 from ringreduce._ops import check, dtypes, gpus
 from ringreduce._ops.compiled import untraced
 from ringreduce._ops.handle import Handle, check_name
+from ringreduce._ops.memory import extent
 from ringreduce._runtime.process_set import ProcessSet
 
 T = TypeVar("T")
@@ -196,6 +198,11 @@ class _Into:
     """The caller's memory for a result: tensors that it fills, end to end. None where the core has its own."""
 
     def __init__(self, output: Any, tensor: Tensor) -> None:
+        if tensor.requires_grad and torch.is_grad_enabled():
+            raise ValueError(
+                "tensor: got one that requires grad, which the forms that write into given memory cannot "
+                "differentiate; pass tensor.detach(), or use the form that returns a new tensor"
+            )
         self.given: list[Tensor] = [output] if isinstance(output, Tensor) else list(output)
         for index, target in enumerate(self.given):
             argument = "output" if isinstance(output, Tensor) else f"output[{index}]"
@@ -207,7 +214,14 @@ class _Into:
                     f"got {target.dtype} {list(target.shape[1:])}"
                 )
         gpus.stream_of_all(lambda i: "tensor" if not i else "output", [tensor, *self.given])
-        self.memory = [target if target.is_contiguous() else packed(target) for target in self.given]
+        self._check_apart(tensor)
+        self.memory = [packed(target) for target in self.given]  # itself where it is plain memory
+
+    def _check_apart(self, tensor: Tensor) -> None:
+        """ValueError where results would be written over what is read, or over each other."""
+        extents = sorted(extent(one) for one in (tensor, *self.given) if one.numel())
+        if any(end > begin for (_, end), (begin, _) in pairwise(extents)):
+            raise ValueError("output: its memory must not overlap that of tensor, nor that of another output")
 
     def require(self, rows: int) -> None:
         """ValueError unless it has room for so many rows."""

@@ -1,4 +1,4 @@
-"""NCCL called directly, through ctypes: what `doctor` tries, and what `bench gpu` compares a submission with.
+"""NCCL called directly, through ctypes: what `doctor` tries, and what `benchmarks/gpu.py` compares a submission with.
 
 The core calls NCCL by itself (csrc/gpu/library.h).
 """

@@ -186,7 +186,7 @@ class Training:
     def __init__(self, gpu: Cuda, count: int) -> None:
         sizes = [count, 1, count // 3 + 1, 1000, count]
         self._gpu, self._stream = gpu, 0
-        self._parameters = [nn.Parameter(gpus.place(torch.zeros(size, device=gpu.device))) for size in sizes]
+        self._parameters = [nn.Parameter(gpu.place(torch.zeros(size, device=gpu.device))) for size in sizes]
         self._expected = [torch.zeros(size, device=gpu.device) for size in sizes]
         plain = torch.optim.SGD(self._parameters, lr=RATE)
         names = [(f"p{i}", parameter) for i, parameter in enumerate(self._parameters)]

@@ -17,10 +17,12 @@ A check is a part of a stage of tests/run.py:
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 SOURCES = ("csrc", "ringreduce")
+_FOLDERS = {"parallel": "parallel", "split": "parallel", "single": "single"}  # of tests, by kind of check
 
 
 @dataclass
@@ -49,11 +51,41 @@ class Mutation:
             raise ValueError(f"its text is {len(found)} times in the {len(files)} file(s) of this name")
         return found[0]
 
+    def trouble(self, root: Path) -> str:
+        """Why it cannot be tried; "" if it can. Seen from the sources alone."""
+        try:
+            self.place(root)
+        except ValueError as error:
+            return str(error)
+        if not self.checks:
+            return "it has no check"
+        return ", ".join(f"{check!r} names no test" for check in self.checks if not _names_a_test(check, root))
+
     def put_into(self, root: Path) -> Path:
         """Changes the file, and returns it."""
         path = self.place(root)
         path.write_text(path.read_text().replace("\n".join(self.old), "\n".join(self.new)))
         return path
+
+
+def _names_a_test(check: str, root: Path) -> bool:
+    """Whether there is a program with such a case, or a file or function of Python tests with such a name."""
+    kind, _, rest = check.partition(" ")
+    if kind == "native":
+        program, _, case = rest.partition(":")
+        source = root / "tests" / "native" / f"{program}.cc"
+        return source.exists() and re.search(rf"^TEST\(\w*{case}", source.read_text(), re.MULTILINE) is not None
+    word = rest if kind == "single" else rest.partition(" ")[2]
+    folder = root / "tests" / _FOLDERS[kind]
+    return any(
+        word in str(path.relative_to(folder)) or re.search(rf"def (?=test_)\w*{word}", path.read_text())
+        for path in folder.rglob("test_*.py")
+    )
+
+
+def known() -> list[Mutation]:
+    """All."""
+    return [one for path in sorted(Path(__file__).parent.glob("*.txt")) for one in read(path)]
 
 
 def read(path: Path) -> list[Mutation]:

@@ -8,7 +8,7 @@ only what depends on the mutated file is compiled. First each check must pass on
 
     found      FILE: what is wrong     seconds     by which check and test
     SURVIVED   ...          no check failed: a test is missing, or the mutation changes nothing
-    ERROR      ...          its text is not there exactly once, or what came of it is no C++
+    ERROR      ...          its text is not there exactly once, a check names no test, or what came of it is no C++
 
 The exit status is 0 if all were found.
 """
@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from runner.launch import ROOT
 
-from mutations.mutation import Mutation, read
+from mutations.mutation import Mutation, known
 from mutations.tree import Tree
 
 PLACE = ROOT / "build" / "mutations"
@@ -36,7 +36,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--trust", action="store_true", help="do not see first whether all checks pass without any mutation"
     )
-    parser.add_argument("--list", action="store_true", help="only see whether each mutation's text is there")
+    parser.add_argument("--list", action="store_true", help="only see whether each can be tried")
     return parser.parse_args()
 
 
@@ -65,17 +65,14 @@ def attempt(base: Tree, mutation: Mutation) -> str:
 
 def main() -> int:
     options = parse()
-    known = [one for path in sorted(Path(__file__).parent.glob("*.txt")) for one in read(path)]
-    chosen = [one for one in known if any(word in one.title for word in options.only)]
+    chosen = [one for one in known() if any(word in one.title for word in options.only)]
     lost = []
     for mutation in chosen:
-        try:
-            mutation.place(ROOT)
-        except ValueError as error:
-            tell("ERROR", mutation, str(error))
+        if trouble := mutation.trouble(ROOT):
+            tell("ERROR", mutation, trouble)
             lost.append(mutation)
     if options.list:
-        print(f"{len(chosen)} mutations, {len(lost)} whose text is not there exactly once")
+        print(f"{len(chosen)} mutations, {len(lost)} that cannot be tried")
         return 1 if lost else 0
 
     chosen = [one for one in chosen if one not in lost]

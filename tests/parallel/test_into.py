@@ -117,3 +117,44 @@ def test_errors(rank, size):
         rr.alltoall_into(torch.empty(2 * size, 3, requires_grad=True), torch.ones(size, 3))
     with pytest.raises(ValueError, match="output: has room for"):
         rr.reducescatter_into(torch.empty(5, 3), torch.ones(2 * size, 3))
+
+
+def test_what_is_read_must_not_be_written(rank, size):
+    """Results over the input, or over each other, would be wrong where there are several steps."""
+    memory = torch.ones(4 * size, 3)
+    half = torch.ones(2 * size, 3)
+    for call in (
+        lambda: rr.alltoall_into(memory, memory),
+        lambda: rr.allgather_into(memory, memory[:4]),
+        lambda: rr.reducescatter_into(memory[:4], memory),
+        lambda: rr.alltoall_into([half, half], torch.ones(4 * size, 3)),
+        lambda: rr.alltoall_into([memory[: 2 * size], memory[size : 3 * size]], torch.ones(4 * size, 3)),
+    ):
+        with pytest.raises(ValueError, match="overlap"):
+            call()
+    rows = [memory[: 2 * size], memory[2 * size :]]  # side by side is apart
+    rr.alltoall_into(rows, torch.full((4 * size, 3), float(rank)))
+    assert_same(memory, torch.arange(float(size)).repeat_interleave(4)[:, None].expand(-1, 3).contiguous(), "in two")
+
+
+def test_no_gradient_is_lost(size):
+    weight = torch.ones(size, 2, requires_grad=True)
+    for call in (rr.allgather_into, rr.reducescatter_into, rr.alltoall_into):
+        with pytest.raises(ValueError, match="requires grad"):
+            call(torch.empty(size, 2), weight)
+    with torch.no_grad():
+        rr.alltoall_into(torch.empty(size, 2), weight)
+
+
+def test_a_conjugated_output_reads_as_the_result(size):
+    mine, buffer = torch.full((1,), 1 + 2j), torch.zeros(size, dtype=torch.complex64)
+    view = buffer.conj()
+    rr.allgather_into(view, mine)
+    assert_same(view.resolve_conj(), rr.allgather(mine), "conj")
+
+
+def test_an_output_of_another_size_frees_the_name(size):
+    for _ in range(2):
+        handle = rr.allgather_into_async(torch.empty(size + 1), torch.ones(1), name="too large")
+        with pytest.raises(ValueError, match="has room for"):
+            rr.synchronize(handle)

@@ -239,3 +239,16 @@ def test_arguments():
     for option, value in unsuitable.items():
         with pytest.raises(ValueError, match=option):
             local(mlp(), **{option: value})
+
+
+def test_the_ranks_compare_what_they_average_each_time(rank, size):
+    """Also after an average of nothing, and when one rank has thawed another layer since."""
+    if size == 1:
+        return
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3))
+    named = [(f"{rank % 2}.{name}", parameter) for name, parameter in model.named_parameters()]
+    optimizer = rr.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), named, exchange=rr.LocalSGD(1))
+    optimizer.synchronize()  # nothing has been trained
+    model(torch.ones(2, 3)).sum().backward()
+    with pytest.raises(rr.RingreduceError, match="average different parameters"):
+        optimizer.step()

@@ -150,7 +150,7 @@ ORDER = [
     ["errors", "_placement", "reduction"],
     ["_runtime"],
     ["_ops", "compression"],
-    ["collectives", "p2p", "objects"],
+    ["collectives", "p2p", "objects", "handle", "process_set", "topology"],
     ["state", "_lifecycle", "_gradients"],
     ["optimizer", "drift"],
     ["doctor"],
