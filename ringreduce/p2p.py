@@ -64,7 +64,7 @@ def recv(tensor: Tensor, source: int | None = None, tag: int = 0, process_set: P
         if rank is not None:
             increment_version((tensor,))
             return rank
-    return messages.recv(tensor, source, tag, process_set, wake=False).wait()
+    return messages.recv_now(tensor, source, tag, process_set)
 
 
 def recv_async(

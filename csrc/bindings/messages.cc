@@ -46,13 +46,13 @@ MessageRef pass_plain(PyEngine& self, int set_id, bool is_send, nb::handle tenso
   spec.bytes = plain.bytes;
   Engine& engine = self.get();
   MessageRef message;
-  raise_if(without_gil([&] { return engine.post(set_id, std::move(spec), false, &message); }));
-  release_kept();
   try {
+    raise_if(without_gil([&] { return engine.post(set_id, std::move(spec), false, &message); }));
+    release_kept();
     if (!message->is_done()) wait(engine, *message, -1, 0);
   } catch (...) {  // until here the caller has kept it
-    std::shared_ptr<void> kept = keep(tensor);
-    without_gil([&] { engine.keep(message, std::move(kept)); });
+    std::shared_ptr<void> kept = message ? keep(tensor) : nullptr;
+    if (message) without_gil([&] { if (!engine.take_back(message)) engine.keep(message, std::move(kept)); });
     throw;
   }
   raise_if(message->status);
@@ -92,6 +92,12 @@ void bind_messages(nb::module_& m) {
     release_kept();
     raise_if(self.message->status);
   }, "timeout"_a = nb::none());
+  c.def("take_back", [](const PyMessage& self) {
+    Engine& engine = self.engine->get();
+    const bool taken = without_gil([&] { return engine.take_back(self.message); });
+    release_kept();
+    return taken;
+  });
   c.def("renew", [](const PyMessage& self) { self.message->renew(); });
   c.def_prop_ro("peer", [](const PyMessage& self) { return self.message->peer; });
   c.def_prop_ro("on_gpu", [](const PyMessage&) { return false; });

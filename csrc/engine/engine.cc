@@ -128,7 +128,7 @@ Status Engine::wait(const Op& op, double timeout_s, double slice_s, bool* done, 
 
 void Engine::keep(const OpRef& op, std::shared_ptr<void> memory) {
   Lock lock(mutex_);
-  if (!op->is_done()) op->submission.keep = std::move(memory);
+  if (!op->is_done() || op->kept_for_good) op->submission.keep = std::move(memory);
 }
 
 std::string Engine::state() {

@@ -50,13 +50,16 @@ class Engine : Work {
   // Returns in at most `slice_s` with *done false, so that the caller can look at signals. An error once
   // `timeout_s` (< 0: the setting's) have passed since `since_ns`, by default the submission.
   Status wait(const Op& op, double timeout_s, double slice_s, bool* done, int64_t since_ns = 0);
-  // `memory` lives until the operation is done.
+  // `memory` lives until the operation is done, and longer where it has failed and transfers still touch it.
   void keep(const OpRef& op, std::shared_ptr<void> memory);
 
-  // Messages from rank to rank (messages.cc). wait() and keep() as for operations.
+  // Messages from rank to rank (messages.cc). wait() and keep() as for operations. *message also where post() has failed,
+  // if a transfer may touch its memory.
   Status post(int set_id, MessageSpec spec, bool wake, MessageRef* message);
   Status wait(const Message& message, double timeout_s, double slice_s, bool* done, int64_t since_ns = 0);
   void keep(const MessageRef& message, std::shared_ptr<void> memory);
+  // For a caller that waits no longer: false for anything but a receive that nothing has come for.
+  bool take_back(const MessageRef& message);
   // What was sent and received on the set so far; nothing where this rank has no such set.
   Mailboxes::Counts message_counts(int set_id);
 

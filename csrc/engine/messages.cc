@@ -13,11 +13,11 @@ Status Engine::post(int set_id, MessageSpec spec, bool wake, MessageRef* message
   ProcessSet* set;
   RR_TRY(find(set_id, &set));
   RR_TRY(set->mail().enlist(made));
+  *message = made;
   if (const Status status = set->mail().post(made); !status.is_ok()) return fail(status), status;
-  *message = std::move(made);
   if (driver_.driven() && set->net()) bell_->ring();  // asleep for longer, perhaps, than the new message should wait
   // What was handed over may still have to leave, though nobody waits for it.
-  if ((wake && !(*message)->is_done()) || (set->net() && set->sending())) driver_.wake();
+  if ((wake && !(*message)->is_done()) || set->sending()) driver_.wake();
   return Status::ok();
 }
 
@@ -33,7 +33,13 @@ Status Engine::wait(const Message& message, double timeout_s, double slice_s, bo
 
 void Engine::keep(const MessageRef& message, std::shared_ptr<void> memory) {
   Lock lock(mutex_);
-  if (!message->is_done()) message->keep = std::move(memory);
+  if (!message->is_done() || message->transfer.active()) message->keep = std::move(memory);
+}
+
+bool Engine::take_back(const MessageRef& message) {
+  Lock lock(mutex_);
+  ProcessSet* set = sets_.find(message->set_id);
+  return set && set->mail().take_back(message);
 }
 
 Mailboxes::Counts Engine::message_counts(int set_id) {

@@ -20,6 +20,7 @@ struct Op {
   std::atomic<int64_t> limit_since_ns{0};  // what the time for it counts from: the submission, or renew()
   uint32_t entry = 0;     // in the table of its set, once posted
   bool posted = false, decided = false, warned = false;
+  bool kept_for_good = false;  // transfers in flight may still touch its memory
   Output output;
   GpuSet* split_child = nullptr;
   std::shared_ptr<GpuOp> gpu;  // null on the CPU. Done then means: enqueued

@@ -6,6 +6,7 @@
 #include "collectives/allgather.h"
 #include "collectives/allreduce.h"
 #include "collectives/kinds.h"
+#include "common/because_of.h"
 #include "common/clock.h"
 #include "common/keep.h"
 #include "gpu/split.h"
@@ -33,15 +34,6 @@ bool inlined(const Submission& s) {
 // Allgather: what a rank puts into the table is its size, then its data if they fit.
 constexpr size_t kSize = sizeof(int64_t);
 bool fits(size_t bytes) { return bytes <= kInlineBytes - kSize; }
-
-// Without the title where there is no memory for it: then that is what has failed.
-Status because_of(const Status& status, const Op& op) noexcept {
-  try {
-    return status.because(op.title());
-  } catch (const std::exception&) {
-    return status;
-  }
-}
 
 // Of synchronous programs, and some more.
 constexpr size_t kFirstEntries = 16;
@@ -204,7 +196,7 @@ Status ProcessSet::advance(bool* moved) {
     moved_ns_ = now_ns();
   }
   RR_TRY(mail_->advance(moved));
-  if (!mail_->idle()) RR_TRY(take_gone_senders(moved));
+  if (!mail_->idle() || mail_->sending()) RR_TRY(take_gone_senders(moved));
   return in_flight_.empty() ? Status::ok() : take_gone();
 }
 
@@ -358,6 +350,7 @@ void ProcessSet::finish(const OpRef& op, Status status) {
 // better leaked than freed.
 void ProcessSet::keep_running() {
   for (const OpRef& op : running_) {
+    op->kept_for_good = true;
     keep_for_good(op);
     keep_for_good(std::move(op->submission.keep));
   }

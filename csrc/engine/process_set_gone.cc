@@ -17,13 +17,15 @@ constexpr int64_t kUndecidedNs = 1'500'000'000;
 // down had no part in the decision.
 constexpr int64_t kGoneStallNs = 5'000'000'000;
 // How often a rank that waits for a message alone looks for farewells, and how long a message from another host
-// may take longer than the news that its sender has shut down.
+// may take longer than the news that its sender has shut down, or than the call that asks for it.
 constexpr int64_t kGoneLookNs = 50'000'000, kLateMessageNs = 1'500'000'000;
 }  // namespace
 
 Status ProcessSet::say_gone() {
   RR_TRY(withdraw(Code::kShutdown, ": ringreduce was shut down on this rank while it was in flight"));
-  mail_->withdraw(Code::kShutdown, ": ringreduce was shut down on this rank while it was in flight");
+  bool moved = false;
+  RR_TRY(mail_->drain(&moved));  // a peer that has accepted a large message counts on it
+  RR_TRY(mail_->withdraw(Code::kShutdown, ": ringreduce was shut down on this rank while it was in flight"));
   header_->gone[topology().local()].store(1, std::memory_order_release);
   if (tree_) tree_->gone(channel_.world(topology().rank));
   config_.bell->ring();
@@ -81,10 +83,11 @@ Status ProcessSet::take_gone_senders(bool* moved) {
     mail_gone_ = gone;
     mail_gone_ns_ = now;
   }
-  if (topology().host_count() > 1 && now - mail_gone_ns_ < kLateMessageNs) return Status::ok();
-  RR_TRY(mail_->advance(moved));
-  mail_->withdraw(Code::kPeerLost, " cannot complete: " + show_ranks(gone) + (gone.size() == 1 ? " has" : " have") + " shut down", &gone);
-  return Status::ok();
+  const int64_t late = topology().host_count() > 1 ? kLateMessageNs : 0;
+  if (now - mail_gone_ns_ < late) return Status::ok();
+  RR_TRY(mail_->drain(moved));
+  return mail_->withdraw(Code::kPeerLost, " cannot complete: " + show_ranks(gone) + (gone.size() == 1 ? " has" : " have") + " shut down",
+                         &gone, now - late);
 }
 
 // Gives up what is not agreed on. What is complete on this host stays for a while: other hosts

@@ -66,7 +66,7 @@ Status Sets::add(int id, const std::vector<int>& ranks, std::shared_ptr<Segment>
 
 Status Sets::advance(bool* moved) {
   for (auto& [id, set] : sets_)
-    if (!set->idle() || set->on_net()) RR_TRY(set->advance(moved));
+    if (!set->idle() || set->sending() || set->on_net()) RR_TRY(set->advance(moved));
   return Status::ok();
 }
 

@@ -7,6 +7,7 @@
 //   small   kWhole ─────────────────────────────────► its receiver, or a copy until there is one
 //   large   kAnnounce ──► (waits for a receive) kAccept ◄── ──► data ──► the receiver's tensor
 //                                               kRefuse ◄── of another size or dtype: an error on both sides
+//           kWithdraw ──► its sender has given it up, whatever its receiver has answered meanwhile
 #pragma once
 
 #include <cstddef>
@@ -19,7 +20,7 @@
 namespace ringreduce {
 
 struct Packet {
-  enum class Type : uint32_t { kWhole, kAnnounce, kAccept, kRefuse, kData };
+  enum class Type : uint32_t { kWhole, kAnnounce, kAccept, kRefuse, kWithdraw, kData };
   Type type = Type::kWhole;
   uint32_t payload = 0;  // bytes that follow: of kWhole and kData
   uint64_t number = 0;   // of the message, given by its sender

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "common/because_of.h"
 #include "common/keep.h"
 #include "mailbox/net_link.h"
 
@@ -11,6 +12,9 @@ namespace {
 
 // Packets from one peer in one call, so that other peers and collectives get their turn.
 constexpr int kPacketsPerAdvance = 64;
+// A large message to or from a rank that has shut down moves no more: longer than that rank waits for what others
+// count on, since between hosts nobody sees how far a message is.
+constexpr int64_t kGoneStillNs = 12'000'000'000;
 
 std::string show(uint64_t bytes, DType dtype) {
   const uint64_t size = info(dtype).size;
@@ -119,6 +123,17 @@ Status Mailboxes::advance(bool* moved) {
   return Status::ok();
 }
 
+Status Mailboxes::drain(bool* moved) {
+  const size_t most = memory_.capacity() / sizeof(Packet) / kPacketsPerAdvance;  // a full ring; a peer may go on to fill it
+  bool more = true;
+  for (size_t i = 0; more && i <= most; ++i) {
+    more = false;
+    RR_TRY(advance(&more));
+    *moved = *moved || more;
+  }
+  return Status::ok();
+}
+
 // For what has arrived.
 Status Mailboxes::look(bool* moved) {
   const uint64_t news = memory_.news();
@@ -159,6 +174,7 @@ Status Mailboxes::take(Peer& from, const Packet& packet) {
     case Packet::Type::kWhole:
     case Packet::Type::kAnnounce: return take_message(from, packet);
     case Packet::Type::kData: return take_data(from, packet);
+    case Packet::Type::kWithdraw: return from.link->take(nullptr), take_withdrawal(from, packet), Status::ok();
     case Packet::Type::kAccept:
     case Packet::Type::kRefuse: from.link->take(nullptr);
   }
@@ -238,6 +254,16 @@ void Mailboxes::take_answer(Peer& from, const Packet& packet) {
   const DType dtype = static_cast<int>(packet.dtype) < kDTypeCount ? packet.dtype : DType::kUint8;
   finish(send, {Code::kMismatch, send->title() + ": the message has " + show(send->bytes, send->dtype) + ", but rank " +
                                      std::to_string(from.world) + " receives it into a tensor of " + show(packet.bytes, dtype)});
+}
+
+// Not kept and not accepted: it was refused meanwhile, which its sender need not know.
+void Mailboxes::take_withdrawal(Peer& from, const Packet& packet) {
+  if (matching_.drop(from.rank, packet.tag, packet.number)) return;
+  const auto at = std::find_if(from.arriving.begin(), from.arriving.end(),
+                               [&](const MessageRef& one) { return one->sent_as == packet.number; });
+  if (at == from.arriving.end()) return;
+  const MessageRef receive = *at;
+  give_up(receive, {Code::kPeerLost, receive->title() + " cannot complete: rank " + std::to_string(from.world) + " has shut down"});
 }
 
 // Within a host they come in the order in which their senders write them: one message after the other.
@@ -320,39 +346,72 @@ bool Mailboxes::on_net() const { return net_ && (any_ || !remote_waiting_.empty(
 bool Mailboxes::sending() const {
   return std::any_of(busy_.begin(), busy_.end(), [this](int rank) {
     const Peer& to = peers_.at(rank);
-    return !to.gone && to.link->sending();
+    return !to.gone && (to.link->sending() || !to.answers.empty());
   });
 }
 
 bool Mailboxes::committed() const {
-  if (sending()) return true;
+  const auto leaves = [this](int rank) { return !peers_.at(rank).gone && peers_.at(rank).link->sending(); };
+  if (std::any_of(busy_.begin(), busy_.end(), leaves)) return true;
   return std::any_of(in_flight_.begin(), in_flight_.end(), [](const auto& one) { return one.second->phase == Message::Phase::kMoving; });
 }
 
-void Mailboxes::withdraw(Code code, const std::string& why, const std::vector<int>* gone) {
+bool Mailboxes::in_vain(Message* message, const std::vector<int>& gone, int64_t posted_by_ns) const {
+  const auto has_gone = [&gone](int rank) { return std::find(gone.begin(), gone.end(), rank) != gone.end(); };
+  if (message->submitted_ns > posted_by_ns) return false;
+  if (message->at == MessageSpec::kAnySource)
+    return std::all_of(topology_->world.begin(), topology_->world.end(),
+                       [&](int rank) { return rank == topology_->world[topology_->rank] || has_gone(rank); });
+  if (!has_gone(message->peer)) return false;
+  if (message->phase != Message::Phase::kMoving) return true;
+  const int64_t now = now_ns();
+  if (!message->still_since_ns || message->moved != message->seen_moved) message->still_since_ns = now;
+  message->seen_moved = message->moved;
+  return now - message->still_since_ns > kGoneStillNs;
+}
+
+Status Mailboxes::withdraw(Code code, const std::string& why, const std::vector<int>* gone, int64_t posted_by_ns) {
   for (auto& [rank, peer] : peers_)
     peer.gone = peer.gone || (gone && std::find(gone->begin(), gone->end(), peer.world) != gone->end());
   std::vector<MessageRef> given_up;
-  const auto in_vain = [&](const Message& message) {
-    if (message.phase == Message::Phase::kMoving) return false;
-    if (!gone) return true;
-    const auto has_gone = [gone](int rank) { return std::find(gone->begin(), gone->end(), rank) != gone->end(); };
-    if (message.at != MessageSpec::kAnySource) return has_gone(message.peer);
-    return std::all_of(topology_->world.begin(), topology_->world.end(),
-                       [&](int rank) { return rank == topology_->world[topology_->rank] || has_gone(rank); });
-  };
   for (auto& [number, message] : in_flight_)
-    if (in_vain(*message)) given_up.push_back(message);
-  for (const MessageRef& message : given_up) {
-    gave_up_ = true;
-    if (message->is_send) {
-      auto& queue = peer(message->at).queue;
-      queue.erase(std::remove(queue.begin(), queue.end(), message), queue.end());
-    } else {
-      matching_.withdraw(*message);
-    }
-    finish(message, {code, message->title() + why});
+    if (gone ? in_vain(message.get(), *gone, posted_by_ns) : message->phase != Message::Phase::kMoving) given_up.push_back(message);
+  for (const MessageRef& message : given_up) give_up(message, {code, message->title() + why});
+  for (int rank : std::set<int>(busy_)) {  // withdrawals
+    bool moved = false;
+    if (!peer(rank).gone) RR_TRY(push(peer(rank), &moved));
   }
+  return Status::ok();
+}
+
+void Mailboxes::give_up(const MessageRef& message, const Status& status) {
+  gave_up_ = true;
+  const auto out_of = [&message](std::deque<MessageRef>& from) { from.erase(std::remove(from.begin(), from.end(), message), from.end()); };
+  if (message->phase == Message::Phase::kMoving) {
+    out_of(message->is_send ? peer(message->at).leaving : peer(message->at).arriving);
+    if (!message->is_send && message->transfer.active()) net_->cancel(&message->transfer);
+  } else if (!message->is_send) {
+    matching_.withdraw(*message);
+  } else if (message->phase == Message::Phase::kQueued) {
+    out_of(peer(message->at).queue);
+  } else if (Peer& to = peer(message->at); !to.gone) {
+    Packet packet;
+    packet.type = Packet::Type::kWithdraw;
+    packet.number = message->number;
+    packet.tag = message->tag;
+    to.answers.push_back(packet);
+    busy_.insert(to.rank);
+  }
+  wait_for(*message, -1);
+  in_flight_.erase(message->number);
+  drop(message, status);
+}
+
+bool Mailboxes::take_back(const MessageRef& message) {
+  if (message->is_send || message->is_done() || message->phase != Message::Phase::kQueued) return false;
+  matching_.withdraw(*message);
+  finish(message, {Code::kInvalid, message->title() + " was taken back by its caller"});
+  return true;
 }
 
 // Transfers in flight may still refer to the memory of a message: better leaked than freed.
@@ -367,7 +426,7 @@ void Mailboxes::drop(const MessageRef& message, const Status& status) {
 void Mailboxes::fail(const Status& status) {
   auto all = std::move(in_flight_);
   in_flight_.clear();
-  for (auto& [number, message] : all) drop(message, status.because(message->title()));
+  for (auto& [number, message] : all) drop(message, because_of(status, *message));
   matching_ = Matching();
   for (auto& [rank, peer] : peers_) {
     peer.answers.clear();

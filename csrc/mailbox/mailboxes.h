@@ -36,17 +36,21 @@ class Mailboxes {
   // Begins, and does what can be done at once.
   Status post(const MessageRef& message);
   Status advance(bool* moved);
+  // The same for all that has arrived so far; advance() gives others their turn.
+  Status drain(bool* moved);
 
   bool idle() const { return in_flight_.empty(); }
   // A message between hosts may arrive, or leave, that only polling shows.
   bool on_net() const;
-  // What was handed over, and has not left this rank.
+  // What was handed over, or is to be answered, and has not left this rank.
   bool sending() const;
-  // That, and large messages that are moving: other ranks count on it.
+  // Frames on their way, and large messages that are moving: other ranks count on it.
   bool committed() const;
 
-  // Gives up what nobody counts on: all of it, or what waits for one of these ranks (of the world).
-  void withdraw(Code code, const std::string& why, const std::vector<int>* gone = nullptr);
+  // Gives up what nobody counts on: all of it, or what was posted by then and waits for one of these ranks (of the world).
+  Status withdraw(Code code, const std::string& why, const std::vector<int>* gone = nullptr, int64_t posted_by_ns = INT64_MAX);
+  // A receive for which nothing has come; false for any other message.
+  bool take_back(const MessageRef& message);
   void fail(const Status& status);
 
   // Messages sent to and received from each rank of the world, ever.
@@ -65,7 +69,7 @@ class Mailboxes {
     int rank = 0, world = 0;            // in the set, in the world
     std::unique_ptr<Link> link;
     HostLink* on_host = nullptr;        // the link, where it is one
-    std::deque<Packet> answers;
+    std::deque<Packet> answers;         // and withdrawals
     std::deque<MessageRef> queue;       // sends that have not been put
     std::deque<MessageRef> leaving;     // large sends that were accepted, in order
     std::deque<MessageRef> arriving;    // large receives that this rank has accepted, in order
@@ -83,6 +87,7 @@ class Mailboxes {
   Status take_message(Peer& peer, const Packet& packet);
   Status take_data(Peer& peer, const Packet& packet);
   void take_answer(Peer& peer, const Packet& packet);
+  void take_withdrawal(Peer& peer, const Packet& packet);
   void meet(Peer& peer, const MessageRef& receive);
   Status accept(Peer& peer, const Packet& packet, const MessageRef& receive);
   Status mismatch(const Message& receive, const Packet& packet) const;
@@ -90,6 +95,8 @@ class Mailboxes {
   Status put(Peer& peer, const MessageRef& send, bool* taken);
   Status move(std::deque<MessageRef>& messages, Peer& peer, bool* moved);
   void finish(const MessageRef& message, Status status);
+  bool in_vain(Message* message, const std::vector<int>& gone, int64_t posted_by_ns) const;
+  void give_up(const MessageRef& message, const Status& status);
   void drop(const MessageRef& message, const Status& status);
 
   const int set_id_;
@@ -105,7 +112,7 @@ class Mailboxes {
   std::set<int> remote_waiting_;         // peers on other hosts of which news are awaited
   int any_ = 0;                          // receives from any source that wait
   uint64_t posted_ = 0, news_ = 0;
-  bool gave_up_ = false;                 // answers may come to what is no more
+  bool gave_up_ = false;                 // answers and data may come for what is no more
   Counts counts_;
 };
 

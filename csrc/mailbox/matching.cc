@@ -62,6 +62,20 @@ bool Matching::take(const Message& receive, Arrival* arrival) {
   return true;
 }
 
+bool Matching::drop(int source, int tag, uint64_t number) {
+  const auto of_tag = arrivals_.find(tag);
+  if (of_tag == arrivals_.end()) return false;
+  const auto queue = of_tag->second.find(source);
+  if (queue == of_tag->second.end()) return false;
+  auto& kept = queue->second;
+  const auto at = std::find_if(kept.begin(), kept.end(), [number](const Arrival& one) { return one.packet.number == number; });
+  if (at == kept.end()) return false;
+  kept.erase(at);
+  if (kept.empty()) of_tag->second.erase(queue);
+  if (of_tag->second.empty()) arrivals_.erase(of_tag);
+  return true;
+}
+
 std::vector<int> Matching::tags_from(int source) const {
   std::vector<int> tags;
   for (const auto& [tag, sources] : arrivals_)

@@ -30,6 +30,8 @@ class Matching {
   MessageRef take(int source, int tag);
 
   void keep(Arrival arrival);
+  // It will not come; false: it is not kept here.
+  bool drop(int source, int tag, uint64_t number);
   // False: nothing has come for this receive.
   bool take(const Message& receive, Arrival* arrival);
   std::vector<int> tags_from(int source) const;  // of what is kept; of any source: kAnySource

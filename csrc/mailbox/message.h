@@ -44,6 +44,8 @@ struct Message : MessageSpec {
   uint64_t sent_as = 0;         // of a receive: the number that its sender has given the message
   Request transfer;             // between hosts
   bool warned = false;
+  size_t seen_moved = 0;        // as withdraw() saw it last, since:
+  int64_t still_since_ns = 0;
   int64_t submitted_ns = 0;
   std::atomic<int64_t> limit_since_ns{0};  // what the time for it counts from: the call, or renew()
   Status status;                // written before done

@@ -94,6 +94,12 @@ class Handle(Generic[T]):
         self._release()
         return finish()
 
+    def take_back(self) -> None:
+        """Of a receive: no message is to come for it any more."""
+        for op in self._ops:
+            if isinstance(op, Message):
+                op.take_back()
+
     def map(self, convert: Callable[[T], U]) -> Handle[U]:
         """The same handle, with `convert` applied to its result."""
         finish = self._finish

@@ -71,3 +71,13 @@ def recv(tensor: Any, source: Any, tag: Any, process_set: ProcessSet, wake: bool
         return message.peer
 
     return Handle([message], finish)
+
+
+def recv_now(tensor: Any, source: Any, tag: Any, process_set: ProcessSet) -> int:
+    """The same, awaited. Whoever is interrupted has no handle: the next message is another call's."""
+    handle = recv(tensor, source, tag, process_set, wake=False)
+    try:
+        return handle.wait()
+    except BaseException:
+        handle.take_back()
+        raise

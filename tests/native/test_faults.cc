@@ -43,6 +43,35 @@ Status outcome(Engine& engine, const OpRef& op) {
 
 }  // namespace
 
+// The engine has failed while the net moves an operation's data: what they lie in lives on.
+TEST(memory_that_the_net_may_still_touch) {
+  int kept = 0;
+  for (int64_t nth = 0; nth < 8; ++nth) {
+    WorldOptions options = hosts({0, 1});
+    Fault fault;
+    fault.nth = nth;
+    fault.count = Fault::kForever;
+    fault.action = Fault::Action::kRefuse;
+    options.faults[0] = {fault};
+    options.timeout_s = 0.5;
+    World world(options);
+    world.run([&](int rank, Engine& engine) {
+      std::vector<float> in(50'000, 1), out = in;
+      OpRef op;
+      Status status = engine.submit(0, sum_of("sum", in, out), true, &op);
+      for (bool done = false; !done && status.is_ok();) status = engine.wait(*op, 0.5, 0.1, &done);
+      if (rank == 0 && op) {
+        auto memory = std::make_shared<int>(1);
+        const std::weak_ptr<int> lives = memory;
+        engine.keep(op, std::move(memory));
+        kept += op->kept_for_good && !lives.expired();
+      }
+      world.meet();
+    });
+  }
+  CHECK(kept > 0);
+}
+
 // 300 operations at once take several messages: groups arrive in parts.
 TEST(fused_groups_that_span_messages) {
   for (const auto& layout : {std::vector<int>{0, 1}, std::vector<int>{0, 0, 1, 1}, std::vector<int>{0, 1, 2}}) {

@@ -375,6 +375,163 @@ TEST(a_rank_that_shuts_down) {
   }
 }
 
+// However many messages stand before the one that is asked for.
+TEST(what_was_sent_before_a_shutdown_arrives) {
+  for (int asked : {1, 300}) {  // one with the last tag, or all with the first
+    World world(options({0, 0}));
+    world.run([&](int rank, Engine& engine) {
+      Numbers word = {1}, last = {2}, in(1);
+      if (rank) {
+        for (int i = 0; i <= 500; ++i) CHECK(send(engine, i < 500 ? word : last, 0, i < 500 ? 1 : 7)->is_done());
+        engine.close(1);
+      }
+      world.meet();
+      if (rank) return;
+      std::vector<MessageRef> receives;
+      for (int i = 0; i < asked; ++i) receives.push_back(receive(engine, in, 1, asked == 1 ? 7 : 1));
+      for (const MessageRef& message : receives) CHECK_OK(outcome(engine, message, 20));
+      CHECK(in == (asked == 1 ? last : word));
+      CHECK(outcome(engine, receive(engine, in, 1, 8), 20).code() == Code::kPeerLost);
+    });
+  }
+}
+
+// Its receiver has heard of it, and asks for it after its sender has left.
+TEST(a_large_message_whose_sender_does_not_wait) {
+  for (const auto& layout : {std::vector<int>{0, 0}, std::vector<int>{0, 1}}) {
+    World world(options(layout));
+    world.run([&](int rank, Engine& engine) {
+      Numbers large = text(1, 0, 0, 9000), in(9000), word(1);
+      if (rank) {
+        const MessageRef message = send(engine, large, 0, 5);
+        CHECK_OK(outcome(engine, send(engine, word, 0, 6)));
+        world.meet();
+        engine.close(2);
+        CHECK(message->status.code() == Code::kShutdown);
+        world.meet();
+        return;
+      }
+      const MessageRef listens = receive(engine, in, 1, 9);
+      CHECK_OK(outcome(engine, receive(engine, word, 1, 6)));
+      world.meet();
+      world.meet();
+      CHECK(outcome(engine, listens, 20).code() == Code::kPeerLost);
+      const int64_t start = now_ns();
+      const Status status = outcome(engine, receive(engine, in, 1, 5), 20);
+      CHECK(status.code() == Code::kPeerLost && says(status, "recv from rank 1 (tag 5) cannot complete: rank 1 has shut down"));
+      CHECK(now_ns() - start < 8'000'000'000);
+    });
+  }
+}
+
+// That its receiver has accepted it, its sender reads as it shuts down; or they cross, and the receiver is told.
+TEST(a_large_message_that_is_accepted_as_its_sender_leaves) {
+  for (const auto& layout : {std::vector<int>{0, 0}, std::vector<int>{0, 1}}) {
+    World world(options(layout));
+    world.run([&](int rank, Engine& engine) {
+      Numbers large = text(1, 0, 0, 50'000), in(50'000);
+      MessageRef message;
+      sleep_ms(50);  // the engine's thread sleeps, and nobody wakes it for the message
+      if (rank) CHECK_OK(engine.post(0, spec(true, large, 0, 5), false, &message));
+      world.meet();
+      if (!rank) message = receive(engine, in, 1, 5);
+      world.meet();
+      if (rank) return engine.close(10);
+      const Status status = outcome(engine, message, 20);
+      if (layout[1] == 0) CHECK_OK(status);
+      if (status.is_ok()) CHECK(in == text(1, 0, 0, 50'000));
+      else CHECK(status.code() == Code::kPeerLost && says(status, "rank 1 has shut down"));
+    });
+  }
+}
+
+// Its sender has had no time to finish it.
+TEST(a_large_message_that_stops_in_the_middle) {
+  World world(options({0, 0}));
+  world.run([&](int rank, Engine& engine) {
+    Numbers large(200'000, 1), in(200'000);
+    MessageRef message;
+    if (rank) message = send(engine, large, 0, 5);
+    world.meet();
+    if (!rank) CHECK_OK(engine.post(0, spec(false, in, 1, 5), false, &message));
+    world.meet();
+    if (rank) engine.close(0.3);
+    world.meet();
+    if (!rank) CHECK(says(outcome(engine, message, 40), "recv from rank 1 (tag 5) cannot complete: rank 1 has shut down"));
+  });
+}
+
+// Whoever waits no longer takes no message from those who do.
+TEST(a_receive_that_is_taken_back) {
+  for (int source : {1, kAny}) {
+    World world(options({0, 0}));
+    world.run([&](int rank, Engine& engine) {
+      Numbers word = {5}, in(1), other(1);
+      const MessageRef old = rank ? nullptr : receive(engine, other, source, 2);
+      if (old) CHECK(engine.take_back(old) && old->is_done() && !engine.take_back(old) && engine.set_idle(0));
+      world.meet();
+      if (rank) CHECK_OK(outcome(engine, send(engine, word, 0, 2)));
+      if (rank) return;
+      CHECK_OK(outcome(engine, receive(engine, in, source, 2)));
+      CHECK(in == word && other == Numbers(1));
+    });
+  }
+}
+
+// The receiver of what does not fit has its error, and no message in flight; its sender is told as soon as there is room.
+TEST(a_refusal_that_finds_no_room) {
+  World world(options({0, 0}));
+  world.run([&](int rank, Engine& engine) {
+    Numbers large(9000, 1), small(1000, 2), bad(1), in(1000);
+    constexpr int kMany = 100;  // a ring has room for fewer
+    if (rank) {
+      MessageRef message;
+      CHECK_OK(engine.post(0, spec(true, large, 0, 5), false, &message));
+      world.meet();
+      world.meet();
+      for (int i = 0; i < kMany; ++i) CHECK_OK(outcome(engine, receive(engine, in, 0, 1)));
+      CHECK(outcome(engine, message, 20).code() == Code::kMismatch);
+      return;
+    }
+    world.meet();
+    std::vector<MessageRef> sends(kMany);
+    for (MessageRef& message : sends) CHECK_OK(engine.post(0, spec(true, small, 1, 1), false, &message));
+    CHECK(!sends.back()->is_done());
+    MessageRef message;
+    CHECK_OK(engine.post(0, spec(false, bad, 1, 5), false, &message));
+    CHECK(outcome(engine, message).code() == Code::kMismatch);
+    world.meet();
+    for (const MessageRef& one : sends) CHECK_OK(outcome(engine, one));
+  });
+}
+
+// The engine has failed while the net moves a message: what the message lies in lives on.
+TEST(memory_that_the_net_may_still_touch) {
+  WorldOptions with = options({0, 1}, 0);
+  Fault fault;
+  fault.direction = Fault::Direction::kSend;
+  fault.count = Fault::kForever;
+  fault.action = Fault::Action::kRefuse;
+  with.faults[0] = {fault};
+  with.timeout_s = 0.5;
+  World world(with);
+  world.run([&](int rank, Engine& engine) {
+    Numbers numbers(5000, 1);
+    const MessageRef message = rank ? send(engine, numbers, 0, 0) : nullptr;
+    if (rank) return world.meet();
+    MessageRef got;
+    Status status = engine.post(0, spec(false, numbers, 1, 0), false, &got);
+    if (status.is_ok()) status = outcome(engine, got, 20);
+    CHECK(says(status, "injected fault") && got && got->transfer.active());
+    auto memory = std::make_shared<int>(1);
+    const std::weak_ptr<int> lives = memory;
+    engine.keep(got, std::move(memory));
+    got.reset();
+    CHECK(!lives.expired());
+    world.meet();
+  });
+}
+
 // The engine of a rank that has lost a transfer fails; its messages say why.
 TEST(faults_of_the_net) {
   for (Fault::Action action : {Fault::Action::kFail, Fault::Action::kRefuse})

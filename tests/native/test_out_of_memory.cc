@@ -17,9 +17,11 @@ namespace {
 constexpr int64_t kEnough = -1;
 thread_local bool is_caller = false;
 thread_local int64_t callers_left = kEnough;            // allocations until one fails
+thread_local int64_t callers_more = 0;                  // and so many after it
 std::atomic<int64_t> engines_left{kEnough};  // of all threads that are not callers
 
 bool runs_out() {
+  if (is_caller && callers_left == 0 && callers_more > 0) return --callers_more, true;
   if (is_caller) return callers_left >= 0 && callers_left-- == 0;
   return engines_left.load() >= 0 && engines_left.fetch_sub(1) == 0;
 }
@@ -93,12 +95,35 @@ class Program {
     CHECK(done);
     return Status::ok();
   }
+  Status message(size_t size) {  // to itself
+    std::vector<char> sent(size, 1), got(size);
+    MessageSpec send, receive;
+    send.is_send = true;
+    send.peer = receive.peer = 0;
+    send.data = sent.data();
+    receive.data = got.data();
+    send.bytes = receive.bytes = size;
+    MessageRef out, in;
+    RR_TRY(engine->post(0, receive, false, &in));
+    try {
+      RR_TRY(engine->post(0, send, false, &out));
+    } catch (const std::bad_alloc&) {
+      if (!in->is_done()) CHECK(engine->take_back(in));  // or the next message of this tag is lost in it
+      throw;
+    }
+    for (const MessageRef& one : {out, in})
+      for (bool done = false; !done;) RR_TRY(engine->wait(*one, 60, 1, &done));
+    CHECK_EQ(got.back(), 1);
+    return Status::ok();
+  }
   Status leave() { return engine->leave(plan_->id(), "a reason that is longer than what a string holds without an allocation"); }
   Status all() {
     RR_TRY(allreduce("first", false));
     RR_TRY(small());
     RR_TRY(allgather());
     RR_TRY(bucket());
+    RR_TRY(message(100));
+    RR_TRY(message(10'000));
     return allreduce("second", false);
   }
 
@@ -163,6 +188,34 @@ TEST(in_the_callers_thread) {
   }
   CHECK(thrown > 10);
   CHECK(failed > 10);
+}
+
+// Then the engine fails, and there is no memory either to say of a message what that means for it.
+TEST(with_a_message_in_flight) {
+  is_caller = true;
+  bool ran_out = true;
+  for (int64_t n = 0; ran_out; ++n) {
+    Program program;
+    char got = 0;
+    MessageSpec spec;
+    spec.tag = 9;
+    spec.data = &got;
+    spec.bytes = 1;
+    MessageRef waits;
+    CHECK_OK(program.engine->post(0, spec, false, &waits));
+    callers_more = 1 + n % 7;  // some of them at the title
+    callers_left = n / 7;
+    try {
+      (void)program.all();
+    } catch (const std::bad_alloc&) {
+    }
+    ran_out = callers_left <= 0;
+    callers_left = kEnough;
+    callers_more = 0;
+    check_state(program);
+    program.engine->close(1);
+    CHECK(waits->is_done() && !waits->status.is_ok());
+  }
 }
 
 TEST(in_the_engines_thread) {

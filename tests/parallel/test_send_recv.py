@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from random import Random
 
 import pytest
@@ -290,6 +291,30 @@ def test_a_time_out_says_what_is_missing(rank, size):
     rr.send(torch.full((4,), float(rank)), behind, tag=30)
     assert rr.synchronize(handle) == before
     assert got.tolist() == [before] * 4
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_an_interrupted_recv_takes_no_message(rank, size, plain):
+    behind, before = neighbours(rank, size)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    old, got = torch.zeros(2, 3), torch.zeros(6)
+    handler = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        with pytest.raises(KeyboardInterrupt):
+            rr.recv(old if plain else old.t(), before, tag=40)
+    finally:
+        signal.signal(signal.SIGALRM, handler)
+    assert running.require().engine.set_idle(0)
+    rr.barrier()
+    handle = rr.send_async(torch.full((6,), float(rank)), behind, tag=40)
+    assert rr.recv(got, before, tag=40) == before
+    rr.synchronize(handle)
+    assert got.tolist() == [before] * 6
+    assert old.unique().tolist() == [0]
 
 
 def test_process_sets(rank, size):
