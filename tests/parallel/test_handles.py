@@ -66,6 +66,22 @@ def test_a_dropped_handle_leaves_its_tensors_to_the_core(rank, size, numel):
     assert_released(memory)
 
 
+def test_a_dropped_broadcast_leaves_its_tensors_to_the_core(rank, size):
+    sent = make(0, LARGE, torch.float32)
+    if late(rank, size):
+        WORLD.Barrier()
+        assert_same(rr.broadcast_(torch.zeros(LARGE), 0, name="dropped broadcast"), sent, "broadcast")
+        assert_released()
+        return
+    tensor, memory = owned(sent.clone())
+    handle = rr.broadcast_async_(tensor, 0, name="dropped broadcast")
+    del handle, tensor
+    gc.collect()
+    assert memory() is not None
+    WORLD.Barrier()
+    assert_released(memory)
+
+
 class Alarm(Exception):
     """What a signal handler of the program raises."""
 
