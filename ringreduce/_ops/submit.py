@@ -221,7 +221,7 @@ class _Into:
         """ValueError where results would be written over what is read, or over each other."""
         extents = sorted(extent(one) for one in (tensor, *self.given) if one.numel())
         if any(end > begin for (_, end), (begin, _) in pairwise(extents)):
-            raise ValueError("output: the memory that it spans must not overlap that of tensor, nor that of another output")
+            raise ValueError("output: the memory it spans must not overlap that of tensor, nor that of another output")
 
     def require(self, rows: int) -> None:
         """ValueError unless it has room for so many rows."""
