@@ -131,8 +131,11 @@ void Engine::keep(const OpRef& op, std::shared_ptr<void> memory) {
   if (!op->is_done() || op->kept_for_good) op->submission.keep = std::move(memory);
 }
 
+// A report is of use while an engine hangs, too, with its mutex held.
+constexpr std::chrono::milliseconds kPatienceOfReports{500};
+
 std::string Engine::state() {
-  Lock lock(mutex_, std::try_to_lock);
+  Lock lock(mutex_, kPatienceOfReports);
   if (!lock.owns_lock()) return "the engine is busy\n";
   if (closed_) return "shut down\n";
   return "rank " + std::to_string(config_.rank) + " of " + std::to_string(config_.size) + "\n" + sets_.state() + plans_.state();

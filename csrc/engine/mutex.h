@@ -29,7 +29,10 @@ class Mutex {
   class Lock {
    public:
     explicit Lock(Mutex& mutex) : mutex_(mutex), lock_(mutex.mutex_, std::defer_lock) { mutex_.take(lock_); }
-    Lock(Mutex& mutex, std::try_to_lock_t) : mutex_(mutex), lock_(mutex.mutex_, std::try_to_lock) {}
+    // For whoever can do without it: not longer than `patience`, and then owns_lock() is false.
+    Lock(Mutex& mutex, std::chrono::milliseconds patience) : mutex_(mutex), lock_(mutex.mutex_, std::defer_lock) {
+      mutex_.try_take(lock_, patience);
+    }
     ~Lock() {
       if (std::uncaught_exceptions() == thrown_) return;
       if (!lock_.owns_lock()) lock_.lock();
@@ -57,6 +60,16 @@ class Mutex {
     if (lock.try_lock()) return;
     waiting_.fetch_add(1, std::memory_order_relaxed);
     lock.lock();
+    waiting_.fetch_sub(1, std::memory_order_relaxed);
+    served_.fetch_add(1, std::memory_order_relaxed);
+  }
+
+  // As one of those who wait, so that a driver stays out between two tries.
+  void try_take(std::unique_lock<std::mutex>& lock, std::chrono::milliseconds patience) {
+    const auto end = std::chrono::steady_clock::now() + patience;
+    if (lock.try_lock()) return;
+    waiting_.fetch_add(1, std::memory_order_relaxed);
+    while (!lock.try_lock() && std::chrono::steady_clock::now() < end) std::this_thread::sleep_for(std::chrono::microseconds(50));
     waiting_.fetch_sub(1, std::memory_order_relaxed);
     served_.fetch_add(1, std::memory_order_relaxed);
   }
