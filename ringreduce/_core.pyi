@@ -14,6 +14,8 @@ class PlanLeftError(RingreduceError): ...  # a rank has left the gradient plan i
 DTYPES: tuple[str, ...]  # ("uint8", "int8", "int16", "int32", "int64", "float16", "bfloat16", "float32", "float64", "complex64", "complex128", "bool")
 REDUCE_OPS: tuple[tuple[str, int, tuple[str, ...]], ...]  # ("Average", 0, ("bool",)), ...: the dtypes for which it has no meaning
 
+SMALL_BYTES: int  # up to here the data of an operation travel with the agreement on it
+
 class Segment:
     """Memory shared by the ranks of one host."""
 
@@ -142,15 +144,17 @@ class Engine:
     # Asynchronous; ValueError for a caller's mistake. wake=False: the caller waits at once, so the background thread
     # need not be woken.
     def submit(self, set_id: int, kind: str, requests: Sequence[tuple[Any, ...]], stream: int = -1, wake: bool = True) -> list[Op]: ...
-    # Unnamed, in place, done on return. False: nothing was done, since the tensor is not a plain one (see
-    # use_exchange_api) or another argument must be looked at first. If it raises, the core keeps the tensor until it is
-    # done with it.
-    def allreduce_plain(self, set_id: int, tensor: object, op: object, prescale: object, postscale: object) -> bool: ...
+    # Of a plain tensor (see use_exchange_api), done on return. `kind` and `name` as for submit; `output`: the tensor itself,
+    # another one for the result, or None where there is none; `root`: a rank of the world. Ranks get nearly equal parts.
+    # None: nothing was done, since an argument must be looked at first. True: the output has the result. Else the operation,
+    # whose result is not as large as the output. If it raises, the core keeps the tensors until it is done with them.
+    def call_plain(self, set_id: int, kind: str, name: object, tensor: object, output: object, op: object,
+                   prescale: object, postscale: object, root: object) -> Op | bool | None: ...
     # Messages from rank to rank. peer, dest, source: a rank of the world; None to receive from any.
     def post(self, set_id: int, is_send: bool, data: int, count: int, dtype: int, peer: int | None, tag: int, keep: object,
              wake: bool) -> Message: ...
     # Done on return, of plain tensors and plain numbers. False, None: nothing was done, since an argument must be
-    # looked at first. recv_plain returns the source. As allreduce_plain else.
+    # looked at first. recv_plain returns the source. As call_plain else.
     def send_plain(self, set_id: int, tensor: object, dest: object, tag: object) -> bool: ...
     def recv_plain(self, set_id: int, tensor: object, source: object, tag: object) -> int | None: ...
     # Messages sent to, and received from, each rank of the world that there were any of.

@@ -21,12 +21,11 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from ringreduce import _core
-from ringreduce._ops import autograd, submit
+from ringreduce._ops import autograd, plain, submit
 from ringreduce._ops.handle import Handle
-from ringreduce._ops.versions import increment_version
+from ringreduce._runtime import running
 from ringreduce._runtime.process_set import ProcessSet, global_process_set
 from ringreduce.compression import Compression, Compressor, effective
 from ringreduce.reduction import ReduceOp
@@ -44,6 +43,11 @@ def _named_tensor(_index: int) -> str:
 
 def _received_splits(rows: list[int]) -> Tensor:
     return torch.tensor(rows, dtype=torch.int32, device="cpu")
+
+
+def _own_share(rows: int, ranks: Sequence[int]) -> int:
+    share, more = divmod(rows, len(ranks))
+    return share + (ranks.index(running.topology().rank) < more)
 
 
 def allreduce(
@@ -73,9 +77,11 @@ def allreduce(
     arguments = (name, op, prescale_factor, postscale_factor, process_set)
     if autograd.wanted(tensor):
         (result,) = autograd.allreduce([tensor], *arguments)
-    else:
-        (result,) = submit.allreduce([tensor], False, *arguments, _named_tensor, wake=False).wait()
-    return compression.decompress(result, context)
+        return compression.decompress(result, context)
+    short = plain.like("allreduce", tensor, name, process_set, op, prescale_factor, postscale_factor)
+    if short is None:
+        (short,) = submit.allreduce([tensor], False, *arguments, _named_tensor, wake=False).wait()
+    return compression.decompress(short, context)
 
 
 def allreduce_async(
@@ -101,18 +107,10 @@ def allreduce_(
     process_set: ProcessSet = global_process_set,
 ) -> Tensor:
     """`allreduce` in place; returns `tensor`. ValueError if the tensor requires grad."""
-    engine = process_set.engine
-    # The common case goes straight to the core, which refuses what needs a check, a copy or an
-    # explanation.
-    if (
-        engine is not None
-        and name is None
-        and forward_ad._current_level < 0
-        and engine.allreduce_plain(process_set.process_set_id or 0, tensor, op, prescale_factor, postscale_factor)
-    ):
-        increment_version((tensor,))
-        return tensor
-    return allreduce_async_(tensor, name, op, prescale_factor, postscale_factor, process_set).wait()
+    arguments = (name, op, prescale_factor, postscale_factor, process_set)
+    if not plain.in_place("allreduce", tensor, name, process_set, op, prescale_factor, postscale_factor):
+        submit.allreduce([tensor], True, *arguments, _named_tensor, wake=False).wait()
+    return tensor
 
 
 def allreduce_async_(
@@ -176,7 +174,8 @@ def grouped_allreduce_(
     process_set: ProcessSet = global_process_set,
 ) -> list[Tensor]:
     """`grouped_allreduce` in place; returns the tensors. ValueError if one requires grad."""
-    return grouped_allreduce_async_(tensors, name, op, prescale_factor, postscale_factor, process_set).wait()
+    arguments = (name, op, prescale_factor, postscale_factor, process_set)
+    return submit.allreduce(list(tensors), True, *arguments, wake=False).wait()
 
 
 def grouped_allreduce_async_(
@@ -207,7 +206,10 @@ def broadcast(
     """
     if autograd.wanted(tensor):
         return autograd.broadcast(tensor, root_rank, name, process_set)
-    return submit.broadcast(tensor, root_rank, False, name, process_set, wake=False).wait()
+    result = plain.like("broadcast", tensor, name, process_set, root=root_rank)
+    if result is None:
+        result = submit.broadcast(tensor, root_rank, False, name, process_set, wake=False).wait()
+    return result
 
 
 def broadcast_async(
@@ -227,7 +229,9 @@ def broadcast_(
     process_set: ProcessSet = global_process_set,
 ) -> Tensor:
     """`broadcast` in place; returns `tensor`. ValueError if the tensor requires grad."""
-    return submit.broadcast(tensor, root_rank, True, name, process_set, wake=False).wait()
+    if not plain.in_place("broadcast", tensor, name, process_set, root=root_rank):
+        submit.broadcast(tensor, root_rank, True, name, process_set, wake=False).wait()
+    return tensor
 
 
 def broadcast_async_(
@@ -250,7 +254,10 @@ def allgather(tensor: Tensor, name: str | None = None, process_set: ProcessSet =
     """
     if autograd.wanted(tensor):
         return autograd.allgather(tensor, name, process_set)
-    return submit.allgather(tensor, name, process_set, wake=False).wait()[0]
+    result = plain.rows("allgather", tensor, lambda rows, ranks: rows * len(ranks), name, process_set)
+    if result is None:
+        result, _ = submit.allgather(tensor, name, process_set, wake=False).wait()
+    return result
 
 
 def allgather_async(
@@ -282,8 +289,11 @@ def reducescatter(
     tensor, context = compression.compress(tensor)
     arguments = (name, op, prescale_factor, postscale_factor, process_set)
     if autograd.wanted(tensor):
-        result = autograd.reducescatter(tensor, *arguments)
-    else:
+        return compression.decompress(autograd.reducescatter(tensor, *arguments), context)
+    result = plain.rows(
+        "reducescatter", tensor, _own_share, name, process_set, op, prescale_factor, postscale_factor
+    )  # fmt: skip
+    if result is None:
         result = submit.reducescatter(tensor, *arguments, wake=False).wait()
     return compression.decompress(result, context)
 
@@ -317,8 +327,12 @@ def alltoall(
     """
     if autograd.wanted(tensor):
         output, rows = autograd.alltoall(tensor, splits, name, process_set)
-    else:
-        output, rows = submit.alltoall(tensor, splits, name, process_set, wake=False).wait()
+        return output if splits is None else (output, _received_splits(rows))
+    if splits is None:
+        short = plain.rows("alltoall", tensor, lambda rows, _: rows, name, process_set)
+        if short is not None:
+            return short
+    output, rows = submit.alltoall(tensor, splits, name, process_set, wake=False).wait()
     return output if splits is None else (output, _received_splits(rows))
 
 
@@ -357,7 +371,12 @@ def reduce(
     arguments = (name, op, prescale_factor, postscale_factor, process_set)
     if autograd.wanted(tensor):
         return autograd.reduce(tensor, root_rank, *arguments)
-    return submit.reduce(tensor, root_rank, False, *arguments, wake=False).wait()
+    result = plain.like(
+        "reduce", tensor, name, process_set, op, prescale_factor, postscale_factor, root_rank, torch.zeros_like
+    )  # fmt: skip
+    if result is None:
+        result = submit.reduce(tensor, root_rank, False, *arguments, wake=False).wait()
+    return result
 
 
 def reduce_async(
@@ -386,7 +405,10 @@ def reduce_(
 
     Returns `tensor`. ValueError if it requires grad.
     """
-    return reduce_async_(tensor, root_rank, name, op, prescale_factor, postscale_factor, process_set).wait()
+    arguments = (name, op, prescale_factor, postscale_factor, process_set)
+    if not plain.in_place("reduce", tensor, name, process_set, op, prescale_factor, postscale_factor, root_rank):
+        submit.reduce(tensor, root_rank, True, *arguments, wake=False).wait()
+    return tensor
 
 
 def reduce_async_(
@@ -419,7 +441,8 @@ def gather(
     """
     if autograd.wanted(tensor):
         return autograd.gather(tensor, root_rank, name, process_set)
-    return submit.gather(tensor, root_rank, name, process_set, wake=False).wait()[0]
+    result, _ = submit.gather(tensor, root_rank, name, process_set, wake=False).wait()
+    return result
 
 
 def gather_async(
@@ -481,7 +504,8 @@ def allgather_into(
     ValueError for an `output` of another size, on the rank whose it is, once the others have sent their
     parts; if it requires grad; or if its rows are other ones.
     """
-    return allgather_into_async(output, tensor, name, process_set).wait()
+    submit.allgather(tensor, name, process_set, output, wake=False).wait()
+    return output
 
 
 def allgather_into_async(
@@ -508,7 +532,9 @@ def reducescatter_into(
 
     ValueError for an `output` with another number of rows, with other rows, or that requires grad.
     """
-    return reducescatter_into_async(output, tensor, name, op, process_set, prescale_factor, postscale_factor).wait()
+    arguments = (name, op, prescale_factor, postscale_factor, process_set)
+    submit.reducescatter(tensor, *arguments, output=output, wake=False).wait()
+    return output
 
 
 def reducescatter_into_async(
@@ -542,7 +568,8 @@ def alltoall_into(
     ValueError for an `output` of another size, on the rank whose it is, once the others have sent their
     parts; if it requires grad; or if its rows are other ones.
     """
-    return alltoall_into_async(output, tensor, splits, name, process_set).wait()
+    _, rows = submit.alltoall(tensor, splits, name, process_set, output, wake=False).wait()
+    return _received_splits(rows)
 
 
 def alltoall_into_async(
@@ -558,7 +585,8 @@ def alltoall_into_async(
 
 def barrier(process_set: ProcessSet = global_process_set) -> None:
     """Wait until every rank of the set has come here. Pending operations do not hold it up."""
-    submit.barrier(process_set).wait()
+    if not plain.barrier(process_set):
+        submit.barrier(process_set, wake=False).wait()
 
 
 def barrier_async(process_set: ProcessSet = global_process_set) -> Handle[None]:

@@ -234,7 +234,7 @@ Status HostTree::receive(size_t index, bool* moved) {
     for (uint32_t i = 0; i < count; ++i) {
       Record record;
       std::memcpy(static_cast<void*>(&record), at, kFixed);
-      if (record.inline_bytes > kInlineBytes) return bad(link.peer, std::to_string(record.inline_bytes) + " bytes in a record");
+      if (record.inline_bytes > kSmallBytes) return bad(link.peer, std::to_string(record.inline_bytes) + " bytes in a record");
       std::memcpy(record.data, at + kFixed, record.inline_bytes);
       at += packed(record);
       RR_TRY(take(index, record));

@@ -38,7 +38,7 @@ struct Record {
   uint64_t signature = 0;     // kLeft: launches that are not affected
   uint32_t group = 0;         // kDecide: decisions fused from here on. kGone, kLeft: the world rank
   uint32_t inline_bytes = 0;
-  char data[kInlineBytes];
+  char data[kSmallBytes];
 
   Record() = default;
   Record(const Record& other) { *this = other; }

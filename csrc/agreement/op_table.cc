@@ -26,7 +26,7 @@ size_t OpTable::bytes() {
          round_up(kMaxPending * sizeof(uint32_t), kLine);
 }
 
-size_t OpTable::data_bytes(int local_size, size_t entries) { return entries * kInlineBytes * (local_size + size_t{1}); }
+size_t OpTable::data_bytes(int local_size, size_t entries) { return entries * slot_room(local_size) * (local_size + size_t{1}); }
 
 OpTable::OpTable(Segment* segment, size_t at, size_t data, int local_size, int local, Bell* bell)
     : segment_(segment), data_(segment->data() + data), locals_(local_size), local_(local), bell_(bell) {
@@ -73,7 +73,7 @@ uint32_t OpTable::allocate(const Post& post) {
 // Room for the data of `post`, of which most operations have none.
 Status OpTable::reserve(uint32_t index, const Post& post) {
   Entry& entry = entries_[index];
-  if (entry.reserved || !post.inline_bytes) return Status::ok();
+  if (entry.reserved || !(post.inline_bytes || post.number_count)) return Status::ok();
   const Status status = segment_->reserve(static_cast<size_t>(result(index) - segment_->data()), room());
   entry.reserved = status.is_ok();
   if (!entry.reserved && !entry.arrived) {
@@ -110,7 +110,9 @@ Status OpTable::post_locked(const Post& post, bool to_leader, bool* posted, uint
   if (entry.signature != post.signature) entry.mismatch = true;
   if (!post.inlined) entry.inlined = false;
   entry.arrived_mask[local_ / 64] |= uint64_t{1} << local_ % 64;
-  if (post.inline_bytes) std::memcpy(slot(*index, local_, post.slot_bytes), post.inline_data, post.inline_bytes);
+  char* mine = slot(*index, local_, post.slot_bytes);
+  if (post.number_count) std::memcpy(mine, post.numbers, post.number_count * sizeof(int64_t));
+  if (post.inline_bytes) std::memcpy(mine + post.number_count * sizeof(int64_t), post.inline_data, post.inline_bytes);
   *last = ++entry.arrived == static_cast<uint32_t>(locals_);
   if (*last) complete(*index, post, to_leader);
   return Status::ok();

@@ -10,7 +10,7 @@
 //   rank 1  post B ----------- post A (last: appends A)        log: B A
 //
 // There is no decider to wait for and no rank that sends N messages: whoever is last decides.
-// An operation of at most kInlineBytes carries its data in the entry. An allreduce is reduced by
+// An operation on little data carries them in the entry (ops/small.h). An allreduce is reduced by
 // the last rank, and the log says so; of an allgather every rank reads all parts. One meeting, no
 // further step. A larger allgather has the sizes of its parts there.
 #pragma once
@@ -20,7 +20,9 @@
 #include <cstdint>
 #include <vector>
 
+#include "common/slices.h"
 #include "common/status.h"
+#include "ops/small.h"
 #include "ops/submission.h"
 #include "shm/bell.h"
 #include "shm/segment.h"
@@ -30,8 +32,6 @@ namespace ringreduce {
 
 constexpr int kMaxLocal = 256;          // ranks of a process set on one host
 constexpr uint32_t kMaxPending = 8192;  // operations in flight in a set on one host
-constexpr size_t kInlineBytes = 4096;
-
 enum class Verdict : uint32_t { kRun, kInline, kMismatch };
 
 // What a rank knows of its operation when it posts it.
@@ -40,10 +40,13 @@ struct Post {
   uint64_t signature = 0;
   uint64_t fuse = 0;    // operations with the same nonzero value may be fused
   uint64_t bytes = 0;   // for the fusion limit
-  bool inlined = false;         // its data travel along; else perhaps their size
-  size_t inline_bytes = 0;      // of this rank
+  bool inlined = false;         // its data travel along; else perhaps their sizes
+  // What this rank lays into its slot: numbers, then data.
+  const int64_t* numbers = nullptr;
+  size_t number_count = 0;
   const void* inline_data = nullptr;
-  size_t slot_bytes = 0;        // between the ranks' inline data, the same on all ranks
+  size_t inline_bytes = 0;
+  size_t slot_bytes = 0;        // between the ranks' slots, the same on all ranks
   bool reduced = false;         // into result(), of inline data; what follows says how
   DType dtype = DType::kUint8;
   Reduction reduction = Reduction::kSum;
@@ -98,13 +101,16 @@ class OpTable {
   // gives memory by pages.
   char* result(uint32_t index) const { return data_ + index * room(); }
   char* slot(uint32_t index, int local, size_t slot_bytes) const { return result(index) + slot_bytes * (size_t{1} + local); }
+  // The most that a rank lays there.
+  size_t slot_room() const { return slot_room(locals_); }
   // Takes this rank's submission back; false in *withdrawn if all local ranks have posted.
   Status withdraw(uint32_t entry, bool* withdrawn);
   Status who_posted(uint32_t entry, std::vector<bool>* local);
 
  private:
   struct Header;
-  size_t room() const { return kInlineBytes * (locals_ + size_t{1}); }  // of one entry's data
+  static size_t slot_room(int locals) { return kSmallBytes + round_up(locals * sizeof(int64_t), kLine); }
+  size_t room() const { return slot_room() * (locals_ + size_t{1}); }  // of one entry's data
   uint32_t find(const Key& key) const;
   uint32_t allocate(const Post& post);
   Status post_locked(const Post& post, bool to_leader, bool* posted, uint32_t* entry, bool* last);  // and lets go of the lock

@@ -25,22 +25,13 @@ void wait(Engine& engine, const Message& message, double timeout, int64_t since_
   wait_with_signals([&](double slice, bool* done) { return engine.wait(message, timeout, slice, done, since_ns); });
 }
 
-// False for what the caller must check, convert or explain.
-bool read_number(nb::handle value, int least, int* to) {
-  if (!PyLong_CheckExact(value.ptr())) return false;
-  const long number = PyLong_AsLong(value.ptr());
-  if (number == -1 && PyErr_Occurred()) return PyErr_Clear(), false;
-  *to = static_cast<int>(number);
-  return number >= least && number <= INT32_MAX;
-}
-
 // Of a plain tensor, until it is done; null for any other.
 MessageRef pass_plain(PyEngine& self, int set_id, bool is_send, nb::handle tensor, nb::handle peer, nb::handle tag) {
-  PlainAllreduce plain;
+  PlainTensor plain;
   MessageSpec spec;
   spec.is_send = is_send;
   const bool any = !is_send && peer.is_none();
-  if (!(any || read_number(peer, 0, &spec.peer)) || !read_number(tag, 0, &spec.tag) || !read_plain_tensor(tensor, &plain)) return nullptr;
+  if (!(any || read_int(peer, 0, &spec.peer)) || !read_int(tag, 0, &spec.tag) || !read_plain_tensor(tensor, &plain)) return nullptr;
   spec.dtype = plain.dtype;
   spec.data = plain.data;
   spec.bytes = plain.bytes;

@@ -141,6 +141,7 @@ NB_MODULE(_core, m) {
       if (!has_meaning(op, static_cast<DType>(i))) meaningless.append(names[i]);
     ops.append(nb::make_tuple(op.name, op.op, nb::tuple(meaningless)));
   }
+  m.attr("SMALL_BYTES") = kSmallBytes;
   m.attr("REDUCE_OPS") = nb::tuple(ops);
   m.def("kernels_name", [] { return std::string(kernels_name()); });
   m.def("load_settings", [] {

@@ -5,6 +5,8 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <cstring>
+
 #include "bindings/support.h"
 #include "bindings/tensor.h"
 #include "collectives/kinds.h"
@@ -50,7 +52,7 @@ Submission make_submission(const Kind& kind, const PyRequest& request) {
 }
 
 // False for what the caller must check, convert or explain.
-bool read_numbers(nb::handle op, nb::handle prescale, nb::handle postscale, Arithmetic* to) {
+bool read_arithmetic(nb::handle op, nb::handle prescale, nb::handle postscale, Arithmetic* to) {
   if (!PyFloat_CheckExact(prescale.ptr()) || !PyFloat_CheckExact(postscale.ptr())) return false;
   to->prescale = PyFloat_AS_DOUBLE(prescale.ptr());
   to->postscale = PyFloat_AS_DOUBLE(postscale.ptr());
@@ -83,6 +85,82 @@ std::vector<PyOp> submit(EngineObject self, int set_id, std::vector<Submission> 
   std::vector<PyOp> result;
   for (size_t i = 0; i < ops.size(); ++i) result.push_back({engine, std::move(ops[i]), std::move(kept[i]), nb::borrow(self)});
   return result;
+}
+
+// Of None, or of a tensor of the first one's dtype, which may be that one.
+bool read_output(nb::handle output, nb::handle tensor, PlainCall* call) {
+  if (output.is_none()) return true;
+  PlainTensor to;
+  if (!output.is(tensor)) {
+    if (!read_plain_tensor(output, &to) || to.dtype != call->dtype) return false;
+    call->out = to.data;
+    call->room = to.bytes;
+  } else {
+    call->out = const_cast<char*>(call->in);
+    call->room = call->bytes;
+  }
+  return true;
+}
+
+// False for what the caller must check, convert or explain.
+bool read_call(const Kind& kind, nb::handle name, nb::handle tensor, nb::handle output, nb::handle root, PlainCall* call) {
+  call->kind = &kind;
+  if (!name.is_none()) {
+    Py_ssize_t size = 0;
+    const char* text = PyUnicode_CheckExact(name.ptr()) ? PyUnicode_AsUTF8AndSize(name.ptr(), &size) : nullptr;
+    if (!text || !size) return PyErr_Clear(), false;
+    call->name = {text, static_cast<size_t>(size)};
+  }
+  if (kind.root != Kind::Root::kNone && !read_int(root, 0, &call->root)) return false;
+  if (tensor.is_none()) return kind.small == Kind::Small::kNothing;
+  PlainTensor from;
+  if (!read_plain_tensor(tensor, &from)) return false;
+  call->dtype = from.dtype;
+  call->in = from.data;
+  call->bytes = from.bytes;
+  call->shape = from.shape;
+  call->dims = from.dims;
+  if (!kind.alike) {
+    if (!from.dims || !from.bytes) return false;
+    call->rows = from.shape[0];
+    if (kind.rows) ++call->shape, --call->dims;
+  }
+  return read_output(output, tensor, call);
+}
+
+// The result of an operation that is done, where it goes; false if it is not as large as that.
+bool deliver(const Op& op, const PlainCall& call) {
+  if (call.kind->alike) return true;
+  if (op.output.bytes != call.room) return false;
+  if (call.room) std::memcpy(call.out, op.output.data.get(), call.room);
+  return true;
+}
+
+// None: nothing was done. True: the output has the result. Else the operation, which has a result of another size.
+nb::object call_plain(EngineObject self, int set_id, const char* kind, nb::handle name, nb::handle tensor, nb::handle output,
+                      nb::handle op, nb::handle prescale, nb::handle postscale, nb::handle root) {
+  PlainCall call;
+  const Kind* known = find_kind(kind);
+  if (!known) throw nb::value_error("no such collective");
+  if (known->reduces && !read_arithmetic(op, prescale, postscale, &call)) return nb::none();
+  if (!read_call(*known, name, tensor, output, root, &call)) return nb::none();
+  PyEngine* owner = nb::inst_ptr<PyEngine>(self);
+  Engine& engine = owner->get();
+  OpRef rest;
+  bool here = false;
+  raise_if(without_gil([&] { return engine.call(set_id, call, &here, &rest); }));
+  release_kept();
+  if (!here) return nb::none();
+  if (!rest) return nb::bool_(true);
+  try {
+    wait_with_signals([&](double slice, bool* done) { return engine.wait(*rest, -1, slice, done); });
+  } catch (...) {  // until here the caller has kept them
+    std::shared_ptr<void> kept = keep(nb::make_tuple(tensor, output));
+    without_gil([&] { engine.keep(rest, std::move(kept)); });
+    throw;
+  }
+  if (deliver(*rest, call)) return nb::bool_(true);
+  return nb::cast(PyOp{owner, std::move(rest), {}, nb::borrow(self)});
 }
 
 }  // namespace
@@ -124,23 +202,8 @@ void bind_submissions(nb::class_<PyEngine>& c) {
     for (const PyRequest& request : requests) group.push_back(make_submission(*kind, request));
     return submit(self, set_id, std::move(group), stream, wake);
   }, "set_id"_a, "kind"_a, "requests"_a, "stream"_a = -1, "wake"_a = true);
-  c.def("allreduce_plain", [](PyEngine& self, int set_id, nb::handle tensor, nb::handle op, nb::handle prescale, nb::handle postscale) {
-    PlainAllreduce plain;
-    if (!read_numbers(op, prescale, postscale, &plain) || !read_plain_tensor(tensor, &plain)) return false;
-    Engine& engine = self.get();
-    OpRef rest;
-    raise_if(without_gil([&] { return engine.allreduce(set_id, plain, &rest); }));
-    release_kept();
-    if (!rest) return true;
-    try {
-      wait_with_signals([&](double slice, bool* done) { return engine.wait(*rest, -1, slice, done); });
-    } catch (...) {  // until here the caller has kept it
-      std::shared_ptr<void> kept = keep(tensor);
-      without_gil([&] { engine.keep(rest, std::move(kept)); });
-      throw;
-    }
-    return true;
-  }, "set_id"_a, "tensor"_a.none(), "op"_a.none(), "prescale"_a.none(), "postscale"_a.none());
+  c.def("call_plain", &call_plain, "set_id"_a, "kind"_a, "name"_a.none(), "tensor"_a.none(), "output"_a.none(), "op"_a.none(),
+        "prescale"_a.none(), "postscale"_a.none(), "root"_a.none());
 }
 
 }  // namespace ringreduce

@@ -107,6 +107,15 @@ Bytes view(char* data, size_t bytes, std::shared_ptr<Owner> owner) {
   return Bytes(data, {bytes}, capsule);
 }
 
+// False for what the caller must check, convert or explain.
+inline bool read_int(nb::handle value, int least, int* to) {
+  if (!PyLong_CheckExact(value.ptr())) return false;
+  const long number = PyLong_AsLong(value.ptr());
+  if (number == -1 && PyErr_Occurred()) return PyErr_Clear(), false;
+  *to = static_cast<int>(number);
+  return number >= least && number <= INT32_MAX;
+}
+
 // submissions.cc
 void bind_op(nb::module_& m);
 void bind_submissions(nb::class_<PyEngine>& c);

@@ -71,7 +71,7 @@ void use_exchange_api(nb::type_object type) {
   read_tensor = api->dltensor_from_py_object_no_sync;  // null where torch cannot do without ownership
 }
 
-bool read_plain_tensor(nb::handle tensor, PlainAllreduce* plain) {
+bool read_plain_tensor(nb::handle tensor, PlainTensor* plain) {
   if (!read_tensor || Py_TYPE(tensor.ptr()) != tensor_type) return false;
   if (!is_false(PyObject_GetAttr(tensor.ptr(), requires_grad))) return false;
   if (!is_false(PyObject_CallMethodNoArgs(tensor.ptr(), is_neg))) return false;  // DLPack does not tell

@@ -5,15 +5,25 @@
 
 #include <nanobind/nanobind.h>
 
-#include "ops/submission.h"
+#include <cstdint>
+
+#include "common/dtype.h"
 
 namespace ringreduce {
 
 // `tensor_type`: torch.Tensor. Without the API no tensor is plain.
 void use_exchange_api(nanobind::type_object tensor_type);
 
+struct PlainTensor {
+  char* data = nullptr;
+  size_t bytes = 0;
+  DType dtype = DType::kUint8;
+  const int64_t* shape = nullptr;
+  size_t dims = 0;
+};
+
 // Fills in where the tensor's numbers are, of which type and shape. False unless it is a torch.Tensor
 // (no subclass) on the CPU, contiguous, of real numbers, and without requires_grad.
-bool read_plain_tensor(nanobind::handle tensor, PlainAllreduce* plain);
+bool read_plain_tensor(nanobind::handle tensor, PlainTensor* plain);
 
 }  // namespace ringreduce

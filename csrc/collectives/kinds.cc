@@ -24,16 +24,16 @@ constexpr auto kAsLarge = Kind::Small::kAsLarge, kNothing = Kind::Small::kNothin
 constexpr Kind kKinds[] = {
     // number, name      root   reduces rows   alike  fuses  counts   small      machine
     {0, "allreduce",     kAny,  true,   false, true,  true,  kNone,   kReduced,  make<Allreduce>},
-    {1, "broadcast",     kFrom, false,  false, true,  false, kNone,   kAsLarge,  make<Broadcast>},
+    {1, "broadcast",     kFrom, false,  false, true,  false, kNone,   kGathered, make<Broadcast>},
     {2, "allgather",     kAny,  false,  true,  false, false, kNone,   kGathered, make<Allgather>},
-    {3, "reducescatter", kAny,  true,   false, false, false, kAgreed, kAsLarge,  make<Reducescatter>},
-    {4, "alltoall",      kAny,  false,  true,  false, false, kOwn,    kAsLarge,  make<Alltoall>},
+    {3, "reducescatter", kAny,  true,   false, false, false, kAgreed, kReduced,  make<Reducescatter>},
+    {4, "alltoall",      kAny,  false,  true,  false, false, kOwn,    kGathered, make<Alltoall>},
     {5, "barrier",       kAny,  false,  false, true,  false, kNone,   kNothing,  nullptr},
     // Of the GPU communicator, for a new process set (gpu/split.h).
     {6, "split",         kAny,  false,  false, true,  false, kNone,   kAsLarge,  nullptr},
     // Alltoalls in which all is to or from one rank.
-    {7, "gather",        kTo,   false,  true,  false, false, kOwn,    kAsLarge,  make<Alltoall>},
-    {8, "scatter",       kFrom, false,  true,  false, false, kOwn,    kAsLarge,  make<Alltoall>},
+    {7, "gather",        kTo,   false,  true,  false, false, kOwn,    kGathered, make<Alltoall>},
+    {8, "scatter",       kFrom, false,  true,  false, false, kOwn,    kGathered, make<Alltoall>},
     // An allreduce whose result is written on the root only: elsewhere the pieces have no output.
     {9, "reduce",        kTo,   true,   false, true,  false, kNone,   kReduced,  make<Allreduce>},
 };

@@ -45,8 +45,9 @@ class Engine : Work {
   Status submit(int set_id, Submission submission, bool wake, OpRef* op);
   // All of them; or none, and an error.
   Status submit(int set_id, std::vector<Submission> group, bool wake, std::vector<OpRef>* ops);
-  // A small one is usually done on return, with a null *op; else *op is to be waited for.
-  Status allreduce(int set_id, const PlainAllreduce& plain, OpRef* op);
+  // A small one is usually done on return, with a null *op; else *op is to be waited for. `plain.root` is a rank of the
+  // world. False in *plain_here: nothing was done; ask for it as a Submission.
+  Status call(int set_id, PlainCall plain, bool* plain_here, OpRef* op);
   // Returns in at most `slice_s` with *done false, so that the caller can look at signals. An error once
   // `timeout_s` (< 0: the setting's) have passed since `since_ns`, by default the submission.
   Status wait(const Op& op, double timeout_s, double slice_s, bool* done, int64_t since_ns = 0);

@@ -15,25 +15,8 @@ namespace ringreduce {
 
 namespace {
 
-// Fusing larger operations gains nothing: they fill several chunks by themselves.
-constexpr size_t kFuseBytes = 1 << 20;
 // Steps of a machine in one call, so that other sets and plans get their turn.
 constexpr int kStepsPerCall = 16;
-
-// What ranks of this host write there is in one table, so it cannot be said which one it was.
-Status damaged() {
-  return {Code::kPeerLost, "the table of operations in the host's memory is damaged; a rank of this host has written over it"};
-}
-
-bool inlined(const Submission& s) {
-  if (s.on_gpu) return false;
-  const Kind::Small small = s.kind->small;
-  return small == Kind::Small::kNothing || (small == Kind::Small::kReduced && s.bytes() <= kInlineBytes);
-}
-
-// Allgather: what a rank puts into the table is its size, then its data if they fit.
-constexpr size_t kSize = sizeof(int64_t);
-bool fits(size_t bytes) { return bytes <= kInlineBytes - kSize; }
 
 // Of synchronous programs, and some more.
 constexpr size_t kFirstEntries = 16;
@@ -54,6 +37,11 @@ Layout layout(int local_size, size_t chunk_bytes) {
 }
 
 }  // namespace
+
+// What ranks of this host write there is in one table, so it cannot be said which one it was.
+Status ProcessSet::damaged() {
+  return {Code::kPeerLost, "the table of operations in the host's memory is damaged; a rank of this host has written over it"};
+}
 
 size_t ProcessSet::segment_bytes(int local_size, size_t chunk_bytes) { return layout(local_size, chunk_bytes).total; }
 size_t ProcessSet::reserved_bytes(int local_size, size_t chunk_bytes) {
@@ -86,7 +74,7 @@ ProcessSet::ProcessSet(const SetConfig& config) : config_(config), by_entry_(kMa
 }
 
 Status ProcessSet::enlist(const std::vector<OpRef>& group) {
-  for (const OpRef& op : group) RR_TRY(validate(op->submission, topology().size));
+  for (const OpRef& op : group) RR_TRY(validate(op->submission.call(), topology().size));
   const uint64_t unnamed = unnamed_;
   for (size_t i = 0; i < group.size(); ++i) {
     if (enlist(group[i])) continue;
@@ -103,7 +91,7 @@ Status ProcessSet::enlist(const std::vector<OpRef>& group) {
 bool ProcessSet::enlist(const OpRef& op) {
   op->set_id = id();
   op->output.into = op->submission.outputs;
-  op->key = make_key(op->submission, unnamed_);
+  op->key = make_key(op->submission.call(), unnamed_);
   if (op->submission.name.empty()) ++unnamed_;
   op->submitted_ns = op->limit_since_ns = now_ns();
   return in_flight_.emplace(op->key, op).second;
@@ -115,66 +103,6 @@ Status ProcessSet::post(const std::vector<OpRef>& group) {
     if (deferred_.empty()) RR_TRY(post(op, &posted));
     if (!posted) deferred_.push_back(op);
   }
-  return Status::ok();
-}
-
-Status ProcessSet::post(const OpRef& op, bool* posted) {
-  const Submission& s = op->submission;
-  Post post;
-  post.key = op->key;
-  post.signature = signature(s);
-  post.bytes = s.bytes();
-  post.inlined = inlined(s);
-  post.dtype = s.dtype;
-  post.reduction = s.reduction();
-  post.scale = s.scale(topology().size);
-  if (topology().host_count() > 1) post.scale.post = 1.0;  // applied by the root of the tree
-  char data[kInlineBytes];
-  post.inline_data = data;
-  if (sized(s)) {
-    post.inlined = fits(post.bytes);
-    post.slot_bytes = kInlineBytes;
-    post.inline_bytes = kSize + (post.inlined ? post.bytes : 0);
-    const int64_t bytes = static_cast<int64_t>(post.bytes);
-    std::memcpy(data, &bytes, kSize);
-    if (post.inlined && post.bytes) std::memcpy(data + kSize, s.pieces[0].in, post.bytes);
-  } else if (post.inlined && post.bytes) {
-    Pieces(s.pieces).gather(0, post.bytes, data);
-    post.inline_bytes = post.bytes;
-    post.slot_bytes = round_up(post.bytes, kLine);
-    post.reduced = true;
-  } else if (s.kind->fuses && post.bytes <= std::min(kFuseBytes, config_.fusion_bytes)) {
-    Hasher fuse;
-    fuse.add(static_cast<uint64_t>(s.dtype)).add(s.op).add(s.on_gpu);
-    fuse.add_bytes(&s.prescale, sizeof s.prescale).add_bytes(&s.postscale, sizeof s.postscale);
-    post.fuse = fuse.value() | 1;
-  }
-  RR_TRY(table_.post(post, topology().host_count() > 1, posted, &op->entry));
-  if (*posted) {
-    op->posted = true;
-    by_entry_[op->entry] = op;
-  }
-  return Status::ok();
-}
-
-// On one host the ranks' sizes come with the decision.
-bool ProcessSet::sized(const Submission& s) const {
-  return s.kind->small == Kind::Small::kGathered && !s.on_gpu && topology().host_count() == 1;
-}
-
-void ProcessSet::read_sizes(uint32_t entry, Output* output) const {
-  output->counts.resize(topology().size);
-  for (int i = 0; i < topology().size; ++i) std::memcpy(&output->counts[i], table_.slot(entry, i, kInlineBytes), kSize);
-}
-
-Status ProcessSet::gather_inline(uint32_t entry, Output* output) const {
-  read_sizes(entry, output);
-  for (int i = 0; i < topology().size; ++i)
-    if (output->counts[i] < 0 || !fits(static_cast<size_t>(output->counts[i]))) return damaged();
-  RR_TRY(output->allocate());
-  char* to = output->data.get();
-  for (int i = 0; i < topology().size; to += output->counts[i++])
-    if (output->counts[i]) std::memcpy(to, table_.slot(entry, i, kInlineBytes) + kSize, output->counts[i]);
   return Status::ok();
 }
 
@@ -204,7 +132,7 @@ Status ProcessSet::advance(bool* moved) {
 Status ProcessSet::agree(bool* moved) {
   uint32_t index;
   while (table_.next_complete(&index)) {
-    if (index >= kMaxPending || table_.entry(index).inline_bytes > kInlineBytes) return damaged();
+    if (index >= kMaxPending || table_.entry(index).inline_bytes > kSmallBytes) return damaged();
     const OpRef& op = by_entry_[index];
     if (!op) return {Code::kPeerLost, "an operation is complete that this rank had given up"};
     const Submission& s = op->submission;
@@ -270,10 +198,7 @@ Status ProcessSet::take_decision(bool* moved) {
   RR_TRY(take(entry, &op));
   ++position_;
   if (decision->verdict == Verdict::kInline) {
-    const size_t bytes = op->submission.bytes();
-    if (sized(op->submission)) RR_TRY(gather_inline(entry, &op->output));
-    else if (bytes > kInlineBytes) return damaged();
-    else if (bytes) Pieces(op->submission.pieces).scatter(0, bytes, table_.result(entry), false);
+    RR_TRY(take_small(op.get()));
     RR_TRY(table_.release(entry));
     finish(op, op->output.finish());
     return Status::ok();
@@ -296,7 +221,7 @@ Status ProcessSet::start_group() {
     running_.emplace_back();
     OpRef& op = running_.back();
     RR_TRY(take(entry, &op));
-    if (sized(op->submission)) read_sizes(entry, &op->output);
+    read_sizes(op.get());
     RR_TRY(table_.release(entry));
   }
   if (running_[0]->submission.kind == &kSplit) {

@@ -56,12 +56,13 @@ class ProcessSet {
   Status post(const std::vector<OpRef>& group);
   Status advance(bool* moved);
 
-  // A small allreduce without an Op (plain_allreduce.cc), where nothing else is in flight.
+  // A small operation without an Op (short_path.cc), where nothing else is in flight.
+  bool complete(PlainCall* plain, int64_t* counts) const;
   bool quiet() const;
   bool decided() const { return table_.decision(position_); }
-  Status post(const PlainAllreduce& plain, bool* posted, uint32_t* entry);
-  Status take_inline(const PlainAllreduce& plain, uint32_t entry, bool* done);
-  OpRef adopt(const PlainAllreduce& plain, bool posted, uint32_t entry);
+  Status post(const PlainCall& call, bool* posted, uint32_t* entry);
+  Status take(const PlainCall& call, uint32_t entry, bool* done);
+  OpRef adopt(const PlainCall& call, bool posted, uint32_t entry);
 
   int id() const { return config_.id; }
   const Topology& topology() const { return config_.topology; }
@@ -102,9 +103,15 @@ class ProcessSet {
   Status start_group();
   void start_description(const OpRef& op);
   Status take(uint32_t entry, OpRef* op);
-  bool sized(const Submission& submission) const;
-  void read_sizes(uint32_t entry, Output* output) const;
-  Status gather_inline(uint32_t entry, Output* output) const;
+  static Status damaged();
+  // process_set_small.cc
+  Status post(const Call& call, const Key& key, const void* data, bool* posted, uint32_t* entry);
+  bool sizes_come(const Call& call) const;
+  void read_sizes(Op* op) const;
+  int part_count(const Call& call) const;
+  Status part(const Call& call, uint32_t entry, int index, Span* part) const;
+  Status take_small(Op* op) const;
+  Status take_small(const PlainCall& call, uint32_t entry, bool* taken) const;
   void finish(const OpRef& op, Status status);
   void keep_running();
   void finish_group();

@@ -19,11 +19,11 @@ struct Kind {
     kAgreed,  // the same on all ranks: of the part that each of them gets
     kOwn,     // what this rank sends to each
   };
-  enum class Small : uint8_t {  // what little data does
+  enum class Small : uint8_t {  // what little data does (ops/small.h)
     kAsLarge,
     kNothing,   // there is none: to have agreed is all
     kReduced,   // is reduced where the ranks agree
-    kGathered,  // lies where the ranks agree, for all to read
+    kGathered,  // lies where the ranks agree, for those to read whom it is for
   };
 
   uint8_t number;

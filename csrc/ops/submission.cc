@@ -43,62 +43,78 @@ bool has_meaning(const ReduceOpInfo& op, DType dtype) {
   return reduce_supported(dtype, op.reduction) && !(op.averages && info(dtype).family == Family::kBool);
 }
 
-Status validate(const Submission& s, int set_size) {
-  const Kind& kind = *s.kind;
-  const std::string name = kind.name, ranks = std::to_string(set_size) + " ranks";
+Status validate(const Call& call, int set_size) {
+  const Kind& kind = *call.kind;
+  const std::string name = kind.name;
+  const auto ranks = [set_size] { return std::to_string(set_size) + " ranks"; };
   if (kind.reduces) {
-    const ReduceOpInfo* op = find_op(s.op);
-    if (!op) return {Code::kInvalid, name + ": op is " + std::to_string(s.op) + "; allowed are Average, Sum, Min, Max and Product"};
-    if (!has_meaning(*op, s.dtype))
-      return {Code::kInvalid, name + ": " + op->name + " has no meaning for " + info(s.dtype).name};
+    const ReduceOpInfo* op = find_op(call.op);
+    if (!op) return {Code::kInvalid, name + ": op is " + std::to_string(call.op) + "; allowed are Average, Sum, Min, Max and Product"};
+    if (!has_meaning(*op, call.dtype))
+      return {Code::kInvalid, name + ": " + op->name + " has no meaning for " + info(call.dtype).name};
   }
-  if (kind.root != Kind::Root::kNone && (s.root < 0 || s.root >= set_size))
-    return {Code::kInvalid, name + ": root rank " + std::to_string(s.root) + " is not in a process set of " + ranks};
+  if (kind.root != Kind::Root::kNone && (call.root < 0 || call.root >= set_size))
+    return {Code::kInvalid, name + ": root rank " + std::to_string(call.root) + " is not in a process set of " + ranks()};
   if (kind.counts == Kind::Counts::kNone) return Status::ok();
-  if (static_cast<int>(s.counts.size()) != set_size)
-    return {Code::kInvalid, name + ": " + std::to_string(s.counts.size()) + " counts for a process set of " + ranks};
+  if (call.ranks != static_cast<size_t>(set_size))
+    return {Code::kInvalid, name + ": " + std::to_string(call.ranks) + " counts for a process set of " + ranks()};
   int64_t sum = 0;
-  for (int64_t count : s.counts) {
-    if (count < 0) return {Code::kInvalid, name + ": a count is negative"};
-    sum += count;
+  for (size_t i = 0; i < call.ranks; ++i) {
+    if (call.counts[i] < 0) return {Code::kInvalid, name + ": a count is negative"};
+    sum += call.counts[i];
   }
-  if (static_cast<size_t>(sum) != s.bytes())
+  if (static_cast<size_t>(sum) != call.bytes)
     return {Code::kInvalid, name + ": the counts sum to " + std::to_string(sum) + " bytes, the tensor has " +
-                                std::to_string(s.bytes())};
+                                std::to_string(call.bytes)};
   return Status::ok();
 }
 
-namespace {
-
-uint64_t sign(const Kind& kind, bool on_gpu, const Arithmetic& a, int root, const std::vector<int64_t>* counts, const int64_t* shape,
-              size_t dims) {
+uint64_t signature(const Call& c) {
   Hasher hash;
-  hash.add(uint64_t{kind.number} << 32 | uint64_t{on_gpu} << 16 | static_cast<uint64_t>(a.dtype));
-  if (kind.reduces) hash.add(a.op).add(bits(a.prescale)).add(bits(a.postscale));
-  if (counts)
-    for (int64_t count : *counts) hash.add(count);
-  hash.add(static_cast<uint64_t>(root)).add(dims);
-  for (size_t i = 0; i < dims; ++i) hash.add(shape[i]);
+  hash.add(uint64_t{c.kind->number} << 32 | uint64_t{c.on_gpu} << 16 | static_cast<uint64_t>(c.dtype));
+  if (c.kind->reduces) hash.add(c.op).add(bits(c.prescale)).add(bits(c.postscale));
+  if (c.kind->counts == Kind::Counts::kAgreed)
+    for (size_t i = 0; i < c.ranks; ++i) hash.add(c.counts[i]);
+  hash.add(static_cast<uint64_t>(c.root)).add(c.dims);
+  for (size_t i = 0; i < c.dims; ++i) hash.add(c.shape[i]);
   return hash.value();
 }
 
-}  // namespace
-
-uint64_t signature(const Submission& s) {
-  const bool counts = s.kind->counts == Kind::Counts::kAgreed;
-  return sign(*s.kind, s.on_gpu, s, s.root, counts ? &s.counts : nullptr, s.shape.data(), s.shape.size());
+Call Submission::call() const {
+  Call c;
+  static_cast<Arithmetic&>(c) = *this;
+  c.kind = kind;
+  c.root = root;
+  c.on_gpu = on_gpu;
+  c.name = name;
+  c.bytes = bytes();
+  c.shape = shape.data();
+  c.dims = shape.size();
+  c.counts = counts.data();
+  c.ranks = counts.size();
+  return c;
 }
 
-uint64_t signature(const Kind& kind, const PlainAllreduce& p) {
-  return sign(kind, false, p, Submission::kNoRoot, nullptr, p.shape, p.dims);
+bool PlainCall::share(int64_t* bytes_by_rank, int set_size) {
+  if (kind->counts == Kind::Counts::kNone) return true;
+  const int64_t row = rows ? static_cast<int64_t>(bytes) / rows : 0, each = rows / set_size, more = rows % set_size;
+  if (kind->counts == Kind::Counts::kOwn && more && kind->root == Kind::Root::kNone) return false;
+  for (int i = 0; i < set_size; ++i)
+    bytes_by_rank[i] = kind->root == Kind::Root::kTo ? (i == root ? rows * row : 0) : (each + (i < more)) * row;
+  counts = bytes_by_rank;
+  ranks = static_cast<size_t>(set_size);
+  return true;
 }
 
-Submission PlainAllreduce::submission(const Kind& kind) const {
+Submission PlainCall::submission() const {
   Submission s;
   static_cast<Arithmetic&>(s) = *this;
-  s.kind = &kind;
-  s.pieces.push_back({data, data, bytes});
+  s.kind = kind;
+  s.root = root;
+  s.name = name;
+  s.pieces.push_back({in, kind->alike ? out : nullptr, bytes});
   s.shape.assign(shape, shape + dims);
+  s.counts.assign(counts, counts + ranks);
   return s;
 }
 
@@ -116,13 +132,11 @@ std::string describe(const Submission& s, const std::vector<int>& world) {
   return text;
 }
 
-Key unnamed_key(uint64_t count) { return {mix(count + 1), count}; }
-
-Key make_key(const Submission& s, uint64_t unnamed_count) {
-  if (s.name.empty()) return unnamed_key(unnamed_count);
-  const uint64_t kind = s.kind->number;
-  return {Hasher(kind).add_bytes(s.name.data(), s.name.size()).value(),
-          Hasher(~kind).add_bytes(s.name.data(), s.name.size()).value()};
+Key make_key(const Call& call, uint64_t unnamed_count) {
+  if (call.name.empty()) return {mix(unnamed_count + 1), unnamed_count};
+  const uint64_t kind = call.kind->number;
+  return {Hasher(kind).add_bytes(call.name.data(), call.name.size()).value(),
+          Hasher(~kind).add_bytes(call.name.data(), call.name.size()).value()};
 }
 
 }  // namespace ringreduce

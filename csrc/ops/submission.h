@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "ops/kind.h"
@@ -43,9 +44,23 @@ struct Arithmetic {
   }
 };
 
+// One operation as the ranks compare it, without anything of its own: it refers to whoever describes it.
+struct Call : Arithmetic {
+  static constexpr int kNoRoot = -1;
+  const Kind* kind = nullptr;
+  int root = kNoRoot;             // rank within the set
+  bool on_gpu = false;            // where the tensors are
+  std::string_view name;          // empty: matched by the set's counter
+  size_t bytes = 0;               // of the input
+  const int64_t* shape = nullptr;
+  size_t dims = 0;
+  const int64_t* counts = nullptr;  // see Kind::Counts; one a rank of the set
+  size_t ranks = 0;
+};
+
 struct Submission : Arithmetic {
   const Kind* kind = nullptr;
-  static constexpr int kNoRoot = -1;
+  static constexpr int kNoRoot = Call::kNoRoot;
   int root = kNoRoot;             // rank within the set
   bool on_gpu = false;            // where the tensors are
   void* stream = nullptr;         // on the GPU: the caller's, on which they get their values
@@ -64,27 +79,30 @@ struct Submission : Arithmetic {
     for (const Piece& piece : pieces) sum += piece.bytes;
     return sum;
   }
+  Call call() const;
 };
 
-// The most frequent operation, described without allocating anything: an unnamed allreduce of one
-// tensor on the CPU, in place.
-struct PlainAllreduce : Arithmetic {
-  char* data = nullptr;
-  size_t bytes = 0;
-  const int64_t* shape = nullptr;
-  size_t dims = 0;
+// The most frequent operations, described without allocating anything: of one tensor on the CPU, of which all ranks
+// get nearly equal parts, if they get parts.
+struct PlainCall : Call {
+  const char* in = nullptr;
+  int64_t rows = 0;               // of the input, where it has rows
+  char* out = nullptr;            // where the result goes; null: there is none on this rank
+  size_t room = 0;                // there
 
-  Submission submission(const Kind& kind) const;
+  // Into memory for as many numbers as the set has ranks. False: no equal parts.
+  bool share(int64_t* bytes_by_rank, int set_size);
+  // The same. What is not as large as its input goes to memory of the core's.
+  Submission submission() const;
 };
 
 bool has_meaning(const ReduceOpInfo& op, DType dtype);
 
 // Checks what one rank can know to be wrong.
-Status validate(const Submission& submission, int set_size);
+Status validate(const Call& call, int set_size);
 
-// Equal on all ranks whose submissions may run together.
-uint64_t signature(const Submission& submission);
-uint64_t signature(const Kind& kind, const PlainAllreduce& plain);  // that of plain.submission(kind)
+// Equal on all ranks whose calls may run together.
+uint64_t signature(const Call& call);
 
 // "allreduce Sum of float32 [2, 3]", for the message when signatures differ. `world`: the world
 // ranks of the set, in which users name a root.
@@ -92,7 +110,6 @@ std::string describe(const Submission& submission, const std::vector<int>& world
 
 // Named operations are matched by kind and name, unnamed ones by order alone (so that two
 // unnamed ones of different kind meet, and the mistake is reported).
-Key make_key(const Submission& submission, uint64_t unnamed_count);
-Key unnamed_key(uint64_t count);
+Key make_key(const Call& call, uint64_t unnamed_count);
 
 }  // namespace ringreduce

@@ -358,6 +358,6 @@ def reducescatter(
 
 
 @untraced
-def barrier(process_set: ProcessSet) -> Handle[None]:
+def barrier(process_set: ProcessSet, wake: bool = True) -> Handle[None]:
     """Nothing but having met."""
-    return _submit("barrier", [Request()], None, process_set, gpus.NO_STREAM, True, lambda _: None)
+    return _submit("barrier", [Request()], None, process_set, gpus.NO_STREAM, wake, lambda _: None)

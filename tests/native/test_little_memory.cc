@@ -46,15 +46,17 @@ class Host {
 
 Status plain(Engine& engine, float* value) {
   const int64_t shape[] = {1};
-  PlainAllreduce plain;
+  PlainCall plain;
+  plain.kind = find_kind("allreduce");
   plain.dtype = DType::kFloat32;
   plain.op = kOpSum;
-  plain.data = reinterpret_cast<char*>(value);
-  plain.bytes = sizeof *value;
+  plain.in = plain.out = reinterpret_cast<char*>(value);
+  plain.bytes = plain.room = sizeof *value;
   plain.shape = shape;
   plain.dims = 1;
   OpRef op;
-  RR_TRY(engine.allreduce(0, plain, &op));
+  bool here = false;
+  RR_TRY(engine.call(0, plain, &here, &op));
   Status status;
   for (bool done = !op; !done && status.is_ok();) status = engine.wait(*op, 0.5, 0.1, &done);
   return status;

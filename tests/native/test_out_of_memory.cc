@@ -78,14 +78,16 @@ class Program {
   Status small() {
     float value = 3;
     const int64_t shape[] = {1};
-    PlainAllreduce plain;
+    PlainCall plain;
+    plain.kind = find_kind("allreduce");
     plain.dtype = DType::kFloat32;
-    plain.data = reinterpret_cast<char*>(&value);
-    plain.bytes = sizeof value;
+    plain.in = plain.out = reinterpret_cast<char*>(&value);
+    plain.bytes = plain.room = sizeof value;
     plain.shape = shape;
     plain.dims = 1;
     OpRef op;
-    RR_TRY(engine->allreduce(0, plain, &op));
+    bool here = false;
+    RR_TRY(engine->call(0, plain, &here, &op));
     return op ? wait_for(*engine, op) : Status::ok();
   }
   Status bucket() {
