@@ -79,7 +79,7 @@ class Arena:
         view = slot.view
         if view is None or slot.in_view() or (slot.aside is not None and same_memory(slot.aside, view)):
             return False
-        return self._views[slot.index][1].is_held(slot.handed)
+        return self._views[slot.index][1].is_held(*slot.keeps())
 
     def _hands_out(self, slot: Slot) -> bool:
         return not self._turned[slot.bucket] and self._buckets[slot.bucket].dtype is slot.parameter.dtype

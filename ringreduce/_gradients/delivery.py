@@ -63,7 +63,7 @@ def unplace(slot: Slot) -> None:
 def home_memory(slot: Slot, allocate: Callable[[Tensor], Tensor]) -> Tensor:
     """Memory of the slot's own for a result: the last one's, unless somebody holds it."""
     home = slot.home
-    if home is None or slot.aside is not None or home.is_held(slot.handed):
+    if home is None or slot.aside is not None or home.is_held(*slot.keeps()):
         home = slot.home = Watched(allocate(slot.parameter.detach()))
     return home.tensor
 

@@ -24,7 +24,7 @@ def _sample(gradient: Tensor) -> int:
 def note(slot: Slot) -> None:
     """At the end of a pass that only accumulates: what is done to a local p.grad from now on is seen."""
     grad = slot.gradient()
-    slot.noted = (grad, _sample(grad)) if slot.local and grad is not None else None
+    slot.noted = (grad.detach(), _sample(grad)) if slot.local and grad is not None else None
 
 
 def was_edited(slot: Slot) -> bool:

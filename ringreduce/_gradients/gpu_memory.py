@@ -92,7 +92,7 @@ class GpuMemory:
     @staticmethod
     def _is_held(watched: Watched, slots: Sequence[Slot]) -> bool:
         """Whether the program has an alias of a view that is not p.grad."""
-        ours = [t for slot in slots for t in (slot.parameter.grad, slot.aside, slot.handed) if t is not slot.view]
+        ours = [t for slot in slots for t in (slot.parameter.grad, slot.aside, *slot.keeps()) if t is not slot.view]
         return watched.is_held(*ours)
 
     def place(self, slot: Slot) -> None:

@@ -80,7 +80,7 @@ class Slot:
         self.came = 0  # the backward pass in which the gradient came last
         self.watched: int | None = None  # a sample of what hooks of the program must leave as it is
         self.version = -1  # of a delivered p.grad when the optimizer had used it
-        self.noted: tuple[Tensor, int] | None = None  # a local p.grad at the end of the last pass, and its sample
+        self.noted: tuple[Tensor, int] | None = None  # a local p.grad after the last pass, and its sample
 
     def reset(self) -> None:
         """A new plan is made for the parameter as it is now."""
@@ -114,6 +114,10 @@ class Slot:
         """Whether p.grad is this rank's part of the bucket."""
         grad = self.parameter.grad
         return grad is not None and self.view is not None and same_memory(grad, self.view)
+
+    def keeps(self) -> tuple[Tensor | None, ...]:
+        """The aliases by which memory that p.grad had is known again."""
+        return self.handed, self.noted and self.noted[0]
 
     # A backward pass
 
