@@ -25,7 +25,6 @@ from torch import Tensor
 from ringreduce import _core
 from ringreduce._ops import autograd, plain, submit
 from ringreduce._ops.handle import Handle
-from ringreduce._runtime import running
 from ringreduce._runtime.process_set import ProcessSet, global_process_set
 from ringreduce.compression import Compression, Compressor, effective
 from ringreduce.reduction import ReduceOp
@@ -43,11 +42,6 @@ def _named_tensor(_index: int) -> str:
 
 def _received_splits(rows: list[int]) -> Tensor:
     return torch.tensor(rows, dtype=torch.int32, device="cpu")
-
-
-def _own_share(rows: int, ranks: Sequence[int]) -> int:
-    share, more = divmod(rows, len(ranks))
-    return share + (ranks.index(running.topology().rank) < more)
 
 
 def allreduce(
@@ -74,14 +68,14 @@ def allreduce(
     if compression is not Compression.none:
         compression = effective(compression, process_set)
     tensor, context = compression.compress(tensor)
-    arguments = (name, op, prescale_factor, postscale_factor, process_set)
-    if autograd.wanted(tensor):
-        (result,) = autograd.allreduce([tensor], *arguments)
-        return compression.decompress(result, context)
-    short = plain.like("allreduce", tensor, name, process_set, op, prescale_factor, postscale_factor)
-    if short is None:
-        (short,) = submit.allreduce([tensor], False, *arguments, _named_tensor, wake=False).wait()
-    return compression.decompress(short, context)
+    result = plain.like("allreduce", tensor, name, process_set, op, prescale_factor, postscale_factor)
+    if result is None:
+        arguments = (name, op, prescale_factor, postscale_factor, process_set)
+        if autograd.wanted(tensor):
+            (result,) = autograd.allreduce([tensor], *arguments)
+        else:
+            (result,) = submit.allreduce([tensor], False, *arguments, _named_tensor, wake=False).wait()
+    return compression.decompress(result, context)
 
 
 def allreduce_async(
@@ -107,8 +101,8 @@ def allreduce_(
     process_set: ProcessSet = global_process_set,
 ) -> Tensor:
     """`allreduce` in place; returns `tensor`. ValueError if the tensor requires grad."""
-    arguments = (name, op, prescale_factor, postscale_factor, process_set)
     if not plain.in_place("allreduce", tensor, name, process_set, op, prescale_factor, postscale_factor):
+        arguments = (name, op, prescale_factor, postscale_factor, process_set)
         submit.allreduce([tensor], True, *arguments, _named_tensor, wake=False).wait()
     return tensor
 
@@ -204,12 +198,12 @@ def broadcast(
 
     Differentiable: the averaged gradient on the root, zeros elsewhere.
     """
+    result = plain.like("broadcast", tensor, name, process_set, root=root_rank)
+    if result is not None:
+        return result
     if autograd.wanted(tensor):
         return autograd.broadcast(tensor, root_rank, name, process_set)
-    result = plain.like("broadcast", tensor, name, process_set, root=root_rank)
-    if result is None:
-        result = submit.broadcast(tensor, root_rank, False, name, process_set, wake=False).wait()
-    return result
+    return submit.broadcast(tensor, root_rank, False, name, process_set, wake=False).wait()
 
 
 def broadcast_async(
@@ -252,12 +246,12 @@ def allgather(tensor: Tensor, name: str | None = None, process_set: ProcessSet =
 
     Differentiable: each rank gets the average of its rows' gradients.
     """
+    result = plain.rows("allgather", tensor, name, process_set)
+    if result is not None:
+        return result
     if autograd.wanted(tensor):
         return autograd.allgather(tensor, name, process_set)
-    result = plain.rows("allgather", tensor, lambda rows, ranks: rows * len(ranks), name, process_set)
-    if result is None:
-        result, _ = submit.allgather(tensor, name, process_set, wake=False).wait()
-    return result
+    return submit.allgather(tensor, name, process_set, wake=False).wait()[0]
 
 
 def allgather_async(
@@ -287,14 +281,13 @@ def reducescatter(
     if compression is not Compression.none:
         compression = effective(compression, process_set)
     tensor, context = compression.compress(tensor)
-    arguments = (name, op, prescale_factor, postscale_factor, process_set)
-    if autograd.wanted(tensor):
-        return compression.decompress(autograd.reducescatter(tensor, *arguments), context)
-    result = plain.rows(
-        "reducescatter", tensor, _own_share, name, process_set, op, prescale_factor, postscale_factor
-    )  # fmt: skip
+    result = plain.rows("reducescatter", tensor, name, process_set, op, prescale_factor, postscale_factor)
     if result is None:
-        result = submit.reducescatter(tensor, *arguments, wake=False).wait()
+        arguments = (name, op, prescale_factor, postscale_factor, process_set)
+        if autograd.wanted(tensor):
+            result = autograd.reducescatter(tensor, *arguments)
+        else:
+            result = submit.reducescatter(tensor, *arguments, wake=False).wait()
     return compression.decompress(result, context)
 
 
@@ -325,14 +318,13 @@ def alltoall(
     Returns the rows received; with `splits` the pair (rows, received_splits), the latter
     int32 on the CPU. Differentiable.
     """
+    short = plain.rows("alltoall", tensor, name, process_set) if splits is None else None
+    if short is not None:
+        return short
     if autograd.wanted(tensor):
         output, rows = autograd.alltoall(tensor, splits, name, process_set)
-        return output if splits is None else (output, _received_splits(rows))
-    if splits is None:
-        short = plain.rows("alltoall", tensor, lambda rows, _: rows, name, process_set)
-        if short is not None:
-            return short
-    output, rows = submit.alltoall(tensor, splits, name, process_set, wake=False).wait()
+    else:
+        output, rows = submit.alltoall(tensor, splits, name, process_set, wake=False).wait()
     return output if splits is None else (output, _received_splits(rows))
 
 
@@ -369,14 +361,14 @@ def reduce(
     The algorithm is that of `allreduce` with writing left out: between hosts it sends as much.
     """
     arguments = (name, op, prescale_factor, postscale_factor, process_set)
-    if autograd.wanted(tensor):
-        return autograd.reduce(tensor, root_rank, *arguments)
     result = plain.like(
         "reduce", tensor, name, process_set, op, prescale_factor, postscale_factor, root_rank, torch.zeros_like
     )  # fmt: skip
-    if result is None:
-        result = submit.reduce(tensor, root_rank, False, *arguments, wake=False).wait()
-    return result
+    if result is not None:
+        return result
+    if autograd.wanted(tensor):
+        return autograd.reduce(tensor, root_rank, *arguments)
+    return submit.reduce(tensor, root_rank, False, *arguments, wake=False).wait()
 
 
 def reduce_async(

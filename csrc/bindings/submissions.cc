@@ -87,45 +87,66 @@ std::vector<PyOp> submit(EngineObject self, int set_id, std::vector<Submission> 
   return result;
 }
 
-// Of None, or of a tensor of the first one's dtype, which may be that one.
-bool read_output(nb::handle output, nb::handle tensor, PlainCall* call) {
-  if (output.is_none()) return true;
-  PlainTensor to;
-  if (!output.is(tensor)) {
-    if (!read_plain_tensor(output, &to) || to.dtype != call->dtype) return false;
-    call->out = to.data;
-    call->room = to.bytes;
-  } else {
-    call->out = const_cast<char*>(call->in);
-    call->room = call->bytes;
-  }
-  return true;
+// A plain call, and what Python has given for its result.
+struct PyCall {
+  PlainCall call;
+  PlainTensor tensor;
+  nb::object result;  // of a new tensor
+
+  // False for what the caller must check, convert or explain.
+  bool read(const Kind& kind, nb::handle name, nb::handle from, nb::handle to, nb::handle root);
+
+ private:
+  bool read_name(nb::handle name);
+  bool read_output(nb::handle from, nb::handle to);
+};
+
+bool PyCall::read_name(nb::handle name) {
+  if (name.is_none()) return true;
+  Py_ssize_t size = 0;
+  const char* text = PyUnicode_CheckExact(name.ptr()) ? PyUnicode_AsUTF8AndSize(name.ptr(), &size) : nullptr;
+  if (!text) PyErr_Clear();
+  call.name = {text ? text : "", static_cast<size_t>(size)};
+  return size > 0;
 }
 
-// False for what the caller must check, convert or explain.
-bool read_call(const Kind& kind, nb::handle name, nb::handle tensor, nb::handle output, nb::handle root, PlainCall* call) {
-  call->kind = &kind;
-  if (!name.is_none()) {
-    Py_ssize_t size = 0;
-    const char* text = PyUnicode_CheckExact(name.ptr()) ? PyUnicode_AsUTF8AndSize(name.ptr(), &size) : nullptr;
-    if (!text || !size) return PyErr_Clear(), false;
-    call->name = {text, static_cast<size_t>(size)};
+// Of the result, where all ranks have as many.
+int64_t rows_of_result(const PlainCall& call, int rank, int size) {
+  if (call.kind->counts == Kind::Counts::kNone) return call.rows * size;
+  return call.kind->counts == Kind::Counts::kOwn ? call.rows : call.rows / size + (rank < call.rows % size);
+}
+
+// The tensor itself, another one of its dtype, or this rank's place in its set for a new one.
+bool PyCall::read_output(nb::handle from, nb::handle to) {
+  PlainTensor output = tensor;
+  if (PyTuple_CheckExact(to.ptr())) {
+    const auto [rank, size] = nb::cast<std::pair<int, int>>(to);
+    result = make_plain_tensor(tensor, rows_of_result(call, rank, size), &output);
+    if (result.is_none()) return false;
+  } else if (!to.is(from) && !read_plain_tensor(to, &output)) {
+    return false;
   }
-  if (kind.root != Kind::Root::kNone && !read_int(root, 0, &call->root)) return false;
-  if (tensor.is_none()) return kind.small == Kind::Small::kNothing;
-  PlainTensor from;
-  if (!read_plain_tensor(tensor, &from)) return false;
-  call->dtype = from.dtype;
-  call->in = from.data;
-  call->bytes = from.bytes;
-  call->shape = from.shape;
-  call->dims = from.dims;
+  call.out = output.data;
+  call.room = output.bytes;
+  return output.dtype == tensor.dtype;
+}
+
+bool PyCall::read(const Kind& kind, nb::handle name, nb::handle from, nb::handle to, nb::handle root) {
+  call.kind = &kind;
+  if (!read_name(name) || (kind.root != Kind::Root::kNone && !read_int(root, 0, &call.root))) return false;
+  if (from.is_none()) return kind.small == Kind::Small::kNothing;
+  if (!read_plain_tensor(from, &tensor)) return false;
+  call.dtype = tensor.dtype;
+  call.in = tensor.data;
+  call.bytes = tensor.bytes;
+  call.shape = tensor.shape;
+  call.dims = tensor.dims;
   if (!kind.alike) {
-    if (!from.dims || !from.bytes) return false;
-    call->rows = from.shape[0];
-    if (kind.rows) ++call->shape, --call->dims;
+    if (!tensor.dims || !tensor.bytes) return false;
+    call.rows = tensor.shape[0];
+    if (kind.rows) ++call.shape, --call.dims;
   }
-  return read_output(output, tensor, call);
+  return read_output(from, to);
 }
 
 // The result of an operation that is done, where it goes; false if it is not as large as that.
@@ -136,30 +157,32 @@ bool deliver(const Op& op, const PlainCall& call) {
   return true;
 }
 
-// None: nothing was done. True: the output has the result. Else the operation, which has a result of another size.
+// None: nothing was done. The output, which has the result; True where there is none. Else the operation, whose result has
+// another size.
 nb::object call_plain(EngineObject self, int set_id, const char* kind, nb::handle name, nb::handle tensor, nb::handle output,
                       nb::handle op, nb::handle prescale, nb::handle postscale, nb::handle root) {
-  PlainCall call;
+  PyCall plain;
   const Kind* known = find_kind(kind);
   if (!known) throw nb::value_error("no such collective");
-  if (known->reduces && !read_arithmetic(op, prescale, postscale, &call)) return nb::none();
-  if (!read_call(*known, name, tensor, output, root, &call)) return nb::none();
+  if (known->reduces && !read_arithmetic(op, prescale, postscale, &plain.call)) return nb::none();
+  if (!plain.read(*known, name, tensor, output, root)) return nb::none();
   PyEngine* owner = nb::inst_ptr<PyEngine>(self);
   Engine& engine = owner->get();
   OpRef rest;
   bool here = false;
-  raise_if(without_gil([&] { return engine.call(set_id, call, &here, &rest); }));
+  raise_if(without_gil([&] { return engine.call(set_id, plain.call, &here, &rest); }));
   release_kept();
   if (!here) return nb::none();
-  if (!rest) return nb::bool_(true);
+  const auto result = [&] { return plain.result.is_valid() ? plain.result : output.is_none() ? nb::bool_(true) : nb::borrow(output); };
+  if (!rest) return result();
   try {
     wait_with_signals([&](double slice, bool* done) { return engine.wait(*rest, -1, slice, done); });
   } catch (...) {  // until here the caller has kept them
-    std::shared_ptr<void> kept = keep(nb::make_tuple(tensor, output));
+    std::shared_ptr<void> kept = keep(nb::make_tuple(tensor, output, plain.result));
     without_gil([&] { engine.keep(rest, std::move(kept)); });
     throw;
   }
-  if (deliver(*rest, call)) return nb::bool_(true);
+  if (deliver(*rest, plain.call)) return result();
   return nb::cast(PyOp{owner, std::move(rest), {}, nb::borrow(self)});
 }
 

@@ -1,7 +1,6 @@
 #include "bindings/tensor.h"
 
-#include <nanobind/ndarray.h>
-
+#include <algorithm>
 #include <iterator>
 
 namespace nb = nanobind;
@@ -16,13 +15,16 @@ struct ExchangeApi {
     uint32_t major, minor;
     Header* previous;
   } header;
-  void* others[3];  // allocate, export with ownership, import
-  int (*dltensor_from_py_object_no_sync)(void* object, nb::dlpack::dltensor* out);
+  using SetError = void (*)(void* context, const char* kind, const char* message);
+  int (*allocate)(nb::dlpack::dltensor* like, void** tensor, void* context, SetError set_error);
+  void* export_with_ownership;
+  int (*import)(void* tensor, void** object);
+  int (*read)(void* object, nb::dlpack::dltensor* out);  // without ownership
 };
 constexpr uint32_t kMajor = 1;
 constexpr int32_t kOnCpu = 1;  // kDLCPU
 
-decltype(ExchangeApi::dltensor_from_py_object_no_sync) read_tensor = nullptr;
+const ExchangeApi* exchange = nullptr;
 PyTypeObject* tensor_type = nullptr;
 PyObject* requires_grad = nullptr;  // the attribute's name
 PyObject* is_neg = nullptr;
@@ -68,23 +70,42 @@ void use_exchange_api(nb::type_object type) {
   tensor_type = reinterpret_cast<PyTypeObject*>(type.inc_ref().ptr());
   requires_grad = PyUnicode_InternFromString("requires_grad");
   is_neg = PyUnicode_InternFromString("is_neg");
-  read_tensor = api->dltensor_from_py_object_no_sync;  // null where torch cannot do without ownership
+  if (api->read) exchange = api;  // null where torch cannot do without ownership
 }
 
 bool read_plain_tensor(nb::handle tensor, PlainTensor* plain) {
-  if (!read_tensor || Py_TYPE(tensor.ptr()) != tensor_type) return false;
+  if (!exchange || Py_TYPE(tensor.ptr()) != tensor_type) return false;
   if (!is_false(PyObject_GetAttr(tensor.ptr(), requires_grad))) return false;
   if (!is_false(PyObject_CallMethodNoArgs(tensor.ptr(), is_neg))) return false;  // DLPack does not tell
   nb::dlpack::dltensor t;
-  if (read_tensor(tensor.ptr(), &t) != 0) return PyErr_Clear(), false;
+  if (exchange->read(tensor.ptr(), &t) != 0) return PyErr_Clear(), false;
   size_t count = 0;
   if (t.device.device_type != kOnCpu || !find_dtype(t.dtype, &plain->dtype) || !is_contiguous(t, &count)) return false;
   if (!t.data && count) return false;  // a FakeTensor, zeros without memory, freed storage
   plain->data = static_cast<char*>(t.data) + t.byte_offset;
+  plain->type = t.dtype;
   plain->bytes = count * info(plain->dtype).size;
   plain->shape = t.shape;
   plain->dims = static_cast<size_t>(t.ndim);
   return true;
+}
+
+nb::object make_plain_tensor(const PlainTensor& like, int64_t rows, PlainTensor* made) {
+  constexpr size_t kMostDims = 16;
+  int64_t shape[kMostDims];
+  if (!like.dims || like.dims > kMostDims || !exchange->allocate || !exchange->import) return nb::none();
+  std::copy_n(like.shape, like.dims, shape);
+  shape[0] = rows;
+  nb::dlpack::dltensor wanted{};
+  wanted.device = {kOnCpu, 0};
+  wanted.dtype = like.type;
+  wanted.ndim = static_cast<int32_t>(like.dims);
+  wanted.shape = shape;
+  void *tensor = nullptr, *object = nullptr;
+  const auto ignore = [](void*, const char*, const char*) {};
+  if (exchange->allocate(&wanted, &tensor, nullptr, ignore) || exchange->import(tensor, &object)) return PyErr_Clear(), nb::none();
+  nb::object result = nb::steal(static_cast<PyObject*>(object));
+  return read_plain_tensor(result, made) ? result : nb::none();
 }
 
 }  // namespace ringreduce

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
 
 #include <cstdint>
 
@@ -18,6 +19,7 @@ struct PlainTensor {
   char* data = nullptr;
   size_t bytes = 0;
   DType dtype = DType::kUint8;
+  nanobind::dlpack::dtype type = {};  // the same, as DLPack has it
   const int64_t* shape = nullptr;
   size_t dims = 0;
 };
@@ -25,5 +27,8 @@ struct PlainTensor {
 // Fills in where the tensor's numbers are, of which type and shape. False unless it is a torch.Tensor
 // (no subclass) on the CPU, contiguous, of real numbers, and without requires_grad.
 bool read_plain_tensor(nanobind::handle tensor, PlainTensor* plain);
+
+// A new tensor of `rows` rows like those of `like`, in memory of torch's own. None where that cannot be.
+nanobind::object make_plain_tensor(const PlainTensor& like, int64_t rows, PlainTensor* made);
 
 }  // namespace ringreduce

@@ -148,7 +148,7 @@ def _meet(comm: Any) -> running.Context:
         raise RingreduceError("the engine cannot be started: " + "; ".join(problems))
     context = running.Context(engine, rank, size, host_of, comm, shared.kind)
     context.sets[0] = global_process_set
-    global_process_set.bind(0, list(range(size)), engine)
+    global_process_set.bind(0, list(range(size)), engine, rank)
     if everyone[rank].gpus is not None:
         placement.settle(rank, roster.seats(everyone, host_of))
     return context

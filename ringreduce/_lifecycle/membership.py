@@ -43,7 +43,7 @@ def add_process_set(process_set: ProcessSet | Iterable[int] | Any) -> ProcessSet
     _on_all_ranks(context, set_id, lambda: context.engine.split_gpu(set_id).wait())
     # Every member has the set: only now may anybody submit to it.
     context.sets[set_id] = chosen
-    chosen.bind(set_id, ranks, None if segment is None else context.engine)
+    chosen.bind(set_id, ranks, None if segment is None else context.engine, context.rank)
     return chosen
 
 

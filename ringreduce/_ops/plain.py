@@ -1,12 +1,13 @@
 """The short way: one call of the core for an operation of a plain tensor, from the numbers to the result.
 
-The core refuses what needs a check, a copy or an explanation, and so does this module: the caller then takes the long
-way (`submit`). Results that are to be made are made here for little data only: there it is the calls that count.
+The core refuses what needs a check, a copy, a derivative or an explanation, and so does this module: the caller then
+takes the long way (`submit`, `autograd`). Results that are to be made are made here for little data only: there it is
+the calls that count.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,12 +21,14 @@ from ringreduce._ops.versions import increment_version
 from ringreduce._runtime import running
 from ringreduce._runtime.process_set import ProcessSet
 
+_SMALL_BYTES = _core.SMALL_BYTES
+
 
 def _call(
-    kind: str, tensor: Any, output: Tensor | None, name: str | None, process_set: ProcessSet,
+    kind: str, tensor: Any, output: Any, name: str | None, process_set: ProcessSet,
     op: Any, prescale: Any, postscale: Any, root: Any,
-) -> _core.Op | bool | None:  # fmt: skip
-    """None: refused. True: done. Else the operation, done, with a result of another size than the output."""
+) -> Any:  # fmt: skip
+    """As the core's `call_plain`."""
     engine = process_set.engine
     if engine is None or forward_ad._current_level >= 0:
         return None
@@ -37,7 +40,7 @@ def _call(
 
 
 def _is_small(tensor: Any) -> bool:
-    return type(tensor) is Tensor and tensor.layout is torch.strided and tensor.nbytes <= _core.SMALL_BYTES
+    return type(tensor) is Tensor and tensor.layout is torch.strided and tensor.nbytes <= _SMALL_BYTES
 
 
 @untraced
@@ -58,32 +61,26 @@ def like(
     op: Any = None, prescale: Any = 1.0, postscale: Any = 1.0, root: Any = None,
     make: Callable[[Tensor], Tensor] = torch.empty_like,
 ) -> Tensor | None:  # fmt: skip
-    """The result, which is as large as the tensor; None if it was refused."""
-    if not _is_small(tensor):
+    """The result, as large as the tensor and made by `make`; None if it was refused."""
+    if not _is_small(tensor) or tensor.requires_grad:
         return None
-    output = make(tensor)
-    if _call(kind, tensor, output, name, process_set, op, prescale, postscale, root) is None:
-        return None
-    return output
+    result: Tensor | None = _call(kind, tensor, make(tensor), name, process_set, op, prescale, postscale, root)
+    return result
 
 
 @untraced
 def rows(
-    kind: str, tensor: Any, expected: Callable[[int, Sequence[int]], int], name: str | None, process_set: ProcessSet,
-    op: Any = None, prescale: Any = 1.0, postscale: Any = 1.0, root: Any = None,
+    kind: str, tensor: Any, name: str | None, process_set: ProcessSet,
+    op: Any = None, prescale: Any = 1.0, postscale: Any = 1.0,
 ) -> Tensor | None:  # fmt: skip
-    """The result's rows; None if it was refused. `expected`: how many, of the tensor's number and the set's ranks."""
-    ranks = process_set.ranks
-    if process_set.engine is None or ranks is None or not _is_small(tensor) or not tensor.ndim:
+    """The result's rows; None if it was refused."""
+    if not _is_small(tensor):
         return None
-    shape = tensor.shape
-    output = tensor.new_empty((expected(shape[0], ranks), *shape[1:]))
-    done = _call(kind, tensor, output, name, process_set, op, prescale, postscale, root)
-    if done is None or done is True:
-        return output if done else None
-    assert isinstance(done, _core.Op)
-    width = tensor.numel() // shape[0]
-    return received(done, tensor, (sum(done.counts()) // width, *shape[1:]))
+    result = _call(kind, tensor, process_set._place, name, process_set, op, prescale, postscale, None)
+    if isinstance(result, _core.Op):
+        row = tensor.shape[1:]
+        return received(result, tensor, (sum(result.counts()) // row.numel(), *row))
+    return result  # type: ignore[no-any-return]
 
 
 @untraced

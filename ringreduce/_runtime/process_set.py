@@ -36,6 +36,9 @@ class ProcessSet:
         self.ranks: list[int] | None = None
         self.mpi_comm: Any = None
         self.engine: Engine | None = None
+        self._place: tuple[int, int] | None = (
+            None  # this rank's number in the set, and the set's size; None as for engine
+        )
         if hasattr(ranks_or_comm, "Get_group"):
             self.mpi_comm = ranks_or_comm
         else:
@@ -81,15 +84,16 @@ class ProcessSet:
             raise ValueError(f"{argument}: {rank} is not a global rank of the process set; its ranks are {ranks}")
         return ranks.index(rank)
 
-    def bind(self, process_set_id: int, ranks: list[int], engine: Engine | None) -> None:
-        """Attach to the running library; `engine` is None on a rank outside the set."""
+    def bind(self, process_set_id: int, ranks: list[int], engine: Engine | None, me: int) -> None:
+        """Attach to the running library; `engine` is None on a rank outside the set. `me`: this global rank."""
         self.process_set_id = process_set_id
         self.ranks = ranks
         self.engine = engine
+        self._place = None if engine is None else (ranks.index(me), len(ranks))
 
     def unbind(self) -> None:
         """Detach from a library that is shut down, or from a set that was removed."""
-        self.engine = None
+        self.engine = self._place = None
         if self.process_set_id != 0:  # the global set keeps its number
             self.process_set_id = None
 
