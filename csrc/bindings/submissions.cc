@@ -178,7 +178,7 @@ nb::object call_plain(EngineObject self, int set_id, const char* kind, nb::handl
   try {
     wait_with_signals([&](double slice, bool* done) { return engine.wait(*rest, -1, slice, done); });
   } catch (...) {  // until here the caller has kept them
-    std::shared_ptr<void> kept = keep(nb::make_tuple(tensor, output, plain.result));
+    std::shared_ptr<void> kept = keep(nb::make_tuple(tensor, result()));
     without_gil([&] { engine.keep(rest, std::move(kept)); });
     throw;
   }

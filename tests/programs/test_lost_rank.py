@@ -46,9 +46,10 @@ ON_CPU = """
 # All have agreed and NCCL runs, when the rank whose GPU does not get there is killed.
 ON_GPU = """
     from runner.fake_gpu import FakeCuda
-    from ringreduce._ops import gpus
+    from ringreduce._ops import gpus, plain
 
     fake = gpus.backend = FakeCuda(os.environ["RINGREDUCE_CUDA_LIBRARY"], rr.rank())
+    plain._call = fake.refusing(plain._call)
     rr.allreduce(fake.cuda(torch.ones(4)))
     if rr.rank() == 2:
         fake.double.rr_double_stall_all(1)

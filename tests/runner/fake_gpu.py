@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,6 +50,12 @@ class FakeCuda(Cuda):
 
     def holds(self, tensor: Tensor) -> bool:
         return tensor.layout is torch.strided and tensor.untyped_storage().data_ptr() in self._devices
+
+    def refusing(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        """`ringreduce._ops.plain._call` as it is where tensors are on a real GPU, which the core sees by itself."""
+        return lambda kind, tensor, *rest: (
+            None if tensor is not None and self.holds(tensor) else call(kind, tensor, *rest)
+        )
 
     def index(self, tensor: Tensor) -> int:
         return self._devices[tensor.untyped_storage().data_ptr()]

@@ -9,7 +9,7 @@ from runner.doubles import build, why_not
 from runner.fake_gpu import FakeCuda
 
 import ringreduce as rr
-from ringreduce._ops import gpus
+from ringreduce._ops import gpus, plain
 
 Start = Callable[..., FakeCuda]
 
@@ -31,6 +31,7 @@ def start(rank: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
         monkeypatch.setenv("RINGREDUCE_CUDA_LIBRARY", str(cuda))
         monkeypatch.setenv("RINGREDUCE_NCCL", str(nccl))
         monkeypatch.setattr(gpus, "backend", fake)
+        monkeypatch.setattr(plain, "_call", fake.refusing(plain._call))
         rr.init()
         fakes.append(fake)
         return fake
