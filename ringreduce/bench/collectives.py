@@ -1,7 +1,7 @@
 """What is compared: one entry a collective, in it one line for each library's way of doing it.
 
-The result has `elements` elements on each rank; an allgather's input is its part of them. The
-factor turns algbw (bytes of the result / time) into busbw, as nccl-tests define both.
+The larger one of input and result has `elements` elements on each rank: an allgather's input is its part of them, a
+reducescatter's result. The factor turns algbw (their bytes / time) into busbw, as nccl-tests define both.
 """
 
 from __future__ import annotations
@@ -45,8 +45,9 @@ class Unsupported(Exception):
 class Buffers:
     """The tensors of one size, made when first asked for. Libraries work on the same ones."""
 
-    def __init__(self, job: Job, dtype: str, elements: int) -> None:
+    def __init__(self, job: Job, dtype: str, elements: int, name: str | None = None) -> None:
         self.job, self.dtype, self.elements = job, dtype, elements
+        self.name = name  # of our operations
         self.data = torch.zeros(elements, dtype=getattr(torch, dtype))
         self.closing = ExitStack()
 
@@ -99,6 +100,7 @@ class Collective:
     is_right: Callable[[Tensor, int], bool]
     ways: Mapping[str, Way]
     even: bool = False  # whether the ranks' shares must be equal
+    at_root: bool = False  # only rank 0 has the result, in the first call
 
     def elements(self, nbytes: int, itemsize: int, size: int) -> int:
         """How many fit in `nbytes`, at least one (a rank)."""
@@ -109,10 +111,14 @@ class Collective:
         """A way of doing it, with its result checked. Collective; Unsupported if there is none."""
         if name == "memcpy":  # the limit: every rank copies what a result holds, all at the same time
             return Contender(name, buffers.data.fill_, partial(buffers.target.copy_, buffers.data))
+        if name not in self.ways:
+            raise Unsupported(f"{name} is not measured for {self.name}")
         given, call, output = self.ways[name](buffers)
         given.fill_(self.fill(buffers.job.rank))
         returned = call()
-        if not all(buffers.job.comm.allgather(self.is_right(returned if output is None else output, buffers.job.size))):
+        result = returned if output is None else output
+        right = (self.at_root and buffers.job.rank > 0) or self.is_right(result, buffers.job.size)
+        if not all(buffers.job.comm.allgather(right)):
             raise AssertionError(f"{name}: {self.name} of {buffers.elements} {buffers.dtype} gives a wrong result")
         return Contender(name, given.fill_, call)
 
@@ -146,10 +152,30 @@ def _gloo_allgather(b: Buffers) -> Parts:
     return b.part, partial(gather, whole, part), b.data
 
 
-def _from_all(b: Buffers, broadcast: Callable[[Any, int], Any], data: Any) -> Callable[[], Any]:
-    """A broadcast whose root moves on with each call: from one root calls would overlap, untimed."""
+def _gloo_reduce(b: Buffers) -> Parts:
+    if b.dtype not in GLOO_TYPES:
+        raise Unsupported(f"gloo has no {b.dtype}")
+    return b.data, _roots(b, lambda root: dist.reduce(b.data, root)), b.data
+
+
+def _mpi_reduce(b: Buffers) -> Parts:
+    from mpi4py import MPI
+
+    here, there = b.mpi(b.data, MPI_TYPES.get(b.dtype)), b.mpi(b.target, MPI_TYPES.get(b.dtype))
+    reduce, me = b.job.comm.Reduce, b.job.rank
+    ways = ((here, there), (MPI.IN_PLACE, here))
+    return b.data, _roots(b, lambda root: reduce(*ways[root == me], root=root)), b.data
+
+
+def _mpi_reducescatter(b: Buffers) -> Parts:
+    here, there = b.mpi(b.data, MPI_TYPES.get(b.dtype)), b.mpi(b.part, MPI_TYPES.get(b.dtype))
+    return b.data, partial(b.job.comm.Reduce_scatter_block, here, there), b.part
+
+
+def _roots(b: Buffers, call: Callable[[int], Any]) -> Callable[[], Any]:
+    """A call whose root moves on: from one root, or to one, calls would overlap, untimed."""
     roots = itertools.cycle(range(b.job.size))
-    return lambda: broadcast(data, next(roots))
+    return lambda: call(next(roots))
 
 
 def _all_equal(value: Callable[[int], int]) -> Callable[[Tensor, int], bool]:
@@ -174,7 +200,7 @@ COLLECTIVES = {
             fill=lambda rank: int(rank < MARKS),
             is_right=_all_equal(lambda size: min(size, MARKS)),
             ways={
-                "ringreduce": lambda b: (b.data, partial(rr.allreduce_, b.data, op=rr.Sum), b.data),
+                "ringreduce": lambda b: (b.data, partial(rr.allreduce_, b.data, b.name, op=rr.Sum), b.data),
                 "arena": _arena,
                 "mpi": _mpi_allreduce,
                 "gloo": _gloo_allreduce,
@@ -187,7 +213,7 @@ COLLECTIVES = {
             is_right=_in_rank_order,
             even=True,
             ways={
-                "ringreduce": lambda b: (b.part, partial(rr.allgather, b.part), None),
+                "ringreduce": lambda b: (b.part, partial(rr.allgather, b.part, b.name), None),
                 "mpi": lambda b: (
                     b.part,
                     partial(b.job.comm.Allgather, b.mpi(b.part, "BYTE"), b.mpi(b.data, "BYTE")),
@@ -202,9 +228,51 @@ COLLECTIVES = {
             fill=_mark,
             is_right=_all_equal(lambda size: _mark(0)),
             ways={
-                "ringreduce": lambda b: (b.data, _from_all(b, rr.broadcast_, b.data), b.data),
-                "mpi": lambda b: (b.data, _from_all(b, b.job.comm.Bcast, b.mpi(b.data, "BYTE")), b.data),
-                "gloo": lambda b: (b.data, _from_all(b, dist.broadcast, b.data.view(torch.uint8)), b.data),
+                "ringreduce": lambda b: (b.data, _roots(b, lambda root: rr.broadcast_(b.data, root, b.name)), b.data),
+                "mpi": lambda b: (b.data, _roots(b, partial(b.job.comm.Bcast, b.mpi(b.data, "BYTE"))), b.data),
+                "gloo": lambda b: (b.data, _roots(b, partial(dist.broadcast, b.data.view(torch.uint8))), b.data),
+            },
+        ),
+        Collective(
+            "reducescatter",
+            bus_factor=lambda n: (n - 1) / n,
+            fill=lambda rank: int(rank < MARKS),
+            is_right=_all_equal(lambda size: min(size, MARKS)),
+            even=True,
+            ways={
+                "ringreduce": lambda b: (b.data, partial(rr.reducescatter, b.data, b.name, op=rr.Sum), None),
+                "mpi": _mpi_reducescatter,
+            },
+        ),
+        Collective(
+            "alltoall",
+            bus_factor=lambda n: (n - 1) / n,
+            fill=_mark,
+            is_right=_in_rank_order,
+            even=True,
+            ways={
+                "ringreduce": lambda b: (b.data, partial(rr.alltoall, b.data, None, b.name), None),
+                "mpi": lambda b: (
+                    b.data,
+                    partial(b.job.comm.Alltoall, b.mpi(b.data, "BYTE"), b.mpi(b.target, "BYTE")),
+                    b.target,
+                ),
+            },
+        ),
+        Collective(
+            "reduce",
+            bus_factor=lambda n: 1.0,
+            fill=lambda rank: int(rank < MARKS),
+            is_right=_all_equal(lambda size: min(size, MARKS)),
+            at_root=True,
+            ways={
+                "ringreduce": lambda b: (
+                    b.data,
+                    _roots(b, lambda root: rr.reduce_(b.data, root, b.name, op=rr.Sum)),
+                    b.data,
+                ),
+                "mpi": _mpi_reduce,
+                "gloo": _gloo_reduce,
             },
         ),
     )

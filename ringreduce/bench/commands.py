@@ -14,6 +14,7 @@ from ringreduce.bench import collectives, launch, run, units
 from ringreduce.bench.options import (
     STEP_BYTES,
     Common,
+    blocks_option,
     check_memory,
     check_ranks,
     check_sizes,
@@ -27,8 +28,10 @@ from ringreduce.bench.options import (
     size_list,
     some,
     start_once,
+    unnamed_option,
 )
 from ringreduce.bench.step import MODES
+from ringreduce.bench.sweep import Manner
 
 SIZES = "4,256,4K,16K,64K,256K,1M,4M,16M,64M,256M"
 HOST_SIZES = "4,4K,64K,1M,16M,64M"
@@ -52,12 +55,15 @@ def bench() -> None:
 
 def _collective(name: str) -> None:
     @bench.command(name, help=f"{name} at many sizes, beside memcpy, MPI and Gloo.")
-    @options(size_list(SIZES), dtype_option, compare_with(*collectives.PEERS), repeats=50, seconds=3.0)
-    def command(common: Common, sizes: list[int], dtype: str, compare: list[str]) -> None:
+    @options(
+        size_list(SIZES), dtype_option, compare_with(*collectives.PEERS), blocks_option, unnamed_option,
+        repeats=50, seconds=3.0,
+    )  # fmt: skip
+    def command(common: Common, sizes: list[int], dtype: str, compare: list[str], blocks: bool, unnamed: bool) -> None:
         ranks = check_ranks(common.np)
         check_sizes(sizes, ranks)
         start_once(ranks)
-        run.collective(name, sizes, dtype, compare, common)
+        run.collective(name, sizes, dtype, compare, Manner(blocks, not unnamed), common)
 
 
 for _name in collectives.COLLECTIVES:

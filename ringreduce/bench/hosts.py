@@ -14,7 +14,7 @@ from ringreduce.bench import link
 from ringreduce.bench.collectives import COLLECTIVES
 from ringreduce.bench.job import Job
 from ringreduce.bench.measure import Contender
-from ringreduce.bench.sweep import Row, sweep
+from ringreduce.bench.sweep import Manner, Row, sweep
 from ringreduce.bench.turns import Effort, Progress, Timing
 
 COUNTED_BYTES = 1 << 20  # below, packets are mostly headers and say nothing about an algorithm
@@ -44,7 +44,7 @@ def measure_hosts(
         sent = _sent(job, one, interface) / least if is_counted else None
         return HostRow(one.name, nbytes, timing, least / timing.median, sent)
 
-    return sweep(job, COLLECTIVES["allreduce"], sizes, dtype, peers, effort, progress, as_row)
+    return sweep(job, COLLECTIVES["allreduce"], sizes, dtype, peers, Manner(), effort, progress, as_row)
 
 
 def _sent(job: Job, one: Contender, interface: str) -> float:

@@ -93,6 +93,13 @@ class Job:
         begins, ends = self.largest(-begin for begin, _ in spans), self.largest(end for _, end in spans)
         return [end + begin for begin, end in zip(begins, ends, strict=True)]
 
+    def latencies(self, spans: Sequence[tuple[float, float]]) -> list[float]:
+        """The same from the last rank's begin: what a call takes once all have come to it."""
+        if len(set(self.machines)) > 1:
+            return self.durations(spans)
+        begins, ends = self.largest(begin for begin, _ in spans), self.largest(end for _, end in spans)
+        return [end - begin for begin, end in zip(begins, ends, strict=True)]
+
     def start_torch(self, backend: str = "gloo", interface: str | None = None, **options: Any) -> None:
         """torch.distributed, over Gloo on loopback where all ranks share a machine.
 

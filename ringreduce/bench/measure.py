@@ -1,6 +1,10 @@
 """Timing contenders fairly: turn by turn, all ranks at once, the slowest rank counts.
 
-one sample: rewrite the inputs, barrier, begin ─ call × batch ─ end
+as programs call    (rewrite the inputs, barrier, begin ─ call ─ end) × calls    each call is a sample
+in blocks            rewrite the inputs, barrier, begin ─ call × batch ─ end     a block is a sample
+
+Between two calls of a program there are other libraries, which have written the numbers and moved others: here torch's
+and MPI's. A block has nothing in between, as most benchmarks do it: caches and scheduler are at their best.
 """
 
 from __future__ import annotations
@@ -9,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from ringreduce.bench.job import Job
@@ -18,6 +23,10 @@ from ringreduce.bench.turns import Effort, Timing, summary, take_turns
 BATCH = (1e-3, 100)
 # The same where ranks leave the barrier with a scheduler's time slices between them, some ms each.
 SCATTERED_BATCH = (50e-3, 1000)
+# Calls of a turn, where they are short.
+CALLS = 50
+
+Span = tuple[float, float]  # begin and end on this rank
 
 
 @dataclass(frozen=True)
@@ -33,22 +42,39 @@ def alternate(
     job: Job,
     contenders: Sequence[Contender],
     effort: Effort,
-    batched: bool = False,
+    short: bool = False,
+    blocks: bool = False,
     progress: Callable[[int, int], Any] = lambda done, of: None,
 ) -> dict[str, Timing]:
     """Time all contenders, on all ranks together.
 
     Args:
-        batched: whether a sample holds many calls, without rewriting between them.
+        short: whether calls are so short that a turn takes many.
+        blocks: whether these come one after the other, without anything in between.
     """
-    batches = {one.name: _batch(job, one) if batched else 1 for one in contenders}
+    if not blocks:
+        turns = {one.name: partial(_calls, job, one, CALLS if short else 1) for one in contenders}
+        rounds = take_turns(turns, effort, progress, job.longest)
+        return {name: summary(job.latencies([*chain(*spans)])) for name, spans in rounds.items()}
+    batches = {one.name: _batch(job, one) if short else 1 for one in contenders}
     samples = {one.name: partial(_sample, job, one, batches[one.name]) for one in contenders}
     spans = take_turns(samples, effort, progress, job.longest)
     return {name: summary(job.durations(values), batches[name]) for name, values in spans.items()}
 
 
-def _sample(job: Job, one: Contender, batch: int) -> tuple[float, float]:
-    """Begin and end on this rank."""
+def _calls(job: Job, one: Contender, calls: int) -> list[Span]:
+    rewrite, call, clock = one.rewrite, one.call, time.perf_counter
+    spans = []
+    for _ in range(calls):
+        rewrite(1)
+        job.barrier()
+        begin = clock()
+        call()
+        spans.append((begin, clock()))
+    return spans
+
+
+def _sample(job: Job, one: Contender, batch: int) -> Span:
     one.rewrite(0 if batch > 1 else 1)  # sums of zeros do not overflow, however often
     call = one.call
     job.barrier()

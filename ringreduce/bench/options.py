@@ -178,6 +178,10 @@ def size_list(default: str) -> Callable[[Any], Any]:
     )  # fmt: skip
 
 
+blocks_option = click.option(
+    "--blocks", is_flag=True, help="Time blocks of calls, with nothing between two of them, as other benchmarks do."
+)
+unnamed_option = click.option("--unnamed", is_flag=True, help="Let ours be matched by their order, not by a name.")
 dtype_option = click.option("--dtype", type=click.Choice(collectives.DTYPES), default="float32", show_default=True)
 
 

@@ -13,7 +13,7 @@ from ringreduce.bench.jobs import measure_steps
 from ringreduce.bench.options import Common
 from ringreduce.bench.report import Report
 from ringreduce.bench.step import MODES, StepRow, time_steps
-from ringreduce.bench.sweep import Row, measure_collective
+from ringreduce.bench.sweep import Manner, Row, measure_collective
 
 
 @contextmanager
@@ -30,17 +30,19 @@ def ranks_of(size: int) -> str:
     return f"{size} rank{'s' * (size > 1)}"
 
 
-def collective(name: str, sizes: Sequence[int], dtype: str, peers: Sequence[str], common: Common) -> None:
+def collective(
+    name: str, sizes: Sequence[int], dtype: str, peers: Sequence[str], manner: Manner, common: Common
+) -> None:
     """`ringreduce bench allreduce` and the like."""
     with joined() as job, reporting(job) as (shown, info):
         if "gloo" in peers:
             job.start_torch()
-        rows, notes = measure_collective(job, name, sizes, dtype, peers, common.effort, shown)
+        rows, notes = measure_collective(job, name, sizes, dtype, peers, manner, common.effort, shown)
         title = f"{name}, {dtype}, {ranks_of(job.size)}"
         shown.finish(
             common,
-            [f"{title}; bandwidth in GB/s; ratio: peer's time / ours", tables.collective_table(rows)],
-            {"benchmark": name, "ranks": job.size, "machine": info, "dtype": dtype, "notes": notes},
+            [f"{title}, {manner}; bandwidth in GB/s; ratio: peer's time / ours", tables.collective_table(rows)],
+            {"benchmark": name, "ranks": job.size, "machine": info, "dtype": dtype, "notes": notes} | vars(manner),
             rows,
             lambda path: plot.lines(path, f"{title}\n{_line(info)}", _curves(rows)),
         )

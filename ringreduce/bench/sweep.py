@@ -14,7 +14,19 @@ from ringreduce.bench.measure import Contender, alternate
 from ringreduce.bench.turns import Effort, Progress, Timing
 from ringreduce.bench.units import show_size
 
-BATCHED_BYTES = 16 << 10  # up to here a sample holds many calls
+SHORT_BYTES = 16 << 10  # up to here a turn has many calls
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How collectives are called."""
+
+    blocks: bool = False  # one call after the other; else as in programs, with other libraries in between
+    named: bool = True
+
+    def __str__(self) -> str:
+        how = "in blocks of calls" if self.blocks else "each call after a barrier, on numbers just written"
+        return f"{how}, {'named' if self.named else 'unnamed'}"
 
 
 @dataclass(frozen=True)
@@ -41,8 +53,8 @@ AnyRow = TypeVar("AnyRow", bound=Row)
 
 
 def sweep(
-    job: Job, collective: Collective, sizes: Sequence[int], dtype: str, peers: Sequence[str], effort: Effort,
-    progress: Progress, as_row: Callable[[Contender, int, Timing], AnyRow],
+    job: Job, collective: Collective, sizes: Sequence[int], dtype: str, peers: Sequence[str], manner: Manner,
+    effort: Effort, progress: Progress, as_row: Callable[[Contender, int, Timing], AnyRow],
 ) -> tuple[list[AnyRow], list[str]]:  # fmt: skip
     """Measure every size. Collective over all ranks; returns rows, and notes about what is left out.
 
@@ -53,19 +65,21 @@ def sweep(
     notes: dict[str, None] = {}
     for nbytes in sizes:
         progress.begin(f"{collective.name} {show_size(nbytes)}")
-        buffers = Buffers(job, dtype, collective.elements(nbytes, getattr(torch, dtype).itemsize, job.size))
+        elements = collective.elements(nbytes, getattr(torch, dtype).itemsize, job.size)
+        buffers = Buffers(job, dtype, elements, "bench" if manner.named else None)
         with buffers.closing:
             contenders, missing = contend(collective, buffers, peers)
             notes |= dict.fromkeys(missing)
             actual = buffers.data.nbytes
-            timings = alternate(job, contenders, effort, actual <= BATCHED_BYTES, progress.step)
+            timings = alternate(job, contenders, effort, actual <= SHORT_BYTES, manner.blocks, progress.step)
             rows += [as_row(one, actual, timings[one.name]) for one in contenders]
     return rows, list(notes)
 
 
 def measure_collective(
-    job: Job, name: str, sizes: Sequence[int], dtype: str, peers: Sequence[str], effort: Effort, progress: Progress
-) -> tuple[list[Row], list[str]]:
+    job: Job, name: str, sizes: Sequence[int], dtype: str, peers: Sequence[str], manner: Manner, effort: Effort,
+    progress: Progress,
+) -> tuple[list[Row], list[str]]:  # fmt: skip
     """Measure every size of one collective, as `sweep` does."""
     collective = COLLECTIVES[name]
     factor = collective.bus_factor(job.size)
@@ -73,7 +87,7 @@ def measure_collective(
     def as_row(one: Contender, nbytes: int, timing: Timing) -> Row:
         return Row(one.name, nbytes, timing, factor * nbytes / timing.median)
 
-    return sweep(job, collective, sizes, dtype, peers, effort, progress, as_row)
+    return sweep(job, collective, sizes, dtype, peers, manner, effort, progress, as_row)
 
 
 def contend(collective: Collective, buffers: Buffers, peers: Sequence[str]) -> tuple[list[Contender], list[str]]:

@@ -30,7 +30,7 @@ def job(rr):
 
 
 def can(library, name, dtype):
-    if name != "allreduce" or library in ("ringreduce", "arena"):
+    if "reduce" not in name or library in ("ringreduce", "arena"):
         return True
     return dtype in (MPI_TYPES if library == "mpi" else GLOO_TYPES)
 
@@ -66,9 +66,14 @@ def test_a_sample_lasts_from_the_first_begin_to_the_last_end(job, rank, size):
     assert job.durations([(10.0 + rank, 11.0 + rank), (20.0, 21.0)]) == [float(size), 1.0]
 
 
+def test_a_call_lasts_from_the_last_begin_to_the_last_end(job, rank, size):
+    assert job.latencies([(10.0 + rank, 11.0 + rank), (20.0 - rank, 21.0 + 2 * rank)]) == [1.0, 2.0 * size - 1]
+
+
 def test_machines_clocks_are_not_compared(job, rank):
     apart = replace(job, machines=[f"host{r}" for r in range(job.size)])
     assert apart.durations([(10.0 + rank, 11.0 + rank)]) == [1.0]
+    assert apart.latencies([(10.0 + rank, 11.0 + rank)]) == [1.0]
 
 
 def test_memcpy_copies_what_a_result_holds(job):

@@ -42,25 +42,35 @@ class OneRank:
     def durations(self, spans):
         return [end - begin for begin, end in spans]
 
+    latencies = durations
 
-def alternate(effort, names=("a", "b"), batched=False):
+
+def alternate(effort, names=("a", "b"), **how):
     log = []
     contenders = [
         Contender(name, lambda value, name=name: log.append(f"rewrite {name}"), lambda name=name: log.append(name))
         for name in names
     ]
-    return log, measure.alternate(OneRank(log), contenders, effort, batched)
+    return log, measure.alternate(OneRank(log), contenders, effort, **how)
 
 
-def test_contenders_take_turns_with_fresh_buffers():
-    log, timings = alternate(Effort(repeats=2, seconds=60))
+@pytest.mark.parametrize("blocks", [False, True])
+def test_contenders_take_turns_with_fresh_buffers(blocks):
+    log, timings = alternate(Effort(repeats=2, seconds=60), blocks=blocks)
     turn = ["rewrite a", "barrier", "a", "rewrite b", "barrier", "b"]
     assert log == turn * 3  # the first round warms up
     assert [timings[name].samples for name in "ab"] == [2, 2]
 
 
-def test_batches_of_short_calls():
-    log, timings = alternate(Effort(repeats=1, seconds=60), names=("a",), batched=True)
+def test_short_calls_as_in_programs():
+    log, timings = alternate(Effort(repeats=1, seconds=60), short=True)
+    turn = [*["rewrite a", "barrier", "a"] * measure.CALLS, *["rewrite b", "barrier", "b"] * measure.CALLS]
+    assert log == turn * 2
+    assert (timings["a"].samples, timings["a"].batch) == (measure.CALLS, 1)
+
+
+def test_short_calls_in_blocks():
+    log, timings = alternate(Effort(repeats=1, seconds=60), names=("a",), short=True, blocks=True)
     batch = timings["a"].batch
     assert 1 < batch <= measure.BATCH[1]
     assert log[-batch - 2 :] == ["rewrite a", "barrier", *["a"] * batch]
@@ -92,14 +102,14 @@ class Clockwork(OneRank):
 def test_a_sample_is_divided_by_its_calls():
     job = Clockwork()
     job.durations = lambda spans, durations=job.durations: durations(spans * 2)[: len(spans)]  # the warm-up counts, too
-    timings = measure.alternate(job, [job.contender()], Effort(1, 60), batched=True)
+    timings = measure.alternate(job, [job.contender()], Effort(1, 60), short=True, blocks=True)
     assert timings["a"].median == pytest.approx(7e-5)
 
 
 @pytest.mark.parametrize(("scattered", "batch"), [(False, 14), (True, 714)])  # what fits in 1 ms and in 50 ms
 def test_ranks_that_leave_a_barrier_far_apart_call_more_often(scattered, batch):
     job = Clockwork(scattered)
-    assert measure.alternate(job, [job.contender()], Effort(1, 60), batched=True)["a"].batch == batch
+    assert measure.alternate(job, [job.contender()], Effort(1, 60), short=True, blocks=True)["a"].batch == batch
 
 
 @pytest.mark.parametrize(("warm_up", "rounds"), [(0, 5), (1, 50)])
