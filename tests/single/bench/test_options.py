@@ -96,7 +96,7 @@ def test_becomes_mpirun(monkeypatch, by_hand):
         ("allreduce --sizes 1048576G", "ranks need about"),
         ("allreduce --seconds 0", "0.0 is not in the range"),
         ("allreduce --sizes", "requires an argument"),
-        ("reduce", "No such command 'reduce'"),
+        ("gossip", "No such command 'gossip'"),
         ("step --modes", "requires an argument"),
         ("step --np 1000", "a training step: 1000 ranks need about 781 GiB"),
         ("step --steps 0", "0 is not in the range x>=1"),
