@@ -1,7 +1,8 @@
 """Builds ringreduce/_core: every csrc/**/*.cc (but gpu/cuda) and nanobind's own sources in one library.
 
-The sources of a folder are compiled as one unit, which includes them all: reading the headers costs
-more than compiling what is in one of our files. So what one file defines for itself, its neighbours see.
+The sources of a folder, and of all folders below the engine, are compiled as one unit, which includes them all:
+reading the headers costs more than compiling what is in one of our files. So what one file defines for itself,
+its neighbours see.
 
 The build has its own build_ext command so that `pip install .`, `pip install -e .` and `make`
 share objects: they lie in build/objects/, are compiled in parallel, and only those whose sources
@@ -48,6 +49,8 @@ OF_PYTHON = OBJECTS / ("abi3" if ABI3_HEADERS else str(sysconfig.get_config_var(
 FLAGS = shlex.split(
     "-O2 -std=c++17 -fPIC -pthread -g0 -ffp-contract=off -fvisibility=hidden -ffunction-sections -fdata-sections"
 )
+# Folders whose headers cost more than their sources.
+BELOW_THE_ENGINE = ("agreement", "buckets", "collectives", "common", "net", "ops", "shm")
 OWN_FLAGS = ["-Wall", "-Wextra"]
 KERNEL_FLAGS = ["-O3"]
 # Sources that see Python and nanobind. NDEBUG and the compact assertions are nanobind's release
@@ -84,17 +87,18 @@ def core_sources() -> list[Path]:
     return sorted(path for path in found if path.parts[1:3] != ("gpu", "cuda"))
 
 
-def folder_of(source: Path) -> str:
-    return source.parts[1]
+def unit_of(source: Path) -> str:
+    folder = source.parts[1]
+    return "below" if folder in BELOW_THE_ENGINE else folder
 
 
 def units() -> list[Path]:
-    """What is compiled: a source for each folder, written here; the kernels, as each is for another instruction set."""
+    """What is compiled: sources that are written here; the kernels, as each is for another instruction set."""
     sources = core_sources()
-    found = [source for source in sources if folder_of(source) == "kernels"]
-    for folder in sorted({folder_of(source) for source in sources} - {"kernels"}):
-        includes = (f'#include "{source.relative_to("csrc")}"\n' for source in sources if folder_of(source) == folder)
-        unit = write_if_changed(OBJECTS / "csrc" / folder / "unit.cc", "".join(includes))
+    found = [source for source in sources if unit_of(source) == "kernels"]
+    for name in sorted({unit_of(source) for source in sources} - {"kernels"}):
+        includes = (f'#include "{source.relative_to("csrc")}"\n' for source in sources if unit_of(source) == name)
+        unit = write_if_changed(OBJECTS / "csrc" / name / "unit.cc", "".join(includes))
         found.append(unit.relative_to(ROOT))
     return found
 
