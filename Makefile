@@ -4,6 +4,7 @@
 #   make check      what most changes break, in a minute and a half
 #   make test       all that finds faults, once, in ten minutes on two cores
 #   make test-all   at all numbers of ranks, on all splits of hosts, under MPICH too, and under sanitizers
+#   make wheel      wheels in dist/ that install without a compiler (packaging/wheels.py)
 #   make mutations  small faults in the code, of which the tests must find every one
 #
 # All set up .venv first: torch, an MPI where the machine has none that works, ringreduce.
@@ -17,7 +18,8 @@ VENV = .venv
 PIP = $(VENV)/bin/python -m pip --quiet --disable-pip-version-check
 STAMP = $(VENV)/stamps
 HEADERS = $(VENV)/headers/usr/include
-CPATH_OF_PYTHON = $(CURDIR)/$(HEADERS)/$(shell $(PYTHON) -c 'import sys; print("python%d.%d" % sys.version_info[:2])'):$(CURDIR)/$(HEADERS)
+VERSION_OF_PYTHON = $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+CPATH_OF_PYTHON = $(CURDIR)/$(HEADERS)/python$(VERSION_OF_PYTHON):$(CURDIR)/$(HEADERS)
 CORE_SOURCES = $(shell find csrc -name "*.cc" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export MAX_JOBS = $(JOBS)
@@ -31,7 +33,7 @@ export PRTE_MCA_hwloc_default_binding_policy = none
 export OMPI_MCA_rmaps_base_oversubscribe = 1
 export OMPI_MCA_hwloc_base_binding_policy = none
 
-.PHONY: demo check test test-all mutations setup doubles native native-build sanitize lint clean
+.PHONY: demo check test test-all mutations setup doubles native native-build sanitize lint clean wheel
 .DEFAULT_GOAL := demo
 
 demo: setup
@@ -63,8 +65,9 @@ $(STAMP)/torch-$(TORCH_VERSION): $(STAMP)/venv
 
 # Debian's python3 comes without Python.h. Where it is missing, take the headers out of Debian's
 # package into .venv; nothing is installed on the machine.
-$(STAMP)/headers: $(STAMP)/venv tests/runner/python_headers.sh
-	@sh tests/runner/python_headers.sh $(VENV)/bin/python $(VENV)/headers
+$(STAMP)/headers: $(STAMP)/venv packaging/python_headers.sh
+	@$(VENV)/bin/python -c 'import os, sysconfig as s; exit(not os.path.exists(s.get_path("include") + "/Python.h"))' || \
+	  sh packaging/python_headers.sh $(VERSION_OF_PYTHON) $(VENV)/headers
 	@touch $@
 
 $(STAMP)/ringreduce: $(STAMP)/torch-$(TORCH_VERSION) $(STAMP)/headers setup.py setup_objects.py setup_cuda.py pyproject.toml $(CORE_SOURCES)
@@ -144,6 +147,10 @@ lint: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+# PYTHONS: others older than 3.12, which need wheels of their own.
+wheel: setup
+	$(VENV)/bin/python packaging/wheels.py $(PYTHONS)
 
 clean:
 	rm -rf build dist .venv .venv-mpich *.egg-info .mypy_cache .ruff_cache .pytest_cache ringreduce/_core*.so

@@ -1,12 +1,18 @@
 """Builds ringreduce/_core: every csrc/**/*.cc (but gpu/cuda) and nanobind's own sources in one library.
 
-The sources of a folder are compiled as one unit, which includes them all: reading the headers costs
-more than compiling what is in one of our files. So what one file defines for itself, its neighbours see.
+The sources of a folder, and of all folders below the engine, are compiled as one unit, which includes them all:
+reading the headers costs more than compiling what is in one of our files. So what one file defines for itself,
+its neighbours see.
 
 The build has its own build_ext command so that `pip install .`, `pip install -e .` and `make`
 share objects: they lie in build/objects/, are compiled in parallel, and only those whose sources
 or command changed are compiled again. Nothing is looked for on the machine but a C++17 compiler;
-MPI, CUDA and torch are found at run time. Settings: CXX (compiler), MAX_JOBS (parallel compiles).
+MPI, CUDA and torch are found at run time. Settings, all environment variables:
+
+    CXX                      the compiler
+    MAX_JOBS                 how many compilers run at once
+    RINGREDUCE_ABI3_HEADERS  folders, as in CPATH, with headers of Python 3.12 or newer, whichever Python builds:
+                             the core is for the stable ABI of 3.12, one for it and all that come later
 
 Where there is a CUDA toolkit, a second library is built for GPUs (setup_cuda.py).
 """
@@ -24,6 +30,7 @@ from pathlib import Path
 
 import nanobind
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
@@ -32,17 +39,25 @@ from setup_cuda import LIBRARY, build_where_wanted
 from setup_objects import OBJECTS, ROOT, dependencies, is_current, jobs, run, write_if_changed
 
 NANOBIND = Path(nanobind.source_dir())
+ABI3_HEADERS = os.environ.get("RINGREDUCE_ABI3_HEADERS", "")
+PYTHON_HEADERS = ABI3_HEADERS.split(os.pathsep) if ABI3_HEADERS else [sysconfig.get_path("include")]
+# What sees Python is built for each ABI, all else once.
+OF_PYTHON = OBJECTS / ("abi3" if ABI3_HEADERS else str(sysconfig.get_config_var("SOABI")))
 
 # No -march: the library must run on another machine; kernels choose by CPU at run time.
 # No contraction into fused multiply-adds: all ranks and all kernels give the same bits.
 FLAGS = shlex.split(
     "-O2 -std=c++17 -fPIC -pthread -g0 -ffp-contract=off -fvisibility=hidden -ffunction-sections -fdata-sections"
 )
+# Folders whose headers cost more than their sources.
+BELOW_THE_ENGINE = ("agreement", "buckets", "collectives", "common", "net", "ops", "shm")
 OWN_FLAGS = ["-Wall", "-Wextra"]
 KERNEL_FLAGS = ["-O3"]
 # Sources that see Python and nanobind. NDEBUG and the compact assertions are nanobind's release
 # configuration; nanobind itself cannot stand strict aliasing.
 PYTHON_FLAGS = ["-DNDEBUG", "-DNB_COMPACT_ASSERTIONS"]
+if ABI3_HEADERS:
+    PYTHON_FLAGS += ["-DPy_LIMITED_API=0x030C0000"]
 NANOBIND_FLAGS = ["-fno-strict-aliasing", "-w"]
 LINK_FLAGS = shlex.split("-shared -pthread -Wl,--gc-sections -Wl,--as-needed -Wl,-z,relro,-z,now -ldl")
 
@@ -58,10 +73,10 @@ def compiler() -> str:
 
 def check_headers(cxx: str) -> None:
     """Ends the build with one clear line where Python's own headers are missing."""
-    probe = [cxx, "-E", "-x", "c++", "-I", sysconfig.get_path("include"), "-", "-o", os.devnull]
+    probe = [cxx, "-E", "-x", "c++", *(f"-I{path}" for path in PYTHON_HEADERS), "-", "-o", os.devnull]
     if subprocess.run(probe, input="#include <Python.h>", stderr=subprocess.DEVNULL, text=True).returncode:
         raise SystemExit(
-            f"ringreduce: Python.h is not in {sysconfig.get_path('include')}; install Python's headers "
+            f"ringreduce: Python.h is not in {PYTHON_HEADERS[0]}; install Python's headers "
             "(Debian: apt-get install python3-dev) or name their directory in CPATH"
         )
 
@@ -72,19 +87,24 @@ def core_sources() -> list[Path]:
     return sorted(path for path in found if path.parts[1:3] != ("gpu", "cuda"))
 
 
-def folder_of(source: Path) -> str:
-    return source.parts[1]
+def unit_of(source: Path) -> str:
+    folder = source.parts[1]
+    return "below" if folder in BELOW_THE_ENGINE else folder
 
 
 def units() -> list[Path]:
-    """What is compiled: a source for each folder, written here; the kernels, as each is for another instruction set."""
+    """What is compiled: sources that are written here; the kernels, as each is for another instruction set."""
     sources = core_sources()
-    found = [source for source in sources if folder_of(source) == "kernels"]
-    for folder in sorted({folder_of(source) for source in sources} - {"kernels"}):
-        includes = (f'#include "{source.relative_to("csrc")}"\n' for source in sources if folder_of(source) == folder)
-        unit = write_if_changed(OBJECTS / "csrc" / folder / "unit.cc", "".join(includes))
+    found = [source for source in sources if unit_of(source) == "kernels"]
+    for name in sorted({unit_of(source) for source in sources} - {"kernels"}):
+        includes = (f'#include "{source.relative_to("csrc")}"\n' for source in sources if unit_of(source) == name)
+        unit = write_if_changed(OBJECTS / "csrc" / name / "unit.cc", "".join(includes))
         found.append(unit.relative_to(ROOT))
     return found
+
+
+def sees_python(source: Path) -> bool:
+    return source.is_relative_to(NANOBIND) or source.parent.name == "bindings"
 
 
 def compile_command(source: Path) -> tuple[list[str], list[str]]:
@@ -94,29 +114,28 @@ def compile_command(source: Path) -> tuple[list[str], list[str]]:
     which differ from one isolated pip build to the next, stay out of the dependency files.
     """
     flags, includes = list(FLAGS), ["-I", "csrc"]
-    of_nanobind = source.is_relative_to(NANOBIND)
-    if of_nanobind or source.parent.name == "bindings":
+    if sees_python(source):
         flags += PYTHON_FLAGS
         for directory in (
             nanobind.include_dir(),
             NANOBIND.parent / "ext" / "robin_map" / "include",
-            sysconfig.get_path("include"),
+            *PYTHON_HEADERS,
         ):
             includes += ["-isystem", str(directory)]
     elif source.parent.name == "kernels":
         flags += KERNEL_FLAGS
-    return flags + (NANOBIND_FLAGS if of_nanobind else OWN_FLAGS), includes
+    return flags + (NANOBIND_FLAGS if source.is_relative_to(NANOBIND) else OWN_FLAGS), includes
 
 
 def compile_object(cxx: str, source: Path) -> Path:
     """Compiles one unit unless its object is current; returns the object."""
     of_nanobind = source.is_relative_to(NANOBIND)
-    output = OBJECTS / (f"nanobind/{source.stem}.o" if of_nanobind else f"csrc/{source.parent.name}/{source.stem}.o")
+    output = (OF_PYTHON if sees_python(source) else OBJECTS / "csrc") / source.parent.name / f"{source.stem}.o"
     flags, includes = compile_command(source)
     signature = [cxx, *flags]
     inputs = [ROOT / source]
     depfile = output.with_suffix(".d")
-    if of_nanobind or source.parent.name == "bindings":
+    if sees_python(source):
         signature += [f"nanobind-{nanobind.__version__}"]
     if of_nanobind:
         inputs = []  # a released nanobind never changes under its version number
@@ -175,7 +194,7 @@ class BuildLibraries(build_ext):
             # nanobind first: it takes longest.
             sources = [NANOBIND / "nb_combined.cpp", *units()]
             objects = list(pool.map(lambda source: compile_object(cxx, source), sources))
-        library = OBJECTS / "_core.so"
+        library = OF_PYTHON / "_core.so"
         command = [cxx, *map(str, objects), *LINK_FLAGS, "-o", str(library)]
         if not is_current(library, objects, command):
             run(command, library, command)
@@ -184,7 +203,21 @@ class BuildLibraries(build_ext):
         shutil.copyfile(library, target)
 
 
+class BuildWheel(bdist_wheel):
+    """bdist_wheel that lets a Python older than 3.12 build for the stable ABI of 3.12."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        tag = super().get_tag()
+        return ("cp312", "abi3", tag[2]) if ABI3_HEADERS else tag
+
+
+CORE = Extension(
+    "ringreduce._core",
+    [str(path) for path in core_sources()],
+    language="c++",
+    py_limited_api=bool(ABI3_HEADERS),
+)
 setup(
-    ext_modules=[Extension("ringreduce._core", [str(path) for path in core_sources()], language="c++")],
-    cmdclass={"build_ext": BuildLibraries, "build_py": BuildPackage},
+    ext_modules=[CORE],
+    cmdclass={"build_ext": BuildLibraries, "build_py": BuildPackage, "bdist_wheel": BuildWheel},
 )

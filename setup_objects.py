@@ -9,7 +9,7 @@ import sysconfig
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
-OBJECTS = ROOT / "build" / "objects" / str(sysconfig.get_config_var("SOABI"))
+OBJECTS = ROOT / "build" / "objects" / sysconfig.get_platform()
 
 
 def jobs() -> int:

@@ -54,8 +54,8 @@ Submission make_submission(const Kind& kind, const PyRequest& request) {
 // False for what the caller must check, convert or explain.
 bool read_arithmetic(nb::handle op, nb::handle prescale, nb::handle postscale, Arithmetic* to) {
   if (!PyFloat_CheckExact(prescale.ptr()) || !PyFloat_CheckExact(postscale.ptr())) return false;
-  to->prescale = PyFloat_AS_DOUBLE(prescale.ptr());
-  to->postscale = PyFloat_AS_DOUBLE(postscale.ptr());
+  to->prescale = PyFloat_AsDouble(prescale.ptr());
+  to->postscale = PyFloat_AsDouble(postscale.ptr());
   to->op = kAverage;
   if (op.is_none()) return true;
   if (!PyLong_Check(op.ptr()) || PyBool_Check(op.ptr())) return false;

@@ -76,7 +76,8 @@ void use_exchange_api(nb::type_object type) {
 bool read_plain_tensor(nb::handle tensor, PlainTensor* plain) {
   if (!exchange || Py_TYPE(tensor.ptr()) != tensor_type) return false;
   if (!is_false(PyObject_GetAttr(tensor.ptr(), requires_grad))) return false;
-  if (!is_false(PyObject_CallMethodNoArgs(tensor.ptr(), is_neg))) return false;  // DLPack does not tell
+  PyObject* self = tensor.ptr();
+  if (!is_false(PyObject_VectorcallMethod(is_neg, &self, 1, nullptr))) return false;  // DLPack does not tell
   nb::dlpack::dltensor t;
   if (exchange->read(tensor.ptr(), &t) != 0) return PyErr_Clear(), false;
   size_t count = 0;

@@ -7,6 +7,8 @@
 #include <utility>
 #include <variant>
 
+#include "common/slices.h"
+
 namespace ringreduce {
 
 namespace {
@@ -105,7 +107,6 @@ struct Row {
 };
 
 constexpr double kYear = 365 * 24 * 3600;
-constexpr size_t kLine = 64;  // slots begin on cache lines, and no element lies in two of them
 constexpr size_t kGiB = size_t{1} << 30;
 
 // A new setting is a row here, a member of Settings and a line of docs/tuning.md.

@@ -63,7 +63,7 @@ bool reduce_supported(DType dtype, Reduction reduction) {
 void reduce(DType dtype, Reduction reduction, const ReduceArgs& args) {
   if (args.count == 0) return;
   const bool scaled = !args.scale.is_identity();
-  table().reduce[scaled][static_cast<int>(dtype)][static_cast<int>(reduction)](args);
+  table().reduce[scaled][static_cast<int>(dtype)][static_cast<int>(reduction)](args, reduction);
 }
 
 void copy(void* dst, const void* src, size_t bytes, bool stream) {

@@ -9,7 +9,7 @@
 namespace ringreduce {
 
 struct Table {
-  using Reduce = void (*)(const ReduceArgs& args);
+  using Reduce = void (*)(const ReduceArgs& args, Reduction reduction);
   using Copy = void (*)(void* dst, const void* src, size_t bytes);
 
   const char* name = nullptr;

@@ -14,7 +14,17 @@ from runner.launch import ROOT, clean_environment
 
 from mutations.mutation import SOURCES
 
-COPIED = (*SOURCES, "tests", "Makefile", "setup.py", "setup_objects.py", "setup_cuda.py", "pyproject.toml", "README.md")
+COPIED = (
+    *SOURCES,
+    "tests",
+    "packaging",
+    "Makefile",
+    "setup.py",
+    "setup_objects.py",
+    "setup_cuda.py",
+    "pyproject.toml",
+    "README.md",
+)
 OBJECTS = ("build/objects", "build/native", "build/doubles")
 LONGEST_S = 1800.0  # for a check or a build; a test that hangs ends after LONGEST_TEST_S
 LONGEST_TEST_S = 600

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-from pathlib import Path
 
 import pytest
-from runner.launch import PATIENCE, ROOT, clean_environment, find_launcher
-from runner.source_tree import bare_python, link_installed, run, site_packages
+from runner.launch import ROOT, find_launcher
+from runner.source_tree import bare_python, command, link_installed, run, site_packages
 
 README = (ROOT / "README.md").read_text()
 MISSING = {"torch": "pip install torch", "mpi4py": "mpi4py>=", "click": "click>=", "rich": "rich>="}
@@ -53,16 +50,6 @@ def script(tmp_path_factory):
     path = tmp_path_factory.mktemp("readme") / "script.py"
     path.write_text(code[1])
     return str(path)
-
-
-def command(python: Path, *arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
-    """What a user types in the active environment."""
-    env = clean_environment({"PATH": f"{python.parent}:{os.environ['PATH']}"})
-    env.pop("PYTHONPATH", None)
-    env.update(extra)
-    return subprocess.run(
-        arguments, cwd=python.parent, env=env, capture_output=True, text=True, timeout=PATIENCE, check=False
-    )
 
 
 def test_the_readmes_script(fresh, script):

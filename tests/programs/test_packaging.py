@@ -8,7 +8,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from runner.source_tree import bare_python, run, site_packages
+from runner.source_tree import assert_installed, bare_python, run, site_packages
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.thorough
@@ -28,24 +28,6 @@ def has_toolkit() -> bool:
     except setup_cuda.NotBuilt:
         return False
     return os.environ.get("RINGREDUCE_CUDA") != "0"
-
-
-def assert_installed(python: Path, cwd: Path) -> None:
-    """The core loads without torch and MPI; ringreduce itself says what is missing."""
-    load = (
-        "import importlib.util as u; package = u.find_spec('ringreduce').submodule_search_locations[0];"
-        "import glob; spec = u.spec_from_file_location('_core', glob.glob(package + '/_core.*.so')[0]);"
-        "core = u.module_from_spec(spec); spec.loader.exec_module(core); print(core.kernels_name())"
-    )
-    done = run(python, "-c", load, cwd=cwd)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() in ("scalar", "avx2", "avx512")
-    done = run(python, "-c", "import ringreduce", cwd=cwd)
-    assert done.returncode != 0
-    last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith(("ImportError:", "ModuleNotFoundError:"))
-    assert "torch" in last
-    assert "install" in last
 
 
 def test_pip_install(tree, python, tmp_path):

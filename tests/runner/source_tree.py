@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
-from runner.launch import ROOT
+from runner.launch import PATIENCE, ROOT, clean_environment
 
 SOURCES = (
     "csrc",
+    "packaging",
     "ringreduce",
     "setup.py",
     "setup_objects.py",
@@ -33,6 +34,35 @@ def run(*command: object, cwd: Path, cuda: bool = True) -> subprocess.CompletedP
     return subprocess.run(
         [str(c) for c in command], cwd=cwd, env=env, capture_output=True, text=True, timeout=900, check=False
     )
+
+
+def command(python: Path, *arguments: object, **extra: str) -> subprocess.CompletedProcess[str]:
+    """What a user types in the active environment."""
+    env = clean_environment({"PATH": f"{python.parent}:{os.environ['PATH']}"})
+    env.pop("PYTHONPATH", None)
+    env.update(extra)
+    words = [str(argument) for argument in arguments]
+    return subprocess.run(
+        words, cwd=python.parent, env=env, capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
+
+
+def assert_installed(python: Path, cwd: Path) -> None:
+    """The core loads without torch and MPI; ringreduce itself says what is missing."""
+    load = (
+        "import importlib.util as u; package = u.find_spec('ringreduce').submodule_search_locations[0];"
+        "import glob; spec = u.spec_from_file_location('_core', glob.glob(package + '/_core.*.so')[0]);"
+        "core = u.module_from_spec(spec); spec.loader.exec_module(core); print(core.kernels_name())"
+    )
+    done = run(python, "-c", load, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() in ("scalar", "avx2", "avx512")
+    done = run(python, "-c", "import ringreduce", cwd=cwd)
+    assert done.returncode != 0
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith(("ImportError:", "ModuleNotFoundError:"))
+    assert "torch" in last
+    assert "install" in last
 
 
 def copy_sources(copy: Path) -> None:
