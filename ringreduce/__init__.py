@@ -23,6 +23,7 @@ __all__ = [
     "PlanLeftError",
     "ProcessSet",
     "Product",
+    "RankLostError",
     "ReduceOp",
     "RingreduceError",
     "RingreduceTimeoutError",
@@ -155,7 +156,7 @@ else:
     )
     from ringreduce.compression import Compression
     from ringreduce.drift import check
-    from ringreduce.errors import DriftError, PlanLeftError, RingreduceError, RingreduceTimeoutError
+    from ringreduce.errors import DriftError, PlanLeftError, RankLostError, RingreduceError, RingreduceTimeoutError
     from ringreduce.objects import allgather_object, broadcast_object
     from ringreduce.optimizer import DistributedOptimizer
     from ringreduce.p2p import recv, recv_async, send, send_async

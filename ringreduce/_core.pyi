@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 class RingreduceError(RuntimeError): ...
+class RankLostError(RingreduceError): ...  # a rank has died, or has shut down while others wait for it
 class RingreduceTimeoutError(RingreduceError): ...  # a deadline passed; the operation is still in flight
 class PlanLeftError(RingreduceError): ...  # a rank has left the gradient plan in the middle of a step; all else goes on
 
@@ -126,7 +127,7 @@ class Engine:
         peer_pids: list[int],  # pid of every local rank in local order, [] where unknown
         spare_cores: bool = False,  # each local rank has at least two cores to itself: the background thread reduces buckets
     ) -> None: ...
-    def close(self, timeout: float) -> None: ...  # fails what is outstanding; idempotent
+    def close(self, timeout: float, why: str = "") -> None: ...  # fails what is outstanding; idempotent. why: told to the peers
 
     # Process sets. Set 0 is the world and exists already. Every member calls add_set.
     @staticmethod

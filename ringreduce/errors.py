@@ -8,14 +8,15 @@ Exception
 └── RuntimeError
     └── RingreduceError          ranks that disagree, a peer that is lost, use before init()
         │                        or after shutdown(): raised on every rank that takes part
+        ├── RankLostError        a rank has died, or has shut down while others wait for it; says why, if it could tell
         ├── RingreduceTimeoutError   a deadline passed; the operation is still in flight
         ├── PlanLeftError        a rank's backward pass has failed; the next one begins anew
         └── DriftError               the ranks hold different parameters (RINGREDUCE_DRIFT=error, check())
 """
 
-from ringreduce._core import PlanLeftError, RingreduceError, RingreduceTimeoutError
+from ringreduce._core import PlanLeftError, RankLostError, RingreduceError, RingreduceTimeoutError
 
-__all__ = ["DriftError", "PlanLeftError", "RingreduceError", "RingreduceTimeoutError"]
+__all__ = ["DriftError", "PlanLeftError", "RankLostError", "RingreduceError", "RingreduceTimeoutError"]
 
 
 class DriftError(RingreduceError):

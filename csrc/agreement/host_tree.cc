@@ -126,14 +126,15 @@ void HostTree::decide() {
   ready_.clear();
 }
 
-void HostTree::gone(int world_rank) { gone(world_rank, links_.size()); }
+void HostTree::gone(int world_rank, const std::string& why) { gone(world_rank, why, links_.size()); }
 
-void HostTree::gone(int world_rank, size_t told_by) {
-  if (std::find(gone_.begin(), gone_.end(), world_rank) != gone_.end()) return;
-  gone_.push_back(world_rank);
+void HostTree::gone(int world_rank, const std::string& why, size_t told_by) {
+  if (!gone_.emplace(world_rank, why).second) return;
   Record record;
   record.type = Record::Type::kGone;
   record.group = static_cast<uint32_t>(world_rank);
+  record.inline_bytes = static_cast<uint32_t>(std::min(why.size(), FarewellBoard::Words::kMost));
+  std::memcpy(record.data, why.data(), record.inline_bytes);
   for (size_t i = 0; i < links_.size(); ++i)
     if (i != told_by) links_[i].queue.push_back(record);
 }
@@ -176,7 +177,7 @@ Status HostTree::take(size_t index, const Record& record) {
   switch (record.type) {
     case Record::Type::kReport: return take_report(index, record);
     case Record::Type::kDecide: return take_decision(index, record);
-    case Record::Type::kGone: gone(static_cast<int>(record.group), index); break;
+    case Record::Type::kGone: gone(static_cast<int>(record.group), {record.data, record.inline_bytes}, index); break;
     case Record::Type::kLeft:
       left({static_cast<int64_t>(record.key.a), static_cast<int>(record.group), record.signature, {record.data, record.inline_bytes}},
            index);
@@ -281,7 +282,7 @@ bool HostTree::sending() const {
 bool HostTree::owing() const {
   const auto decides = [](const Record& record) { return record.type == Record::Type::kDecide; };
   return std::any_of(links_.begin(), links_.end(), [&](const Link& link) {
-    if (std::find(gone_.begin(), gone_.end(), link.peer) != gone_.end()) return false;
+    if (gone_.count(link.peer)) return false;
     return (link.send.active() && link.decides) || std::any_of(link.queue.begin(), link.queue.end(), decides);
   });
 }

@@ -18,6 +18,8 @@
 #include <cstdint>
 #include <cstring>
 #include <deque>
+#include <map>
+#include <string>
 #include <string>
 #include <unordered_map>
 #include <utility>
@@ -63,7 +65,7 @@ class HostTree {
   // This host is complete: `entry` of the table. `partial`: its inline data.
   Status report(uint32_t entry, const Entry& meta, const char* partial, const Combine& combine);
   // A rank of the set has shut down; told to every host.
-  void gone(int world_rank);
+  void gone(int world_rank, const std::string& why);
   // A rank has left a gradient plan of the set; told to every host that has not heard of one that left earlier.
   void left(const Departure& departure);
   std::vector<Departure> take_departures() { return std::exchange(departures_, {}); }  // that others told of
@@ -77,7 +79,7 @@ class HostTree {
     const char* result;  // inline data, valid until the next call
   };
   bool next(Decided* decided);
-  const std::vector<int>& gone_ranks() const { return gone_; }
+  const std::map<int, std::string>& gone_ranks() const { return gone_; }  // and why
   bool sending() const;
   bool owing() const;  // decisions that another host has not received: it relies on them
   std::string missing(const Key& key) const;  // " (hosts below that have not reported: ...)"
@@ -109,7 +111,7 @@ class HostTree {
   Status take(size_t index, const Record& record);
   Status take_report(size_t index, const Record& record);
   Status take_decision(size_t index, const Record& record);
-  void gone(int world_rank, size_t told_by);
+  void gone(int world_rank, const std::string& why, size_t told_by);
   void left(const Departure& departure, size_t told_by);
   Pending& pending(const Key& key);
   Status try_forward(const Key& key);
@@ -125,7 +127,7 @@ class HostTree {
   std::vector<Record> ready_;     // root: to be decided at the end of this advance()
   std::deque<Record> decided_;
   Record current_;
-  std::vector<int> gone_;
+  std::map<int, std::string> gone_;
   std::unordered_map<int64_t, uint64_t> left_;  // channel of a plan -> launches
   std::vector<Departure> departures_;
 };

@@ -81,11 +81,11 @@ void bind_engine(nb::module_& m) {
     raise_if(Engine::check(config));
     new (self) PyEngine(std::move(config));
   }, "rank"_a, "size"_a, "host_of"_a, "segment"_a, "mpi_comm"_a, "oversubscribed"_a, "peer_pids"_a, "spare_cores"_a = false);
-  c.def("close", [](PyEngine& self, double timeout) {
+  c.def("close", [](PyEngine& self, double timeout, const std::string& why) {
     Engine& engine = self.get();
-    without_gil([&] { engine.close(timeout); });
+    without_gil([&] { engine.close(timeout, why); });
     release_kept();
-  }, "timeout"_a);
+  }, "timeout"_a, "why"_a = "");
   c.def_static("segment_bytes", [](const std::vector<int>& host_of, int host) {
     std::map<int, int> ranks_on;
     for (int at : host_of) ++ranks_on[at];
@@ -130,6 +130,7 @@ NB_MODULE(_core, m) {
   nb::exception<CoreError> error(m, "RingreduceError", PyExc_RuntimeError);
   nb::exception<CoreTimeout>(m, "RingreduceTimeoutError", error.ptr());
   nb::exception<CorePlanLeft>(m, "PlanLeftError", error.ptr());
+  nb::exception<CoreRankLost>(m, "RankLostError", error.ptr());
   pthread_atfork(nullptr, nullptr, [] { fork_count.fetch_add(1); });
   nb::list names;
   for (int i = 0; i < kDTypeCount; ++i) names.append(nb::str(info(static_cast<DType>(i)).name));

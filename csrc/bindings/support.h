@@ -27,6 +27,11 @@ struct CoreTimeout : CoreError {
   using CoreError::CoreError;
 };
 
+// A rank has died, or has shut down while others wait for it.
+struct CoreRankLost : CoreError {
+  using CoreError::CoreError;
+};
+
 // A rank has left a gradient plan; the engine goes on.
 struct CorePlanLeft : CoreError {
   using CoreError::CoreError;
@@ -39,6 +44,7 @@ inline void raise_if(const Status& status) {
   if (status.code() == Code::kInvalid || status.code() == Code::kUnsupported) throw nb::value_error(status.text().c_str());
   if (status.code() == Code::kTimeout) throw CoreTimeout(status.text());
   if (status.code() == Code::kPlanLeft) throw CorePlanLeft(status.text());
+  if (status.code() == Code::kPeerLost) throw CoreRankLost(status.text());
   throw CoreError(status.text());
 }
 

@@ -103,7 +103,7 @@ void Driver::pause(Lock& lock, Idle* idle, int64_t most_ns, const std::function<
   const bool listening = work_.listening();
   if (listening) work_.listen();
   // A peer that has done its part before enter() has rung for nobody: look at the condition once more, too.
-  if (!work_.advance() && !work_.broken() && !done()) {
+  if (!work_.advance() && !work_.broken() && !work_.alarmed() && !done()) {
     // Pauses that grow with the time nothing has come.
     const int64_t longest = oversubscribed_ ? kMillisecond : kMillisecond / 5;
     if (listening) most_ns = std::min(most_ns, kNewsNs);
@@ -121,7 +121,7 @@ void Driver::pause(Lock& lock, Idle* idle, int64_t most_ns, const std::function<
 }
 
 void Driver::look(int64_t period_ns) {
-  if (now_ns() - looked_ns_ < period_ns) return;
+  if (!work_.alarmed() && now_ns() - looked_ns_ < period_ns) return;
   looked_ns_ = now_ns();
   work_.look();
 }

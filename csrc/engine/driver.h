@@ -35,6 +35,7 @@ class Work {
   virtual bool watching() const = 0;         // something runs elsewhere (on the GPU), and is looked at now and then
   virtual bool listening() const = 0;        // news may come that rings no bell, and that concerns those who wait
   virtual void listen() = 0;
+  virtual bool alarmed() const = 0;          // there is something to look at now
   virtual void look() = 0;                   // at what goes wrong in silence: who has died, what is late
   virtual void enter() = 0;                  // on the background thread, before it does anything
 };

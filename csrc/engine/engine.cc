@@ -15,8 +15,8 @@ Engine::Engine(EngineConfig config)
       sets_(config_),
       plans_(&sets_),
       gpu_(config_.settings.timeout_s),
-      liveness_(config_.peer_pids, config_.settings.timeout_s),
       bell_(sets_.world().bell()),
+      liveness_(config_.peer_pids, config_.settings.timeout_s, [bell = bell_] { bell->ring(); }),
       driver_(this, &mutex_, bell_, config_.oversubscribed, config_.settings.spin_us) {
   gpu_.add(&sets_.world().gpu());
   driver_.start();

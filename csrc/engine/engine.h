@@ -35,8 +35,8 @@ class Engine : Work {
   explicit Engine(EngineConfig config);
   ~Engine() override;
 
-  // Fails what is not yet agreed on, finishes what is, stops the thread. Idempotent.
-  void close(double timeout_s);
+  // Fails what is not yet agreed on, finishes what is, stops the thread. Idempotent. `why`: for the peers, if it comes early.
+  void close(double timeout_s, const std::string& why = "");
 
   Status add_set(int id, const std::vector<int>& ranks, std::shared_ptr<Segment> segment);
   Status remove_set(int id);
@@ -108,6 +108,7 @@ class Engine : Work {
   bool unattended() const override;
   bool watching() const override { return gpu_.watching(); }
   bool listening() const override;
+  bool alarmed() const override { return liveness_.alarmed(); }
   void listen() override;
   void look() override;
   void enter() override { gpu_.make_current(); }
@@ -120,7 +121,7 @@ class Engine : Work {
   Status find(int set_id, ProcessSet** set) const;
   Status submit(ProcessSet& set, const std::vector<OpRef>& group);
   Status say_left(const PlanId& plan, const std::string& why);
-  void finish(Lock& lock, double timeout_s);
+  void finish(Lock& lock, double timeout_s, const std::string& why);
   void fail(const Status& status);
 
   EngineConfig config_;
@@ -129,8 +130,8 @@ class Engine : Work {
   Sets sets_;
   Plans plans_;
   GpuWatch gpu_;
-  Liveness liveness_;
   Bell* const bell_;                 // of the host
+  Liveness liveness_;
   bool closing_ = false, closed_ = false;
   Status broken_;                    // why nothing works any more
   bool lost_transfers_ = false;      // messages between hosts were in flight when it broke

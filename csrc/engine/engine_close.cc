@@ -9,11 +9,11 @@ namespace ringreduce {
 constexpr double kFarewellS = 0.2;
 constexpr double kDestroyS = 2;
 
-void Engine::close(double timeout_s) {
+void Engine::close(double timeout_s, const std::string& why) {
   Lock lock(mutex_);
   if (closed_) return;
   closing_ = true;
-  finish(lock, timeout_s);
+  finish(lock, timeout_s, why);
   const bool unfinished = config_.net && (sets_.committed() || plans_.committed());  // by peers that are late, or gone
   fail({Code::kShutdown, "ringreduce was shut down on this rank while the operation was in flight"});
   closed_ = true;
@@ -34,9 +34,9 @@ void Engine::close(double timeout_s) {
 
 // The peers count on what has been agreed. Farewells may wait for a peer that no longer receives, so they get
 // little time. What is on the GPU is finished there: a communicator is destroyed without loss, or aborted.
-void Engine::finish(Lock& lock, double timeout_s) {
+void Engine::finish(Lock& lock, double timeout_s, const std::string& why) {
   // A rank that failed says no goodbye: its death is then noticed as one.
-  const Status status = broken() ? Status::ok() : sets_.say_gone();
+  const Status status = broken() ? Status::ok() : sets_.say_gone(why);
   if (!status.is_ok()) fail(status);
   driver_.wait_until(lock, [&] { return !sets_.committed() && !plans_.committed(); }, timeout_s);
   driver_.wait_until(lock, [&] { return !sets_.sending() && !plans_.draining(); }, std::min(timeout_s, kFarewellS));

@@ -11,23 +11,26 @@
 
 namespace ringreduce {
 
-Liveness::Liveness(const std::vector<int>& pids, double timeout_s) : timeout_ns_(to_ns(timeout_s)), pids_(pids) {
+Liveness::Liveness(const std::vector<int>& pids, double timeout_s, std::function<void()> alarm)
+    : timeout_ns_(to_ns(timeout_s)), pids_(pids), ended_(pids.size()) {
   for (int pid : pids) fds_.push_back(pid == getpid() ? -1 : static_cast<int>(syscall(SYS_pidfd_open, pid, 0)));
+  watch_ = std::make_unique<DeathWatch>(fds_, std::move(alarm));
 }
 
 void Liveness::stop() {
+  watch_->stop();
   for (int fd : fds_)
     if (fd >= 0) ::close(fd);
   fds_.clear();
 }
 
 Status Liveness::deaths(const ProcessSet& world) {
+  watch_->seen();
   for (size_t i = 0; i < fds_.size(); ++i) {
     pollfd peer{fds_[i], POLLIN, 0};
-    if (fds_[i] < 0 || poll(&peer, 1, 0) <= 0) continue;
-    ::close(fds_[i]);
-    fds_[i] = -1;
-    const std::vector<int> gone = world.gone_ranks();
+    if (fds_[i] < 0 || ended_[i] || poll(&peer, 1, 0) <= 0) continue;
+    ended_[i] = true;
+    const std::vector<int> gone = world.farewells().ranks();
     const int rank = world.topology().local_ranks()[i];
     if (std::find(gone.begin(), gone.end(), rank) != gone.end()) continue;  // it said goodbye
     return {Code::kPeerLost, "rank " + std::to_string(rank) + " (process " + std::to_string(pids_[i]) + " on this host) has died"};
@@ -71,8 +74,10 @@ Status Liveness::late(const Plan& plan, int bucket, int64_t since_ns, Status why
 Status Liveness::farewell(const Plan& plan, ProcessSet& world) const {
   bool moved = false;
   if (!world.poll_gone(&moved) || now_ns() - plan.moved_ns() < kGoneGraceNs) return Status::ok();
-  for (int rank : world.gone_ranks())
-    if (plan.includes(rank)) return {Code::kPeerLost, "rank " + std::to_string(rank) + " has shut down"};
+  std::vector<int> gone;
+  for (int rank : world.farewells().ranks())
+    if (plan.includes(rank)) gone.push_back(rank);
+  if (!gone.empty()) return {Code::kPeerLost, world.farewells().text(gone)};
   return Status::ok();
 }
 

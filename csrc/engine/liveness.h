@@ -2,20 +2,25 @@
 // finds. Every cause of a failure goes to Engine::fail, and the first one wins.
 #pragma once
 
+#include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "buckets/plan.h"
+#include "engine/death_watch.h"
 #include "engine/process_set.h"
 
 namespace ringreduce {
 
 class Liveness {
  public:
-  // `pids`: of the host's ranks, by local index; empty: unknown.
-  Liveness(const std::vector<int>& pids, double timeout_s);
+  // `pids`: of the host's ranks, by local index; empty: unknown. `alarm`: called on another thread when one has ended.
+  Liveness(const std::vector<int>& pids, double timeout_s, std::function<void()> alarm);
   void stop();
 
+  // A process of this host has ended since deaths() was asked.
+  bool alarmed() const { return watch_->news(); }
   // A process of this host has ended, and did not say goodbye.
   Status deaths(const ProcessSet& world);
   // The time for an operation of the set is over at `limit_ns`.
@@ -31,7 +36,9 @@ class Liveness {
 
   const int64_t timeout_ns_;
   const std::vector<int> pids_;
-  std::vector<int> fds_;             // pidfds; -1: none, or it has ended
+  std::vector<int> fds_;             // pidfds; -1: none
+  std::vector<bool> ended_;
+  std::unique_ptr<DeathWatch> watch_;
   int64_t bucket_timed_out_ns_ = 0;  // last
 };
 

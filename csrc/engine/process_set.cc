@@ -65,10 +65,11 @@ ProcessSet::ProcessSet(const SetConfig& config) : config_(config), by_entry_(kMa
   channel_.net = config_.net;
   channel_.first_tag = config_.channel * Channel::kTags;
   gpu_.channel = &channel_;
+  farewells_ = std::make_unique<Farewells>(&header_->farewells, &config_.topology);
   departures_ = std::make_shared<Departures>(&header_->departures, config_.segment, topology().world, topology().local(), config_.bell);
   mail_ = std::make_unique<Mailboxes>(
       id(), &config_.topology, MailMemory(config_.segment, at.mail, at.rings, locals, topology().local(), config_.bell),
-      config_.net, channel_.tag(Channel::kMail));
+      config_.net, channel_.tag(Channel::kMail), farewells_.get());
   if (topology().host_count() > 1 && topology().leader())
     tree_ = std::make_unique<HostTree>(channel_, config_.tree_arity, config_.fusion_bytes);
 }
@@ -139,13 +140,10 @@ Status ProcessSet::agree(bool* moved) {
     RR_TRY(tree_->report(index, table_.entry(index), table_.result(index), {s.dtype, s.reduction(), s.scale(topology().size).post}));
     *moved = true;
   }
-  for (int i = 0; i < topology().local_size(); ++i)
-    if (header_->gone[i].load(std::memory_order_acquire)) tree_->gone(channel_.world(topology().local_ranks()[i]));
+  for (int rank : farewells_->here()) tree_->gone(rank, farewells_->why(rank));
   RR_TRY(tree_->advance(moved));
   for (const Departure& departure : tree_->take_departures()) RR_TRY(departures_->add(departure));
-  if (!tree_->gone_ranks().empty()) header_->gone_elsewhere.store(tree_->gone_ranks()[0] + 1, std::memory_order_release);
-  for (int rank : tree_->gone_ranks())
-    if (rank < kMaxGone) header_->gone_bits[rank / 64].fetch_or(uint64_t{1} << rank % 64, std::memory_order_release);
+  for (const auto& [rank, why] : tree_->gone_ranks()) farewells_->hear(rank, why);
   HostTree::Decided decided;
   while (tree_->next(&decided)) {
     if (decided.verdict == Verdict::kInline)

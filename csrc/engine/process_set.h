@@ -11,6 +11,7 @@
 
 #include "collectives/machine.h"
 #include "agreement/departures.h"
+#include "agreement/farewells.h"
 #include "agreement/host_tree.h"
 #include "engine/op.h"
 #include "mailbox/mailboxes.h"
@@ -21,14 +22,11 @@ namespace ringreduce {
 
 // After a rank has shut down, what was launched before may still finish.
 constexpr int64_t kGoneGraceNs = 500'000'000;
-constexpr int kMaxGone = 4096;
 
 // At the start of a set's segment on each host.
 struct alignas(64) SetHeader {
   Bell bell;                                // the world's is the bell of the host
-  std::atomic<uint32_t> gone[kMaxLocal];    // by local index: this rank has shut down
-  std::atomic<uint32_t> gone_elsewhere;     // world rank + 1 of the first on another host
-  std::atomic<uint64_t> gone_bits[kMaxGone / 64];  // of all there, by world rank
+  FarewellBoard farewells;
   StreamState stream;
   DepartureBoard departures;
 };
@@ -81,10 +79,10 @@ class ProcessSet {
   GpuSet& gpu() { return gpu_; }
 
   void fail(const Status& status);             // everything in flight
-  // This rank is about to shut down: gives up what is not agreed on, and tells the others.
-  Status say_gone();
+  // This rank is about to shut down, early if there is a `why`: gives up what is not agreed on, and tells the others.
+  Status say_gone(const std::string& why);
   bool poll_gone(bool* moved);                 // looks for farewells when nothing else is going on
-  std::vector<int> gone_ranks() const;         // world ranks known to have shut down
+  const Farewells& farewells() const { return *farewells_; }
   // Gradient plans of the set that ranks have left. A leader listens for what other hosts say.
   const std::shared_ptr<Departures>& departures() const { return departures_; }
   Status take_departures(std::vector<Departure>* departures);
@@ -126,6 +124,7 @@ class ProcessSet {
   Channel channel_;
   GpuSet gpu_;
   std::unique_ptr<HostTree> tree_;   // leaders of sets that span hosts
+  std::unique_ptr<Farewells> farewells_;
   std::shared_ptr<Departures> departures_;
   std::unique_ptr<Mailboxes> mail_;  // messages from rank to rank
 

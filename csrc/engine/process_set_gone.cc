@@ -21,37 +21,20 @@ constexpr int64_t kGoneStallNs = 5'000'000'000;
 constexpr int64_t kGoneLookNs = 50'000'000, kLateMessageNs = 1'500'000'000;
 }  // namespace
 
-Status ProcessSet::say_gone() {
+Status ProcessSet::say_gone(const std::string& why) {
   RR_TRY(withdraw(Code::kShutdown, ": ringreduce was shut down on this rank while it was in flight"));
   bool moved = false;
   RR_TRY(mail_->drain(&moved));  // a peer that has accepted a large message counts on it
   RR_TRY(mail_->withdraw(Code::kShutdown, ": ringreduce was shut down on this rank while it was in flight"));
-  header_->gone[topology().local()].store(1, std::memory_order_release);
-  if (tree_) tree_->gone(channel_.world(topology().rank));
+  farewells_->say(why);
+  if (tree_) tree_->gone(channel_.world(topology().rank), why);
   config_.bell->ring();
   return Status::ok();
 }
 
 bool ProcessSet::poll_gone(bool* moved) {
   if (tree_ && !agree(moved).is_ok()) return false;
-  return !gone_ranks().empty();
-}
-
-std::vector<int> ProcessSet::gone_ranks() const {
-  std::vector<int> ranks;
-  if (const uint32_t rank = header_->gone_elsewhere.load(std::memory_order_acquire)) {
-    ranks.push_back(rank - 1);
-    for (int other : topology().world)
-      if (other < kMaxGone && other != ranks[0] && header_->gone_bits[other / 64].load(std::memory_order_acquire) >> other % 64 & 1)
-        ranks.push_back(other);
-  }
-  for (int i = 0; i < topology().local_size(); ++i) {
-    const int rank = channel_.world(topology().local_ranks()[i]);
-    if (header_->gone[i].load(std::memory_order_acquire) && std::find(ranks.begin(), ranks.end(), rank) == ranks.end())
-      ranks.push_back(rank);
-  }
-  std::sort(ranks.begin(), ranks.end());
-  return ranks;
+  return !farewells_->ranks().empty();
 }
 
 // Those of this host are passed on to the others here; what the tree told itself is known to it.
@@ -63,11 +46,11 @@ Status ProcessSet::take_departures(std::vector<Departure>* departures) {
 }
 
 Status ProcessSet::take_gone() {
-  const std::vector<int> gone = gone_ranks();
+  const std::vector<int> gone = farewells_->ranks();
   if (gone.empty()) return Status::ok();
   if (!gone_since_ns_) gone_since_ns_ = now_ns();
   if (now_ns() - gone_since_ns_ < kGoneGraceNs) return Status::ok();
-  const std::string why = " cannot complete: " + show_ranks(gone) + (gone.size() == 1 ? " has" : " have") + " shut down";
+  const std::string why = " cannot complete: " + farewells_->text(gone);
   if (machine_ && now_ns() - moved_ns_ > kGoneStallNs) return {Code::kPeerLost, running_[0]->title() + why};
   return withdraw(Code::kPeerLost, why);
 }
@@ -77,7 +60,7 @@ Status ProcessSet::take_gone_senders(bool* moved) {
   const int64_t now = now_ns();
   if (now - mail_looked_ns_ < kGoneLookNs) return Status::ok();
   mail_looked_ns_ = now;
-  const std::vector<int> gone = gone_ranks();
+  const std::vector<int> gone = farewells_->ranks();
   if (gone.empty()) return Status::ok();
   if (gone != mail_gone_) {
     mail_gone_ = gone;
@@ -86,8 +69,7 @@ Status ProcessSet::take_gone_senders(bool* moved) {
   const int64_t late = topology().host_count() > 1 ? kLateMessageNs : 0;
   if (now - mail_gone_ns_ < late) return Status::ok();
   RR_TRY(mail_->drain(moved));
-  return mail_->withdraw(Code::kPeerLost, " cannot complete: " + show_ranks(gone) + (gone.size() == 1 ? " has" : " have") + " shut down",
-                         &gone, now - late);
+  return mail_->withdraw(Code::kPeerLost, " cannot complete: " + farewells_->text(gone), &gone, now - late);
 }
 
 // Gives up what is not agreed on. What is complete on this host stays for a while: other hosts

@@ -76,8 +76,8 @@ Status Sets::listen() {
   return Status::ok();
 }
 
-Status Sets::say_gone() {
-  for (auto& [id, set] : sets_) RR_TRY(set->say_gone());
+Status Sets::say_gone(const std::string& why) {
+  for (auto& [id, set] : sets_) RR_TRY(set->say_gone(why));
   return Status::ok();
 }
 

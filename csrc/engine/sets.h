@@ -35,7 +35,7 @@ class Sets {
   bool sending() const { return any([](ProcessSet& set) { return set.sending(); }); }
   bool leads_hosts() const { return any([](ProcessSet& set) { return set.leads_hosts(); }); }
   Status listen();
-  Status say_gone();
+  Status say_gone(const std::string& why);
   std::string state() const;
   void keep_for_good();                        // others may still write into their memory
   void clear() { sets_.clear(); }

@@ -18,6 +18,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "agreement/farewells.h"
 #include "collectives/machine.h"
 #include "mailbox/host_link.h"
 #include "mailbox/matching.h"
@@ -28,7 +29,7 @@ namespace ringreduce {
 class Mailboxes {
  public:
   // `memory`: of the set on this host. `net`: null on one host; `first_tag`: of frames, the next one of data.
-  Mailboxes(int set_id, const Topology* topology, MailMemory memory, Net* net, int first_tag);
+  Mailboxes(int set_id, const Topology* topology, MailMemory memory, Net* net, int first_tag, const Farewells* farewells);
   ~Mailboxes();
 
   // Takes it in or refuses it (an argument is bad, there is no memory).
@@ -104,6 +105,7 @@ class Mailboxes {
   const MailMemory memory_;
   Net* const net_;
   const int first_tag_;
+  const Farewells* const farewells_;
 
   std::unordered_map<int, Peer> peers_;  // by rank of the set
   Matching matching_;

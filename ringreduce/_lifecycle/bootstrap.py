@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from ringreduce._core import Deadline, Engine, load_settings, setting_texts, wire_format
-from ringreduce._lifecycle import roster
+from ringreduce._lifecycle import last_words, roster
 from ringreduce._lifecycle.membership import add_process_set
 from ringreduce._placement import placement
 from ringreduce._runtime import mpi, running, segments
@@ -103,7 +103,11 @@ def _deadline() -> Iterator[Callable[[str], None]]:
 
 
 def shutdown() -> None:
-    """Stop the library: outstanding operations fail. `init` may be called again afterwards."""
+    """Stop the library: outstanding operations fail. `init` may be called again afterwards.
+
+    While an exception is on its way, as in a `finally` clause or at the end of a program that it ends, peers that wait
+    for this rank are told which.
+    """
     context = running.current
     if context is None:
         return
@@ -112,10 +116,11 @@ def shutdown() -> None:
 
 
 def _stop(context: running.Context) -> None:
+    why = last_words.of_this_process()
     running.current = None
     for process_set in context.sets.values():
         process_set.unbind()
-    context.engine.close(_CLOSE_TIMEOUT_S)
+    context.engine.close(_CLOSE_TIMEOUT_S, why)
 
 
 def _meet(comm: Any) -> running.Context:

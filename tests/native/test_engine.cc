@@ -287,4 +287,38 @@ TEST(a_rank_that_shuts_down_is_named) {
   }
 }
 
+// What it says last, it says on all hosts: to those who wait for a collective, for a message, and on another set.
+TEST(why_a_rank_goes_early_is_told) {
+  for (const auto& hosts : {std::vector<int>{0, 0, 0}, std::vector<int>{0, 1, 1}, std::vector<int>{0, 1, 2}, std::vector<int>{0, 0, 1}}) {
+    World world(layout(hosts));
+    world.run([](int rank, Engine& engine) {
+      check_barrier(engine);
+      if (rank == 2) return engine.close(5, "ValueError: no such batch (train.py:7)");
+      std::vector<float> in(10, 1), out(10);
+      OpRef op;
+      CHECK_OK(engine.submit(0, allreduce_of("alone", in, &out, DType::kFloat32), true, &op));
+      const std::string text = wait_for(engine, op).text();
+      // The other survivor may have given up by now.
+      CHECK(text.find("2 has shut down after ValueError: no such batch (train.py:7)") != std::string::npos ||
+            text.find("2 have shut down, rank 2 after ValueError: no such batch (train.py:7)") != std::string::npos);
+    });
+  }
+}
+
+// Words of any length, and bytes in their place that are none.
+TEST(last_words_are_cut) {
+  const auto board = std::make_unique<FarewellBoard>();
+  const Topology here = make_topology(0, {0, 1, 2}, {0, 0, 1});
+  Farewells said(board.get(), &here);
+  CHECK(said.ranks().empty() && said.why(0).empty() && said.why(2).empty());
+  said.say(std::string(9000, 'x'));
+  said.hear(2, "");
+  CHECK(said.ranks() == (std::vector<int>{0, 2}) && said.here() == std::vector<int>{0});
+  CHECK_EQ(said.why(0).size(), FarewellBoard::Words::kMost);
+  CHECK_EQ(said.text({2}), "rank 2 has shut down");
+  CHECK_EQ(said.text({0, 2}).find("ranks 0, 2 have shut down, rank 0 after xxx"), 0u);
+  board->words[0].bytes = 1 << 30;
+  CHECK_EQ(said.why(0).size(), FarewellBoard::Words::kMost);
+}
+
 TEST_MAIN()
