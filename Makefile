@@ -126,7 +126,7 @@ $(NATIVE)/%: $(NATIVE)/tests/native/%.o $(NATIVE_SHARED) $(NATIVE_OBJECTS)
 # Not in place: ranks that run now may have loaded what lies there.
 $(CORE_OBJECTS): $(CORE)/stamp ;
 $(CORE)/stamp: setup.py setup_objects.py setup_cuda.py $(CORE_SOURCES)
-	@CPATH="$(CPATH_OF_PYTHON)$(if $(CPATH),:$(CPATH))" python3 setup.py -q build_ext
+	@CPATH="$(CPATH_OF_PYTHON)$(if $(CPATH),:$(CPATH))" RINGREDUCE_CUDA=0 python3 setup.py -q build_ext > /dev/null
 	@touch $@
 
 # What two thirds of the tests begin with is read once. Not under a sanitizer: there each test includes what it uses.

@@ -37,7 +37,6 @@ class Tree:
     """Sources and objects under `root`."""
 
     root: Path
-    optimize: str = "-O2"  # of native programs
 
     @classmethod
     def of_sources(cls, root: Path) -> Tree:
@@ -68,7 +67,7 @@ class Tree:
         kind, _, rest = check.partition(" ")
         if kind == "native":
             case = rest.partition(":")[2]
-            self.build("make", "-s", "-j2", f"OPTIMIZE={self.optimize}", "doubles", _program(check))
+            self.build("make", "-s", "-j2", "doubles", _program(check))
             return self.run(str(self.root / _program(check)), *([case] if case else []))
         if in_core:
             self.build(*BUILD_CORE)
