@@ -97,7 +97,8 @@ class Tree:
         return (found[1] if found else f"exit status {done.returncode}") if done.returncode else ""
 
     def _started(self, command: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
-        env = clean_environment({"PYTHONPATH": str(self.root), "PATH": os.environ["PATH"], "RINGREDUCE_CUDA": "0"})
+        own = {"PYTHONPATH": str(self.root), "PATH": os.environ["PATH"], "RINGREDUCE_CUDA": "0"}
+        env = clean_environment({**own, "RR_TEST_PATIENCE": "60"})  # on a machine that has nothing else to do
         return subprocess.run(
             command, cwd=self.root, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             text=True, errors="replace", timeout=LONGEST_S, check=False,
