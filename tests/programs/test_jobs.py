@@ -132,6 +132,7 @@ def test_an_exception_on_every_rank(start):
     assert "reason of rank" in output
 
 
+@pytest.mark.thorough  # tests/parallel/test_drift_training.py has each mode
 def test_ranks_that_drift_apart(start):
     """One job, in which the library begins anew with each mode; the last one is the error that ends it."""
     code = """
