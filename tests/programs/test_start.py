@@ -178,7 +178,7 @@ def test_init_after_a_failed_one(lives):
     assert len(lives(part, "running False")) == 4
     assert len(lives(part, "HOST_ID is not set on rank(s) [1]")) == 2
     assert len(lives(part, "CHUNK_BYTES is 'much'")) == 2
-    assert len(lives(part, ": ValueError: process_set: ranks are 0 to 1, got [77]")) == 2
+    assert len(lives(part, f"{part}: ValueError: process_set: ranks are 0 to 1, got [77]")) == 2
     assert len(lives(part, "RingreduceError: the ranks disagree about a process set")) == 4
 
 
