@@ -85,22 +85,26 @@ $(STAMP)/mpi: $(STAMP)/ringreduce
 
 # --- native tests -----------------------------------------------------------------------------
 # Every csrc/**/*.cc but bindings/ and gpu/cuda/, linked with each tests/native/test_*.cc into a
-# program of its own. SANITIZE= (none), address,undefined or thread.
+# program of its own. SANITIZE= (none), address,undefined or thread: with a sanitizer each file is compiled
+# by itself; without one the core is what setup.py has compiled, so the tests see the very objects that are installed.
 
 SANITIZE =
 EMPTY :=
 SPACE := $(EMPTY) $(EMPTY)
 COMMA := ,
-OPTIMIZE = -O2
 NATIVE = build/native$(if $(SANITIZE),-$(subst $(COMMA),-,$(SANITIZE)))
 NATIVE_FLAGS = -std=c++17 -pthread -fPIC -ffp-contract=off -fvisibility=hidden -Wall -Wextra -Icsrc -Itests/native \
-  $(if $(SANITIZE),-O1 -g -fno-omit-frame-pointer -fsanitize=$(SANITIZE) -fno-sanitize-recover=all $(STATIC_TLS),$(OPTIMIZE) -g0)
+  $(if $(SANITIZE),-O1 -g -fno-omit-frame-pointer -fsanitize=$(SANITIZE) -fno-sanitize-recover=all $(STATIC_TLS),-O1 -g0)
 # Otherwise the C library allocates the thread-local data of libraries that are loaded later, and frees
 # it on another thread, in an order that ThreadSanitizer does not see.
 STATIC_TLS = -ftls-model=initial-exec
 NATIVE_SOURCES = $(shell find csrc -name '*.cc' -not -path 'csrc/bindings/*' -not -path 'csrc/gpu/cuda/*')
 NATIVE_TESTS = $(patsubst tests/native/%.cc,$(NATIVE)/%,$(wildcard tests/native/test_*.cc))
-NATIVE_OBJECTS = $(patsubst %.cc,$(NATIVE)/%.o,$(NATIVE_SOURCES))
+# As setup.py lays them out: one unit a folder, but for the kernels.
+CORE = build/objects/linux-$(shell uname -m)/csrc
+CORE_OBJECTS = $(patsubst csrc/%.cc,$(CORE)/%.o,$(filter csrc/kernels/%,$(NATIVE_SOURCES))) \
+  $(patsubst csrc/%/,$(CORE)/%/unit.o,$(sort $(dir $(filter-out csrc/kernels/%,$(NATIVE_SOURCES)))))
+NATIVE_OBJECTS = $(if $(SANITIZE),$(patsubst %.cc,$(NATIVE)/%.o,$(NATIVE_SOURCES)),$(CORE_OBJECTS))
 # What several tests share: the transports that stand for a network.
 NATIVE_SHARED = $(patsubst %.cc,$(NATIVE)/%.o,$(filter-out $(wildcard tests/native/test_*.cc),$(wildcard tests/native/*.cc)))
 CXX = g++
@@ -118,14 +122,31 @@ sanitize:
 $(NATIVE)/%: $(NATIVE)/tests/native/%.o $(NATIVE_SHARED) $(NATIVE_OBJECTS)
 	@$(CXX) $(NATIVE_FLAGS) $^ -o $@ -ldl
 
+# setup.py knows which of them is out of date; one that is not keeps its time, and what was linked with it stays.
+# Not in place: ranks that run now may have loaded what lies there.
+$(CORE_OBJECTS): $(CORE)/stamp ;
+$(CORE)/stamp: setup.py setup_objects.py setup_cuda.py $(CORE_SOURCES)
+	@CPATH="$(CPATH_OF_PYTHON)$(if $(CPATH),:$(CPATH))" RINGREDUCE_CUDA=0 python3 setup.py -q build_ext > /dev/null
+	@touch $@
+
+# What two thirds of the tests begin with is read once. Not under a sanitizer: there each test includes what it uses.
+WORLD = $(NATIVE)/precompiled/with_world.h
+WITH_WORLD = $(if $(SANITIZE),,$(patsubst %.cc,$(NATIVE)/%.o,$(shell grep -lE '"(world|gpu_world|gpu_values)\.h"' tests/native/test_*.cc)))
+$(WITH_WORLD): $(WORLD).gch
+
+$(WORLD).gch: Makefile
+	@mkdir -p $(@D)
+	@echo '#include "world.h"' > $(WORLD)
+	@$(CXX) $(NATIVE_FLAGS) -MMD -MP -MT $@ -x c++-header -c $(WORLD) -o $@
+
 $(NATIVE)/%.o: %.cc Makefile
 	@mkdir -p $(@D)
 	@echo "CXX $<$(if $(SANITIZE), [$(SANITIZE)])"
-	@$(CXX) $(NATIVE_FLAGS) -MMD -MP -c $< -o $@
+	@$(CXX) $(NATIVE_FLAGS) $(if $(filter $@,$(WITH_WORLD)),-include $(WORLD)) -MMD -MP -c $< -o $@
 
 # Stand-ins for CUDA and NCCL, which the tests load (tests/doubles/).
 DOUBLES = $(subst /native,/doubles,$(NATIVE))
-DOUBLES_CORE = $(filter $(addprefix $(NATIVE)/csrc/,common/% kernels/% shm/bell.o),$(NATIVE_OBJECTS))
+DOUBLES_CORE = $(foreach part,common kernels shm,$(filter $(NATIVE)/csrc/$(part)/% $(CORE)/$(part)/%,$(NATIVE_OBJECTS)))
 DOUBLES_OF_CUDA = $(addprefix $(NATIVE)/tests/doubles/,control.o cuda.o cuda_control.o)
 DOUBLES_OF_NCCL = $(addprefix $(NATIVE)/tests/doubles/,comm.o meeting.o nccl.o nccl_split.o)
 LINK_DOUBLE = mkdir -p $(@D) && $(CXX) $(NATIVE_FLAGS) -shared -Wl,-soname,$(@F) -Wl,-rpath,'$$ORIGIN' $^ -o $@
@@ -139,7 +160,7 @@ $(DOUBLES)/libnccl_double.so: $(DOUBLES_OF_NCCL) $(DOUBLES_CORE) $(DOUBLES)/libc
 	@$(LINK_DOUBLE)
 
 .SECONDARY:
--include $(patsubst %.cc,$(NATIVE)/%.d,$(wildcard tests/doubles/*.cc)) $(NATIVE_OBJECTS:.o=.d) $(NATIVE_SHARED:.o=.d) $(patsubst $(NATIVE)/%,$(NATIVE)/tests/native/%.d,$(NATIVE_TESTS))
+-include $(patsubst %.cc,$(NATIVE)/%.d,$(wildcard tests/doubles/*.cc)) $(WORLD).d $(if $(SANITIZE),$(NATIVE_OBJECTS:.o=.d)) $(NATIVE_SHARED:.o=.d) $(patsubst $(NATIVE)/%,$(NATIVE)/tests/native/%.d,$(NATIVE_TESTS))
 
 # --- the rest ---------------------------------------------------------------------------------
 

@@ -7,9 +7,9 @@
     commands   pytest tests/commands: `ringreduce bench`, `ringreduce doctor`, benchmarks/ x        x
     programs   pytest tests/programs: examples, jobs that end in all ways, installing      x        x
     hosts      pytest tests/hosts: several hosts in network namespaces                     x        x
-    parallel   pytest tests/parallel under mpirun, on one host; at N ranks    part, 2  1, 2 part, 3  1, 2, 3, 4
-    split      the same with the ranks split over 2 pretended hosts                       1+3  1+1, 2+2, 1+3
-    smoke      a part of it at 16 ranks                                                    x        x
+    parallel   pytest tests/parallel under mpirun, on one host; at N ranks    part, 2  3, part 1 2  1, 2, 3, 4
+    split      the same with the ranks split over 2 pretended hosts                  part, 1+3  1+1, 2+2, 1+3
+    smoke      a part of it at N ranks                                                     8        8, 16
     idioms     pytest tests/idioms: random training programs; at N ranks                   3       2, 3
     gpu        pytest tests/gpu at 1 and 2 ranks: real GPUs, skipped where there is none   x        x
     mpich      tests/parallel at N ranks under MPICH, with the same built core                     2, 4
@@ -53,26 +53,42 @@ QUICK_NATIVE = (
     "test_output",
     "test_waiting",
 )
-QUICK_PARALLEL = "smoke or quick"
+QUICK = "smoke or quick"
+ELSEWHERE = f"not once or {QUICK}"  # at one rank, and on split hosts
 
 
 class Level(NamedTuple):
-    """Which stages a level has, and with how many ranks, or on which splits, those of several run."""
+    """Which stages a level has, and with how many ranks, or on which splits, those of several run.
+
+    Of marks: "" is all tests.
+    """
 
     kinds: Sequence[str]
-    parallel: Mapping[int, str]  # number of ranks -> marks that select the tests; "" for all
-    splits: Sequence[str] = tuple(SPLITS)
+    parallel: Mapping[int, str]  # number of ranks -> marks that select the tests
+    splits: Mapping[str, str]  # likewise
+    smoke: Sequence[int] = (8, 16)
     idioms: Sequence[int] = (2, 3)
-    is_thorough: bool = True
+    is_thorough: bool = True  # or without what is marked thorough
+
+    def marks(self, marks: str) -> list[str]:
+        """The option of pytest that selects by `marks`."""
+        chosen = [f"({one})" for one in (marks, "" if self.is_thorough else "not thorough") if one]
+        return ["-m", " and ".join(chosen)] if chosen else []
 
 
 ALL_SIZES = {1: "", 2: "", 3: "", 4: ""}
+ALL_SPLITS = dict.fromkeys(SPLITS, "")
 LEVELS = {
-    "check": Level(("lint", "native", "single", "parallel"), {2: QUICK_PARALLEL}),
+    "check": Level(("lint", "native", "single", "parallel"), {2: QUICK}, {}, is_thorough=False),
     "test": Level(
-        [kind for kind in KINDS if kind not in ("sanitize", "mpich")], {1: "", 2: "pair", 3: ""}, ("1+3",), (3,), False
+        [kind for kind in KINDS if kind not in ("sanitize", "mpich")],
+        parallel={1: ELSEWHERE, 2: "pair", 3: ""},
+        splits={"1+3": ELSEWHERE},
+        smoke=(8,),
+        idioms=(3,),
+        is_thorough=False,
     ),
-    "all": Level(KINDS, ALL_SIZES),
+    "all": Level(KINDS, ALL_SIZES, ALL_SPLITS),
 }
 
 
@@ -126,7 +142,7 @@ def stages(options: argparse.Namespace) -> Iterator[Stage]:
 
     level = LEVELS[options.level]
     if options.only:
-        level = Level(options.only, ALL_SIZES)
+        level = Level(options.only, ALL_SIZES, ALL_SPLITS)
 
     def sizes(*most: int) -> list[int]:
         return [size for size in most if not options.np or size in options.np]
@@ -146,23 +162,21 @@ def stages(options: argparse.Namespace) -> Iterator[Stage]:
         yield Stage("lint", lambda: run_lint("lint"), is_alone=False)
     for folder in SINGLE:
         if folder in wanted:
-            marks = [] if level.is_thorough else ["-m", "not thorough"]
-            yield pytest(folder, 1, f"tests/{folder}", *marks, under=None, slow=3)
+            yield pytest(folder, 1, f"tests/{folder}", *level.marks(""), under=None, slow=3)
     if "parallel" in wanted:
         for size in sizes(*level.parallel):
-            marks = level.parallel[size]
-            yield pytest(f"parallel, {ranks(size)}", size, "tests/parallel", *(["-m", marks] if marks else []))
+            yield pytest(f"parallel, {ranks(size)}", size, "tests/parallel", *level.marks(level.parallel[size]))
     if "split" in wanted:
         for split in options.hosts or level.splits:
             hosts = SPLITS[split]
             for size in sizes(hosts.count(",") + 1):
-                left_out = (
-                    [] if level.is_thorough else ["--ignore", "tests/parallel/gpu"]
-                )  # NCCL knows no hosts of ours
-                yield pytest(f"parallel, hosts {split}", size, "tests/parallel", *left_out, hosts=hosts)
+                # NCCL knows no hosts of ours.
+                gpu = [] if level.is_thorough else ["--ignore", "tests/parallel/gpu"]
+                chosen = [*gpu, *level.marks(level.splits.get(split, ""))]
+                yield pytest(f"parallel, hosts {split}", size, "tests/parallel", *chosen, hosts=hosts)
     if "smoke" in wanted:
-        for size in sizes(16):
-            yield pytest(f"smoke, {ranks(size)}", size, "tests/parallel", "-m", "smoke", slow=3)
+        for size in sizes(*level.smoke):
+            yield pytest(f"smoke, {ranks(size)}", size, "tests/parallel", *level.marks("smoke"), slow=3)
     if "mpich" in wanted:
         mpich = mpich_launcher()
         for size in sizes(2, 4):

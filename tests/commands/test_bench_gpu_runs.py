@@ -83,6 +83,7 @@ def test_submission_on_doubles(doubles, tmp_path):
         assert row["target"] == (10e-6 if row["way"] == "plan" else None)
 
 
+@pytest.mark.thorough  # the loop is that of `ringreduce bench step`
 def test_step_on_doubles(doubles, tmp_path):
     options = ["--parts", "step", "--np", "1", "--models", "mlp", "--modes", "none,ringreduce", "--steps", "5"]
     content, output = run_on_doubles(doubles, tmp_path, *options, "--repeats", "1")

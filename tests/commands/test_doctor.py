@@ -39,14 +39,14 @@ def test_alone():
 
 @pytest.mark.skipif(LAUNCHER is None, reason="no mpirun on this machine")
 def test_all_ranks_in_one_document():
-    done = LAUNCHER.run(3, *DOCTOR, "--json")
+    done = LAUNCHER.run(2, *DOCTOR, "--json")
     assert done.returncode == 0, done.stdout + done.stderr
     document = json.loads(done.stdout)
     assert document["ok"] is True
-    assert len(document["ranks"]) == 3
-    assert len({rank["pid"] for rank in document["ranks"]}) == 3
+    assert len(document["ranks"]) == 2
+    assert len({rank["pid"] for rank in document["ranks"]}) == 2
     found = by_name(document)
-    assert found["start"]["text"] == "3 ranks on 1 host(s)"
+    assert found["start"]["text"] == "2 ranks on 1 host(s)"
     assert found["collectives between hosts"]["status"] == SKIPPED
     assert {"versions", "libraries", "MPI", "GPUs", "limits", "settings"} <= document.keys()
 
@@ -133,6 +133,7 @@ def test_several_ranks_call_nccl(doubles):
     assert found["GPU tensors through host memory"]["status"] == OK
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(LAUNCHER is None, reason="no mpirun on this machine")
 def test_a_gpu_that_ranks_share_is_no_fault(doubles):
     done = LAUNCHER.run(2, ON_DOUBLES, "--json", RR_DOUBLE_SAME_PCI="1", **doubles)

@@ -43,16 +43,19 @@ def test_mpi_sees_the_hosts(count: int, ranks_per_host: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "ranks_per_host"),
-    [pytest.param(2, 1, marks=pytest.mark.thorough), (2, 2), pytest.param(4, 1, marks=pytest.mark.thorough)],
+    ("count", "ranks_per_host", "marks"),
+    [
+        (2, 2, "smoke"),  # the rest goes over pretended hosts
+        *(pytest.param(*hosts, "smoke or hosts", marks=pytest.mark.thorough) for hosts in ((2, 1), (2, 2), (4, 1))),
+    ],
 )
-def test_parallel_core(count: int, ranks_per_host: int) -> None:
-    """Every test of tests/parallel that is marked smoke or hosts passes."""
+def test_parallel_core(count: int, ranks_per_host: int, marks: str) -> None:
+    """Every test of tests/parallel that is marked so passes."""
     with Hosts(count) as hosts:
         stage = PytestStage(
             f"{count} hosts of {ranks_per_host}",
             count * ranks_per_host,
-            ["tests/parallel", "-m", "smoke or hosts"],
+            ["tests/parallel", "-m", marks],
             hosts.launcher(ranks_per_host),
         )
         report = stage.run(sys.executable)

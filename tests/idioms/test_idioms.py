@@ -11,7 +11,7 @@ from program import Program
 from search import search, summary
 from source import source
 
-PROGRAMS, SEED = 200, 11
+PROGRAMS, SEED = 100, 11
 
 
 def test_random_programs(rr):

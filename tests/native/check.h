@@ -6,6 +6,7 @@
 // A program runs all its cases, or those whose name contains argv[1].
 #pragma once
 
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -16,6 +17,13 @@
 #include <vector>
 
 namespace check {
+
+// Seconds that nothing but a hang takes, on a busy machine either. tests/mutations, which makes hangs, says less.
+inline double patience_s() {
+  static const char* text = std::getenv("RR_TEST_PATIENCE");
+  return text ? std::atof(text) : 600;
+}
+inline int64_t patience_ns() { return static_cast<int64_t>(patience_s() * 1e9); }
 
 struct Case {
   const char* name;

@@ -2,6 +2,7 @@
 // while another shuts the engine down; and schedules that once led to a livelock or a hang.
 #include <atomic>
 #include <chrono>
+#include <functional>
 
 #include "common/clock.h"
 #include "world.h"
@@ -10,13 +11,13 @@ using namespace ringreduce;
 
 namespace {
 
-constexpr double kLimitS = 1;  // long enough that no pause of a loaded machine is as long
+constexpr double kLimitS = 1;
 
 void sleep_ms(int ms) { std::this_thread::sleep_for(std::chrono::milliseconds(ms)); }
 
 template <typename Condition>
 void wait_until(Condition condition) {
-  const int64_t deadline = now_ns() + 120'000'000'000;
+  const int64_t deadline = now_ns() + check::patience_ns();
   while (!condition()) {
     CHECK(now_ns() < deadline);
     sleep_ms(1);
@@ -37,7 +38,7 @@ WorldOptions hosts(std::vector<int> host_of, double delays = 0) {
 // Waits like wait_for, but not longer than it takes to be sure.
 Status outcome(Engine& engine, const OpRef& op) {
   Status status;
-  for (bool done = false; !done && status.is_ok();) status = engine.wait(*op, 15, 0.1, &done);
+  for (bool done = false; !done && status.is_ok();) status = engine.wait(*op, check::patience_s(), 0.1, &done);
   return status;
 }
 
@@ -146,7 +147,7 @@ TEST(a_bucket_names_the_rank_that_has_shut_down) {
       launched = true;
       Status status;
       const int64_t start = now_ns();
-      for (bool done = false; status.is_ok() && now_ns() - start < 60'000'000'000;)
+      for (bool done = false; status.is_ok() && now_ns() - start < check::patience_ns();)
         status = engine.wait_bucket(*plan, 0, 0.005, &done);
       CHECK(status.code() == Code::kPeerLost);
       CHECK(status.text().find("rank 1 has shut down") != std::string::npos);
@@ -154,53 +155,65 @@ TEST(a_bucket_names_the_rank_that_has_shut_down) {
   }
 }
 
+// A wait that counts from something earlier is over at once: but for a pause of a busy machine, and then it is tried
+// again. `attempt` returns whether it was.
+void at_once(const std::function<bool()>& attempt) {
+  for (int tries = 0; !attempt(); ++tries) CHECK(tries < 20);
+}
+
 // The first limit counts from the launch, the next one from the next wait, for all buckets that were in flight.
 TEST(a_bucket_is_waited_for_again_after_a_time_out) {
   WorldOptions options = hosts({0, 0});
   options.timeout_s = kLimitS;
-  World world(options);
-  const std::vector<BucketSpec> buckets = {{1000, DType::kFloat32}, {10, DType::kFloat32}};
-  auto engine = world.engine(0);
-  auto arena = world.segment("arena", 0, ArenaPlan::segment_bytes(2, buckets));
-  std::shared_ptr<ArenaPlan> plan;
-  CHECK_OK(engine->add_plan(0, buckets, kOpSum, 1, 1, arena, 130, &plan));
-  const auto seconds_until_time_out = [&](int bucket) {
-    const int64_t start = now_ns();
-    Status status;
-    for (bool done = false; status.is_ok() && !done;) status = engine->wait_bucket(*plan, bucket, 0.02, &done, start);
-    CHECK(status.code() == Code::kTimeout);
-    return (now_ns() - start) * 1e-9;
-  };
-  for (int b : {0, 1}) CHECK_OK(engine->launch(*plan, b));
-  sleep_ms(1200);
-  CHECK(seconds_until_time_out(0) < kLimitS);
-  for (int b : {0, 1, 0}) CHECK(seconds_until_time_out(b) >= kLimitS);
-  engine->close(0);
+  at_once([&] {
+    World world(options);
+    const std::vector<BucketSpec> buckets = {{1000, DType::kFloat32}, {10, DType::kFloat32}};
+    auto engine = world.engine(0);
+    auto arena = world.segment("arena", 0, ArenaPlan::segment_bytes(2, buckets));
+    std::shared_ptr<ArenaPlan> plan;
+    CHECK_OK(engine->add_plan(0, buckets, kOpSum, 1, 1, arena, 130, &plan));
+    const auto seconds_until_time_out = [&](int bucket) {
+      const int64_t start = now_ns();
+      Status status;
+      for (bool done = false; status.is_ok() && !done;) status = engine->wait_bucket(*plan, bucket, 0.02, &done, start);
+      CHECK(status.code() == Code::kTimeout);
+      return (now_ns() - start) * 1e-9;
+    };
+    for (int b : {0, 1}) CHECK_OK(engine->launch(*plan, b));
+    sleep_ms(1200);
+    const bool was_quick = seconds_until_time_out(0) < kLimitS;
+    for (int b : {0, 1, 0}) CHECK(seconds_until_time_out(b) >= kLimitS);
+    engine->close(0);
+    return was_quick;
+  });
 }
 
 // The same for an operation, whose new limit its waiter asks for.
 TEST(an_operation_is_waited_for_again_after_a_time_out) {
   WorldOptions options = hosts({0, 0});
   options.timeout_s = kLimitS;
-  World world(options);
-  auto engine = world.engine(0);
-  std::vector<float> in(4, 1), out(4);
-  OpRef op;
-  CHECK_OK(engine->submit(0, sum_of("x", in, out), true, &op));
-  const auto seconds_until_time_out = [&](double timeout_s, bool own) {
-    const int64_t start = now_ns();
-    Status status;
-    for (bool done = false; status.is_ok() && !done;)
-      status = engine->wait(*op, timeout_s, 0.02, &done, own ? start : 0);
-    CHECK(status.code() == Code::kTimeout);
-    return (now_ns() - start) * 1e-9;
-  };
-  sleep_ms(1200);
-  CHECK(seconds_until_time_out(-1, false) < kLimitS);
-  op->renew();
-  CHECK(seconds_until_time_out(-1, false) >= kLimitS);
-  CHECK(seconds_until_time_out(0.1, true) >= 0.1);
-  engine->close(0);
+  at_once([&] {
+    World world(options);
+    auto engine = world.engine(0);
+    std::vector<float> in(4, 1), out(4);
+    OpRef op;
+    CHECK_OK(engine->submit(0, sum_of("x", in, out), true, &op));
+    const auto seconds_until_time_out = [&](double timeout_s, bool own) {
+      const int64_t start = now_ns();
+      Status status;
+      for (bool done = false; status.is_ok() && !done;)
+        status = engine->wait(*op, timeout_s, 0.02, &done, own ? start : 0);
+      CHECK(status.code() == Code::kTimeout);
+      return (now_ns() - start) * 1e-9;
+    };
+    sleep_ms(1200);
+    const bool was_quick = seconds_until_time_out(-1, false) < kLimitS;
+    op->renew();
+    CHECK(seconds_until_time_out(-1, false) >= kLimitS);
+    CHECK(seconds_until_time_out(0.1, true) >= 0.1);
+    engine->close(0);
+    return was_quick;
+  });
 }
 
 // What was given up when a peer left must not count when the name is used again.

@@ -135,7 +135,7 @@ class Program {
   static Status look(const OpRef& op) {
     const int64_t start = now_ns();
     while (!op->is_done()) {
-      CHECK(now_ns() - start < 120'000'000'000);
+      CHECK(now_ns() - start < check::patience_ns());
       std::this_thread::yield();
     }
     return op->status;

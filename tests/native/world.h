@@ -26,7 +26,7 @@ struct WorldOptions {
   size_t fusion_bytes = 16 << 10;
   int tree_arity = 2;
   bool oversubscribed = true;
-  double timeout_s = 60;
+  double timeout_s = check::patience_s();
   LoopbackOptions net;
   std::vector<Traffic>* traffic = nullptr;  // one entry a rank: counts its messages
   int slow_rank = -1;                // whose messages come late
@@ -138,7 +138,7 @@ class World {
 
 inline Status wait_for(Engine& engine, const OpRef& op) {
   for (bool done = false; !done;) {
-    const Status status = engine.wait(*op, 60, 1, &done);
+    const Status status = engine.wait(*op, check::patience_s(), 1, &done);
     if (status.code() == Code::kTimeout) std::fprintf(stderr, "%s\n", engine.state().c_str());
     RR_TRY(status);
   }

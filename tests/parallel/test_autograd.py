@@ -6,10 +6,13 @@ gradient of the output is the weight, and the gradient of the input is known.
 
 from __future__ import annotations
 
+import pytest
 import torch
 from oracle import assert_same, average_ulps, make, reduced
 
 import ringreduce as rr
+
+pytestmark = pytest.mark.once  # made of collectives that have tests of their own
 
 
 def leaf(rank: int, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -13,6 +13,8 @@ from torch.testing._internal.two_tensor import TwoTensor
 
 import ringreduce as rr
 
+pytestmark = pytest.mark.once  # refused before anything is sent
+
 ONE = torch.ones(4)
 SPARSE = torch.eye(3).to_sparse()
 META = torch.ones(3, device="meta")

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from training import make
 
+pytestmark = pytest.mark.once  # made of collectives that have tests of their own
+
 
 def trained(optimizer=torch.optim.AdamW):
     """A model and an optimizer with state, the same on all ranks."""

@@ -16,6 +16,8 @@ from torch.autograd import forward_ad
 
 import ringreduce as rr
 
+pytestmark = pytest.mark.once  # made of collectives that have tests of their own
+
 Tensors = list[torch.Tensor]
 
 

@@ -13,6 +13,8 @@ from training import assert_same_on_all_ranks, distributed, make, part
 import ringreduce as rr
 from ringreduce._gradients import hooks
 
+pytestmark = pytest.mark.once  # about torch's side of the optimizer
+
 
 def mlp() -> nn.Module:
     return make(lambda: nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4)))

@@ -22,6 +22,8 @@ from ringreduce._gradients.backward_pass import BackwardPass
 from ringreduce._gradients.phases import Phase
 from ringreduce.errors import PlanLeftError
 
+pytestmark = pytest.mark.once  # about torch's side of the optimizer
+
 Train = Callable[[nn.Module, torch.optim.Optimizer, Callable[[Tensor], Tensor]], None]
 mse = nn.functional.mse_loss
 

@@ -8,10 +8,12 @@ import signal
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 import torch
 from oracle import WORLD, assert_same, make, reduced, several_chunks
+from runner.launch import PATIENCE
 
 import ringreduce as rr
 
@@ -32,7 +34,7 @@ def owned(values: torch.Tensor) -> tuple[torch.Tensor, Callable[[], object]]:
 def assert_released(memory: Callable[[], object] = lambda: None) -> None:
     """The memory goes with nothing but a look at some handle. By all ranks."""
     other = rr.allreduce_async(torch.ones(1), name="other")
-    end = time.monotonic() + 30
+    end = time.monotonic() + PATIENCE
     while memory() is not None:
         rr.poll(other)
         assert time.monotonic() < end, "the memory is still there"
@@ -153,37 +155,51 @@ def test_a_time_without_end_and_bad_ones(rank, size):
 
 
 def test_what_the_limit_counts_from(rank, size, monkeypatch):
-    """The submission; after a time-out the next call, for all operations of the handle."""
+    """The submission; after a time-out the next call, for all operations of the handle.
+
+    A call that counts from itself takes the limit each time. One that does not may do so on a busy machine: it
+    is tried again.
+    """
     is_late = late(rank, size)
-    limit = 2.0
+    limit = 1.0
     if not is_late:
         monkeypatch.setenv("RINGREDUCE_TIMEOUT", str(limit))
     rr.shutdown()
     rr.init()
     tensors = [make(rank, 100, torch.float32), torch.ones(10, dtype=torch.int32)]
-    if is_late:
-        WORLD.Barrier()
-        results = rr.grouped_allreduce(tensors, name="counted", op=rr.Sum)
-    else:
-        handle = rr.grouped_allreduce_async(tensors, name="counted", op=rr.Sum)
+    submit = partial(rr.grouped_allreduce_async, tensors, op=rr.Sum)
+
+    def time_out(handle: rr.Handle) -> float:
+        """The seconds that it takes."""
+        start = time.monotonic()
+        with pytest.raises(rr.RingreduceTimeoutError):
+            rr.synchronize(handle)
+        return time.monotonic() - start
+
+    def late_call(name: str) -> tuple[rr.Handle, float]:
+        handle = submit(name=name)
         time.sleep(1.1 * limit)
-        start = time.monotonic()
-        with pytest.raises(rr.RingreduceTimeoutError):
-            rr.synchronize(handle)
-        assert time.monotonic() - start < limit, "counted from the call"
-        start = time.monotonic()
-        with pytest.raises(rr.RingreduceTimeoutError):
-            rr.synchronize(handle)
-        assert time.monotonic() - start >= limit, "no new limit"
-        WORLD.Barrier()
-        results = None
+        return handle, time_out(handle)
+
+    handles: list[rr.Handle | None] = []
+    for attempt in range(20):
+        handle, seconds = (None, 0.0) if is_late else late_call(f"counted {attempt}")
+        handles.append(handle)
+        if was_quick := all(WORLD.allgather(seconds < limit)):
+            break
+    assert was_quick, "counted from the call"
+    if not is_late:
+        assert time_out(handles[-1]) >= limit, "no new limit"
+    WORLD.Barrier()
+    for attempt, handle in enumerate(handles):
+        handle, results = handle or submit(name=f"counted {attempt}"), None
         while results is None:  # the late rank is as slow as the machine is
             try:
                 results = rr.synchronize(handle)
             except rr.RingreduceTimeoutError:
                 continue
-    assert_same(results[0], total(size, 100), "float32")
-    assert results[1].tolist() == [size] * 10
+        assert_same(results[0], total(size, 100), "float32")
+        assert results[1].tolist() == [size] * 10
     WORLD.Barrier()
     monkeypatch.undo()
     rr.shutdown()

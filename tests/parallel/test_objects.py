@@ -12,6 +12,8 @@ from oracle import WORLD, Digest, raw
 
 import ringreduce as rr
 
+pytestmark = pytest.mark.once  # made of collectives that have tests of their own
+
 
 @pytest.mark.smoke
 def test_broadcast_object(rank, size):

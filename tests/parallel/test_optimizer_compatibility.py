@@ -28,6 +28,8 @@ from training import (
 import ringreduce as rr
 from ringreduce._runtime import running
 
+pytestmark = pytest.mark.once  # about torch's side of the optimizer
+
 
 def trained(steps: int = 2) -> tuple[nn.Module, torch.optim.Optimizer]:
     model = make(lambda: Net(sparse=False))

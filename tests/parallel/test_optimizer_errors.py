@@ -13,6 +13,8 @@ from training import assert_same_on_all_ranks, distributed, make
 
 import ringreduce as rr
 
+pytestmark = pytest.mark.once  # about torch's side of the optimizer
+
 
 def linear(inputs: int = 3, **options: object) -> tuple[nn.Linear, torch.optim.Optimizer]:
     model = make(lambda: nn.Linear(inputs, 2))

@@ -33,9 +33,10 @@ def numbers(source: int, dest: int, index: int, numel: int) -> torch.Tensor:
     return (torch.arange(numel) * 7 + source * 100_003 + dest * 1_009 + index).to(torch.int64)
 
 
-@pytest.mark.smoke
 @pytest.mark.hosts
-@pytest.mark.parametrize("dtype", DTYPES, ids=short)
+@pytest.mark.parametrize(
+    "dtype", [pytest.param(d, marks=[pytest.mark.smoke] * (d is torch.bfloat16)) for d in DTYPES], ids=short
+)
 def test_dtypes_and_sizes(rank, size, dtype):
     small = SMALL // dtype.itemsize
     _, before = neighbours(rank, size)

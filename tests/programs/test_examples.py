@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from runner.launch import PATIENCE, ROOT, clean_environment, find_launcher
 
 LAUNCHER = find_launcher()
-SMALL = ("--log-every", "1", "--sample-bytes", "20", "--batch", "2", "--dim", "16", "--layers", "1", "--context", "16")
+SMALL = "--log-every 1 --sample-bytes 20 --batch 2 --dim 16 --layers 1 --context 16"
 
 needs_mpirun = pytest.mark.skipif(LAUNCHER is None, reason="no mpirun on this machine")
-
-
-def run(size: int, example: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs an example on `size` ranks; without mpirun where one is enough."""
-    if size == 1:
-        return subprocess.run(
-            [sys.executable, f"examples/{example}", *arguments],
-            cwd=ROOT,
-            env=clean_environment(),
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-            check=False,
-        )
-    assert LAUNCHER is not None
-    return LAUNCHER.run(size, f"examples/{example}", *arguments)
 
 
 def losses(output: str) -> dict[int, str]:
@@ -37,7 +24,7 @@ def losses(output: str) -> dict[int, str]:
 
 @needs_mpirun
 def test_hello():
-    done = run(3, "hello_allreduce.py")
+    done = LAUNCHER.run(3, "examples/hello_allreduce.py")
     assert done.returncode == 0, done.stderr
     for rank in range(3):
         assert f"rank {rank} of 3, local rank {rank} of 3" in done.stdout
@@ -47,7 +34,7 @@ def test_hello():
 
 @needs_mpirun
 def test_digits_reaches_its_accuracy():
-    done = run(4, "train_digits.py")
+    done = LAUNCHER.run(2, "examples/train_digits.py")
     assert done.returncode == 0, done.stderr
     found = re.search(r"test accuracy ([\d.]+)%", done.stdout)
     assert found, done.stdout
@@ -63,30 +50,97 @@ def test_digits_marks_every_line_that_differs():
     assert not [line for line in code if "rr." in line and line not in marked]
 
 
+# Starts a program again and again in one process; what each run prints, and its status, goes into DIRECTORY/PID.
+AGAIN = """
+import contextlib, io, json, os, runpy, sys
+directory, program, *lines = sys.argv[1:]
+runs = []
+for line in lines:
+    sys.argv, status, out, err = [program, *line.split(" ")], 0, io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            runpy.run_path(program, run_name="__main__")
+        except SystemExit as end:
+            status = end.code
+            if isinstance(status, str):
+                print(status, file=sys.stderr)
+                status = 1
+    runs.append([status, out.getvalue(), err.getvalue()])
+with open(os.path.join(directory, str(os.getpid())), "w") as file:
+    json.dump(runs, file)
+"""
+
+
+class Run(NamedTuple):
+    """Of all ranks: the largest status, and what they print."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+def again(directory: Path, size: int, example: str, *lines: str) -> list[Run]:
+    """Runs of an example, one with each line of arguments, in one job: a start of torch takes longer than a run."""
+    directory.mkdir()
+    command = ("-c", AGAIN, str(directory), f"examples/{example}", *lines)
+    if size == 1:
+        done = subprocess.run(
+            [sys.executable, *command],
+            cwd=ROOT,
+            env=clean_environment(),
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+    else:
+        assert LAUNCHER is not None
+        done = LAUNCHER.run(size, *command)
+    assert done.returncode == 0, done.stderr
+    ranks = [json.loads(file.read_text()) for file in directory.iterdir()]
+    assert len(ranks) == size
+    return [
+        Run(max(run[0] for run in runs), *("".join(run[i] for run in runs) for i in (1, 2)))
+        for runs in zip(*ranks, strict=True)
+    ]
+
+
 @needs_mpirun
-def test_gpt_resumes_exactly(tmp_path):
-    """3 steps and 3 more from the checkpoint end as 6 steps do: same losses, same text."""
-    whole = run(2, "train_gpt.py", *SMALL, "--steps", "6")
-    first = run(2, "train_gpt.py", *SMALL, "--steps", "3", "--checkpoint-dir", str(tmp_path))
-    second = run(2, "train_gpt.py", *SMALL, "--steps", "6", "--checkpoint-dir", str(tmp_path))
+def test_gpt_and_its_checkpoints(tmp_path):
+    """3 steps and 3 more from the checkpoint end as 6 steps do: same losses, same text.
+
+    A checkpoint that cannot be used is told of, once.
+    """
+    checkpoints, damaged = tmp_path / "checkpoints", tmp_path / "damaged"
+    damaged.mkdir()
+    (damaged / "checkpoint.pt").write_bytes(b"no checkpoint")
+    whole, first, second, other, broken = again(
+        tmp_path / "runs",
+        2,
+        "train_gpt.py",
+        f"{SMALL} --steps 6",
+        f"{SMALL} --steps 3 --checkpoint-dir {checkpoints}",
+        f"{SMALL} --steps 6 --checkpoint-dir {checkpoints}",
+        f"--steps 1 --checkpoint-dir {checkpoints}",
+        f"{SMALL} --checkpoint-dir {damaged}",
+    )
     for done in (whole, first, second):
-        assert done.returncode == 0, done.stderr
+        assert done.status == 0, done.stderr
+    assert sorted(losses(whole.stdout)) == [1, 2, 3, 4, 5, 6]
     assert losses(first.stdout) | losses(second.stdout) == losses(whole.stdout)
     assert sorted(losses(second.stdout)) == [4, 5, 6]
     assert second.stdout.splitlines()[-1] == whole.stdout.splitlines()[-1]
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+    assert [path.name for path in checkpoints.iterdir()] == ["checkpoint.pt"]
+
+    assert other.status == 2
+    assert "'dim': 16" in other.stderr
+    assert "'dim': 64" in other.stderr
+    assert broken.status != 0
+    assert broken.stderr.count("is damaged, or no checkpoint of this program") == 1
 
 
-def test_gpt_learns_and_samples():
-    done = run(1, "train_gpt.py", "--steps", "60", "--log-every", "20", "--temperature", "0")
-    assert done.returncode == 0, done.stderr
-    loss = {step: float(value) for step, value in losses(done.stdout).items()}
-    assert loss[60] < loss[20]
-    assert "def " in done.stdout.splitlines()[-1] or "\ndef " in done.stdout
-
-
-def test_gpt_refuses_bad_options():
-    """One process, in which the program starts again and again."""
+def test_gpt_on_one_rank(tmp_path):
+    """It refuses bad options; it learns, and writes what it has learnt."""
     refused = {
         "--heads 3": "--heads 3",
         "--batch 0": "--batch must be 1 or more, not 0",
@@ -95,43 +149,12 @@ def test_gpt_refuses_bad_options():
         "--lr 0": "--lr must be a positive number",
         "--prompt ": "--prompt must not be empty",
     }
-    again = (
-        f"import runpy, sys\nfor arguments in {[*refused]}:\n"
-        "    sys.argv = ['train_gpt.py', *arguments.split(' ')]\n"
-        "    try:\n"
-        "        runpy.run_path('examples/train_gpt.py', run_name='__main__')\n"
-        "    except SystemExit as end:\n"
-        "        print(arguments, 'ends with', end.code, file=sys.stderr)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", again],
-        cwd=ROOT,
-        env=clean_environment(),
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
-    for arguments, message in refused.items():
-        said, _, rest = done.stderr.partition(f"{arguments} ends with 2\n")
-        assert message in said.split(" ends with 2\n")[-1], done.stderr
-        assert rest != done.stderr
-
-
-@needs_mpirun
-def test_gpt_tells_a_damaged_checkpoint_once(tmp_path):
-    (tmp_path / "checkpoint.pt").write_bytes(b"no checkpoint")
-    done = run(2, "train_gpt.py", *SMALL, "--checkpoint-dir", str(tmp_path))
-    assert done.returncode != 0
-    assert done.stderr.count("is damaged, or no checkpoint of this program") == 1
-    assert "Traceback" not in done.stderr
-
-
-def test_gpt_tells_a_checkpoint_of_another_model(tmp_path):
-    assert run(1, "train_gpt.py", *SMALL, "--steps", "1", "--checkpoint-dir", str(tmp_path)).returncode == 0
-    done = run(1, "train_gpt.py", "--steps", "1", "--checkpoint-dir", str(tmp_path))
-    assert done.returncode == 2
-    assert "'dim': 16" in done.stderr
-    assert "'dim': 64" in done.stderr
+    training = "--steps 60 --log-every 20 --temperature 0"
+    *runs, trained = again(tmp_path / "runs", 1, "train_gpt.py", *refused, training)
+    for message, run in zip(refused.values(), runs, strict=True):
+        assert run.status == 2
+        assert message in run.stderr
+    assert trained.status == 0, trained.stderr
+    loss = {step: float(value) for step, value in losses(trained.stdout).items()}
+    assert loss[60] < loss[20]
+    assert "def " in trained.stdout.splitlines()[-1] or "\ndef " in trained.stdout

@@ -54,20 +54,20 @@ def script(tmp_path_factory):
 
 def test_the_readmes_script(fresh, script):
     assert command(fresh, "python", "-c", "import numpy").returncode != 0, "this test must do without numpy"
-    for launcher in ([], ["mpirun", "-np", "2"]):
-        done = command(fresh, *launcher, "python", script)
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert len(re.findall(r"^epoch \d: loss [\d.]+$", done.stdout, re.MULTILINE)) == 5
+    done = command(fresh, "mpirun", "-np", "2", "python", script)  # tests/programs/test_readme.py starts it alone
+    assert done.returncode == 0, done.stdout + done.stderr
+    losses = [float(loss) for loss in re.findall(r"^epoch \d: loss ([\d.]+)$", done.stdout, re.MULTILINE)]
+    assert len(losses) == 5
+    assert losses[-1] < losses[0] / 2
 
 
 def test_the_command_line(fresh):
     done = command(fresh, "ringreduce", "--help")
     assert done.returncode == 0, done.stderr
     assert "bench" in done.stdout
-    for launcher in ([], ["mpirun", "-np", "2"]):
-        done = command(fresh, *launcher, "ringreduce", "doctor")
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert done.stdout.endswith("All works.\n")
+    done = command(fresh, "mpirun", "-np", "2", "ringreduce", "doctor")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.endswith("All works.\n")
     launcher = find_launcher(str(fresh))
     assert launcher is not None
     assert launcher.mpirun == str(fresh.parent / "mpirun")

@@ -34,6 +34,7 @@ def test_script_on_one_rank_without_a_launcher(script):
     assert losses(done.stdout)[-1] < losses(done.stdout)[0] / 2
 
 
+@pytest.mark.thorough  # tests/programs/test_fresh_environment.py does it, too
 @pytest.mark.skipif(LAUNCHER is None, reason="no mpirun on this machine")
 def test_script_on_two_ranks(script):
     assert LAUNCHER is not None

@@ -79,8 +79,16 @@ def run(directory: Path, counter: Path, hosts: str = "", tracer: Sequence[str] =
     return results
 
 
-def test_no_mpi_call_on_one_host(tmp_path, counter):
-    for result in run(tmp_path, counter):
+@pytest.fixture(scope="module")
+def one_host(tmp_path_factory: pytest.TempPathFactory, counter: Path) -> tuple[Path, list[dict[str, Any]]]:
+    """A job on one host, under strace where that can be: its folder, and what each rank wrote."""
+    directory = tmp_path_factory.mktemp("one_host")
+    tracer = [] if no_strace() else ["sh", "-c", 'exec strace -f -o "trace.$$" "$@"', "sh"]
+    return directory, run(directory, counter, tracer=tracer)
+
+
+def test_no_mpi_call_on_one_host(one_host):
+    for result in one_host[1]:
         assert result["reduced"] == {"sends": 0, "receives": 0, "tests": 0, "others": 0}
 
 
@@ -117,11 +125,11 @@ def system_calls(log: Path, name: str, threads: Sequence[int]) -> Counter[str]:
 
 
 @pytest.mark.skipif(bool(no_strace()), reason=no_strace())
-def test_system_calls_on_one_host_are_only_for_waiting(tmp_path, counter):
+def test_system_calls_on_one_host_are_only_for_waiting(one_host):
     """Nothing is allocated, mapped, read, written or sent."""
-    tracer = ["sh", "-c", 'exec strace -f -o "trace.$$" "$@"', "sh"]
-    results = {result["threads"][0]: result for result in run(tmp_path, counter, tracer=tracer)}
-    logs = list(tmp_path.glob("trace.*"))
+    directory, ranks = one_host
+    results = {result["threads"][0]: result for result in ranks}
+    logs = list(directory.glob("trace.*"))
     assert len(logs) == RANKS
     for log in logs:
         main_thread = re.search(r"^(\d+) .*\"/mark/", log.read_text(), re.MULTILINE)

@@ -41,6 +41,7 @@ def test_nothing_is_wrong_on_the_doubles(size, path):
     assert all(int(count) > 8 * program.STREAMS for count in tensors)
 
 
+@pytest.mark.thorough
 def test_a_collective_that_fails_is_no_success():
     done = run(2, RR_DOUBLE_FAIL="nccl_collective:2:9")
     assert done.returncode != 0

@@ -214,35 +214,34 @@ class TestOptimizerArguments:
 
 
 @pytest.mark.parametrize("mpi", ["", "sys.modules['mpi4py'] = None\n"], ids=["mpi", "no mpi4py"])
-def test_the_wrong_launcher(mpi):
-    """One process that its launcher believes to be one of three."""
-    variables = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS", "MPI_LOCALNRANKS"]
+def test_one_process(mpi):
+    """A launcher that believes it to be one of three is told of the mistake; without any launcher it runs alone."""
+    of_launchers = {
+        "OMPI_COMM_WORLD_SIZE": {},
+        "PMI_SIZE": {},
+        "MPI_LOCALNRANKS": {},
+        "SLURM_STEP_NUM_TASKS": {"SLURM_STEP_ID": "0", "SLURM_PROCID": "0"},
+        "WORLD_SIZE": {"TORCHELASTIC_RUN_ID": "none", "RANK": "0", "MASTER_ADDR": "localhost"},
+    }
     # Without its other variables Open MPI starts alone, whatever this one says.
     done = run(
-        f"import os, sys\n{mpi}import ringreduce as rr\n"
-        f"for variable in {variables}:\n"
-        "    os.environ[variable] = '3'\n"
+        f"import os, sys\n{mpi}import torch, ringreduce as rr\n"
+        f"for variable, others in {of_launchers}.items():\n"
+        "    os.environ.update(others, **{variable: '3'})\n"
         "    try:\n"
         "        rr.init()\n"
         "    except rr.RingreduceError as error:\n"
         "        print(error)\n"
-        "    del os.environ[variable]\n"
-    )
-    assert done.returncode == 0, done.stderr
-    told = done.stdout.splitlines()
-    assert len(told) == len(variables), done.stdout
-    for variable, text in zip(variables, told, strict=True):
-        assert f"started 3 ranks ({variable})" in text
-        assert "size 1" in text
-
-
-def test_one_process_works_without_mpi():
-    done = run(
-        "import sys; sys.modules['mpi4py'] = None\n"
-        "import torch, ringreduce as rr\n"
+        "    for name in (variable, *others):\n"
+        "        del os.environ[name]\n"
         "rr.init()\n"
-        "assert (rr.rank(), rr.size(), rr.local_size(), rr.cross_size()) == (0, 1, 1, 1)\n"
-        "assert rr.allreduce(torch.ones(3)).tolist() == [1, 1, 1]\n"
+        "print(rr.rank(), rr.size(), rr.local_size(), rr.cross_size(), rr.allreduce(torch.ones(3)).tolist())\n"
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    assert (done.returncode, done.stderr) == (0, "")
+    *told, works = done.stdout.splitlines()
+    assert len(told) == len(of_launchers), done.stdout
+    for variable, text in zip(of_launchers, told, strict=True):
+        assert f"started 3 ranks ({variable}{' of torchrun' * (variable == 'WORLD_SIZE')})" in text
+        assert "size 1" in text
+        assert "mpirun" in text or mpi
+    assert works == "0 1 1 1 [1.0, 1.0, 1.0]"

@@ -14,6 +14,8 @@ import ringreduce as rr
 from ringreduce._gradients.drift import WINDOWS, DriftGuard
 from ringreduce._gradients.drift_gpu import GpuDigests
 
+pytestmark = pytest.mark.once  # as tests/parallel/test_drift.py
+
 
 @pytest.fixture
 def said():
