@@ -100,10 +100,10 @@ NATIVE_FLAGS = -std=c++17 -pthread -fPIC -ffp-contract=off -fvisibility=hidden -
 STATIC_TLS = -ftls-model=initial-exec
 NATIVE_SOURCES = $(shell find csrc -name '*.cc' -not -path 'csrc/bindings/*' -not -path 'csrc/gpu/cuda/*')
 NATIVE_TESTS = $(patsubst tests/native/%.cc,$(NATIVE)/%,$(wildcard tests/native/test_*.cc))
-# As setup.py lays them out: one unit a folder, but for the kernels.
+# As setup.py lays them out: each file of the kernels, and a few units.
 CORE = build/objects/linux-$(shell uname -m)/csrc
 CORE_OBJECTS = $(patsubst csrc/%.cc,$(CORE)/%.o,$(filter csrc/kernels/%,$(NATIVE_SOURCES))) \
-  $(patsubst csrc/%/,$(CORE)/%/unit.o,$(sort $(dir $(filter-out csrc/kernels/%,$(NATIVE_SOURCES)))))
+  $(patsubst %,$(CORE)/%/unit.o,below mailbox engine gpu)
 NATIVE_OBJECTS = $(if $(SANITIZE),$(patsubst %.cc,$(NATIVE)/%.o,$(NATIVE_SOURCES)),$(CORE_OBJECTS))
 # What several tests share: the transports that stand for a network.
 NATIVE_SHARED = $(patsubst %.cc,$(NATIVE)/%.o,$(filter-out $(wildcard tests/native/test_*.cc),$(wildcard tests/native/*.cc)))
@@ -146,7 +146,7 @@ $(NATIVE)/%.o: %.cc Makefile
 
 # Stand-ins for CUDA and NCCL, which the tests load (tests/doubles/).
 DOUBLES = $(subst /native,/doubles,$(NATIVE))
-DOUBLES_CORE = $(foreach part,common kernels shm,$(filter $(NATIVE)/csrc/$(part)/% $(CORE)/$(part)/%,$(NATIVE_OBJECTS)))
+DOUBLES_CORE = $(foreach part,common kernels shm below,$(filter $(NATIVE)/csrc/$(part)/% $(CORE)/$(part)/%,$(NATIVE_OBJECTS)))
 DOUBLES_OF_CUDA = $(addprefix $(NATIVE)/tests/doubles/,control.o cuda.o cuda_control.o)
 DOUBLES_OF_NCCL = $(addprefix $(NATIVE)/tests/doubles/,comm.o meeting.o nccl.o nccl_split.o)
 LINK_DOUBLE = mkdir -p $(@D) && $(CXX) $(NATIVE_FLAGS) -shared -Wl,-soname,$(@F) -Wl,-rpath,'$$ORIGIN' $^ -o $@
