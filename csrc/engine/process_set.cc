@@ -69,7 +69,7 @@ ProcessSet::ProcessSet(const SetConfig& config) : config_(config), by_entry_(kMa
   departures_ = std::make_shared<Departures>(&header_->departures, config_.segment, topology().world, topology().local(), config_.bell);
   mail_ = std::make_unique<Mailboxes>(
       id(), &config_.topology, MailMemory(config_.segment, at.mail, at.rings, locals, topology().local(), config_.bell),
-      config_.net, channel_.tag(Channel::kMail), farewells_.get());
+      config_.net, channel_.tag(Channel::kMail), [this](int rank) { return farewells_->text({rank}); });
   if (topology().host_count() > 1 && topology().leader())
     tree_ = std::make_unique<HostTree>(channel_, config_.tree_arity, config_.fusion_bytes);
 }

@@ -27,13 +27,14 @@ Status damaged(int rank, const std::string& what) {
 
 }  // namespace
 
-Mailboxes::Mailboxes(int set_id, const Topology* topology, MailMemory memory, Net* net, int first_tag, const Farewells* farewells)
+Mailboxes::Mailboxes(int set_id, const Topology* topology, MailMemory memory, Net* net, int first_tag,
+                     std::function<std::string(int)> farewell)
     : set_id_(set_id),
       topology_(topology),
       memory_(std::move(memory)),
       net_(topology->host_count() > 1 ? net : nullptr),
       first_tag_(first_tag),
-      farewells_(farewells) {
+      farewell_(std::move(farewell)) {
   for (int rank : topology->local_ranks()) peer(rank);
 }
 
@@ -264,7 +265,7 @@ void Mailboxes::take_withdrawal(Peer& from, const Packet& packet) {
                                [&](const MessageRef& one) { return one->sent_as == packet.number; });
   if (at == from.arriving.end()) return;
   const MessageRef receive = *at;
-  give_up(receive, {Code::kPeerLost, receive->title() + " cannot complete: " + farewells_->text({from.world})});
+  give_up(receive, {Code::kPeerLost, receive->title() + " cannot complete: " + farewell_(from.world)});
 }
 
 // Within a host they come in the order in which their senders write them: one message after the other.

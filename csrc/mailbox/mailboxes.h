@@ -11,6 +11,7 @@
 
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <map>
 #include <memory>
 #include <set>
@@ -18,7 +19,6 @@
 #include <unordered_map>
 #include <vector>
 
-#include "agreement/farewells.h"
 #include "collectives/machine.h"
 #include "mailbox/host_link.h"
 #include "mailbox/matching.h"
@@ -28,8 +28,9 @@ namespace ringreduce {
 
 class Mailboxes {
  public:
-  // `memory`: of the set on this host. `net`: null on one host; `first_tag`: of frames, the next one of data.
-  Mailboxes(int set_id, const Topology* topology, MailMemory memory, Net* net, int first_tag, const Farewells* farewells);
+  // `farewell` says of a rank of the world that it has shut down. `memory`: of the set on this host. `net`: null on one host; `first_tag`: of frames, the next one of data.
+  Mailboxes(int set_id, const Topology* topology, MailMemory memory, Net* net, int first_tag,
+            std::function<std::string(int)> farewell);
   ~Mailboxes();
 
   // Takes it in or refuses it (an argument is bad, there is no memory).
@@ -105,7 +106,7 @@ class Mailboxes {
   const MailMemory memory_;
   Net* const net_;
   const int first_tag_;
-  const Farewells* const farewells_;
+  const std::function<std::string(int)> farewell_;
 
   std::unordered_map<int, Peer> peers_;  // by rank of the set
   Matching matching_;
