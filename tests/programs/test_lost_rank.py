@@ -1,7 +1,8 @@
-"""A rank that is killed in the middle of an operation: an error on every survivor, at once, that names it."""
+"""A rank that is killed in the middle of an operation, or goes with an exception: an error on all others names it."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import textwrap
 from pathlib import Path
@@ -28,7 +29,7 @@ PREAMBLE = """
         began = time.monotonic()
         try:
             submit()
-        except rr.RingreduceError as error:
+        except rr.RankLostError as error:
             with open(f"{rr.rank()}.tmp", "w") as file:
                 file.write(f"{time.monotonic() - began:.2f} s: {error}")
             os.rename(file.name, f"{rr.rank()}.error")
@@ -40,6 +41,22 @@ ON_CPU = """
         time.sleep(0.3)
         os.kill(os.getpid(), signal.SIGKILL)
     rr.barrier()
+    lose(lambda: rr.allreduce(torch.ones(1 << 20), name="lost"))
+"""
+
+# It waits for the others' errors, so that no launcher is quicker.
+RAISES = """
+    rr.barrier()
+    if rr.rank() == 2:
+        try:
+            try:
+                raise ValueError("no such batch: 7")
+            finally:
+                rr.shutdown()
+        except ValueError:
+            while not all(os.path.exists(f"{rank}.error") for rank in (0, 1)):
+                time.sleep(0.01)
+            sys.exit(3)
     lose(lambda: rr.allreduce(torch.ones(1 << 20), name="lost"))
 """
 
@@ -69,7 +86,10 @@ ON_GPU = """
 """
 
 
-@pytest.mark.parametrize("where", ["cpu", "gpu"])
+SCRIPTS = {"cpu": ON_CPU, "gpu": ON_GPU, "raises": RAISES}
+
+
+@pytest.mark.parametrize("where", SCRIPTS)
 def test_every_survivor_has_an_error(tmp_path, where):
     environment = {"TESTS": str(ROOT / "tests")}
     if where == "gpu":
@@ -78,7 +98,7 @@ def test_every_survivor_has_an_error(tmp_path, where):
         cuda, nccl = build()
         environment |= {"RINGREDUCE_CUDA_LIBRARY": str(cuda), "RINGREDUCE_NCCL": str(nccl)}
     script = tmp_path / "script.py"
-    script.write_text(textwrap.dedent(PREAMBLE) + textwrap.dedent(ON_GPU if where == "gpu" else ON_CPU))
+    script.write_text(textwrap.dedent(PREAMBLE) + textwrap.dedent(SCRIPTS[where]))
     assert LAUNCHER is not None
     with subprocess.Popen(
         LAUNCHER.command(3, str(script)), cwd=tmp_path, env=LAUNCHER.env(environment), stdin=subprocess.DEVNULL,
@@ -94,5 +114,6 @@ def test_every_survivor_has_an_error(tmp_path, where):
         found = Path(tmp_path, f"{rank}.error")
         assert found.exists(), output
         assert "lost" in found.read_text()
-        assert "rank 2 (process " in found.read_text()
-        assert "has died" in found.read_text()
+        died = r"rank 2 \(process \d+ on this host\) has died"
+        gone = r"rank 2 (has shut down )?after ValueError: no such batch: 7 \(script.py:\d+\)"
+        assert re.search(gone if where == "raises" else died, found.read_text())

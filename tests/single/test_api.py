@@ -27,8 +27,8 @@ allgather_into allgather_into_async reducescatter_into reducescatter_into_async 
 poll synchronize Handle
 broadcast_parameters broadcast_optimizer_state broadcast_object allgather_object
 PlanLeftError ProcessSet global_process_set add_process_set remove_process_set
-Compression DistributedOptimizer LocalSGD ReduceOp Average Sum Min Max Product RingreduceError RingreduceTimeoutError RankLostError
-check DriftError
+Compression DistributedOptimizer LocalSGD ReduceOp Average Sum Min Max Product RingreduceError RingreduceTimeoutError
+check DriftError RankLostError
 """.split()  # noqa: SIM905
 
 
