@@ -37,6 +37,19 @@ Allgather::Allgather(Channel* channel, const char* in, size_t bytes, Output* out
   output_->counts.resize(topology_.size);
 }
 
+Reads Allgather::reads(const Topology& topology, const Submission&, const Output& output, const Matrix&) {
+  Reads reads;
+  size_t offset = 0;
+  for (int from = 0; from < static_cast<int>(output.counts.size()); ++from) {
+    const size_t bytes = static_cast<size_t>(output.counts[from]);
+    Reads::add(&reads.inputs, {from, 0, offset, bytes});
+    reads.largest = std::max(reads.largest, bytes);
+    offset += bytes;
+  }
+  reads.begin_after(topology.rank);
+  return reads;
+}
+
 // The header carries the size itself.
 Range Allgather::block(int rank, uint64_t round) const {
   if (rank < 0) return {};

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "collectives/machine.h"
+#include "collectives/single_copy.h"
 #include "ops/submission.h"
 
 namespace ringreduce {
@@ -24,6 +25,9 @@ class Allgather : public Machine {
   Allgather(Channel* channel, const Submission& submission, Output* output)
       : Allgather(channel, submission.pieces[0].in, submission.pieces[0].bytes, output) {}
   Allgather(Channel* channel, const char* in, size_t bytes, Output* output);
+
+  static Reads reads(const Topology& topology, const Submission& submission, const Output& output, const Matrix&);
+  static constexpr size_t kReadBytes = 1 << 20;
 
   Status advance(bool* moved) override;
   bool done() const override;

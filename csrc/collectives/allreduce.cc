@@ -27,6 +27,21 @@ Allreduce::Allreduce(Channel* channel, Pieces pieces, const Arithmetic& arithmet
   weight_ = local == 0 ? topology_.local_size() - reducers + 1 : local < reducers ? 1 : 0;
 }
 
+Reads Allreduce::reads(const Topology& topology, const Submission& submission, const Output&, const Matrix&) {
+  Reads reads;
+  // Where the result is not wanted, there is no memory to reduce a slice to.
+  if (submission.kind->root != Kind::Root::kNone) return reads;
+  const size_t bytes = submission.pieces[0].bytes;
+  for (int i = 0; i < topology.size; ++i) {
+    const Range part = slice(bytes, topology.size, i);
+    if (i == topology.rank) Reads::add(&reads.inputs, {Read::kAll, part.begin, part.begin, part.bytes()});
+    else Reads::add(&reads.results, {i, part.begin, part.begin, part.bytes()});
+    reads.largest = std::max(reads.largest, part.bytes());
+  }
+  reads.begin_after(topology.rank);
+  return reads;
+}
+
 Allreduce::Slice Allreduce::own_slice(uint64_t step) const {
   Slice own;
   if (!weight_) return own;

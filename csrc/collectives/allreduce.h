@@ -17,6 +17,7 @@
 
 #include "collectives/host_reduce.h"
 #include "collectives/machine.h"
+#include "collectives/single_copy.h"
 #include "ops/submission.h"
 
 namespace ringreduce {
@@ -26,6 +27,10 @@ class Allreduce : public Machine {
   Allreduce(Channel* channel, const Submission& submission, Output*)
       : Allreduce(channel, Pieces(submission.pieces), submission) {}
   Allreduce(Channel* channel, Pieces pieces, const Arithmetic& arithmetic);  // several fused
+
+  // What a rank reads where nothing is staged, and from how many bytes of one peer on.
+  static Reads reads(const Topology& topology, const Submission& submission, const Output& output, const Matrix&);
+  static constexpr size_t kReadBytes = 1 << 20;
 
   Status advance(bool* moved) override;
   bool done() const override { return drained_ == steps_; }

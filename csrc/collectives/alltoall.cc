@@ -1,6 +1,7 @@
 #include "collectives/alltoall.h"
 
 #include <cstring>
+#include <numeric>
 
 #include "kernels/kernels.h"
 
@@ -22,6 +23,21 @@ Alltoall::Alltoall(Channel* channel, const Submission& submission, Output* outpu
     send_offsets_.push_back(offset);
     offset += static_cast<size_t>(bytes);
   }
+}
+
+Reads Alltoall::reads(const Topology& topology, const Submission&, const Output&, const Matrix& bytes) {
+  Reads reads;
+  size_t to = 0;
+  for (int from = 0; from < topology.size; ++from) {
+    const size_t* row = &bytes[from * topology.size];
+    const size_t at = std::accumulate(row, row + topology.rank, size_t{0});
+    Reads::add(&reads.inputs, {from, at, to, row[topology.rank]});
+    to += row[topology.rank];
+    for (int i = 0; i < topology.size; ++i)
+      if (i != from) reads.largest = std::max(reads.largest, row[i]);
+  }
+  reads.begin_after(topology.rank);
+  return reads;
 }
 
 Status Alltoall::advance(bool* moved) {

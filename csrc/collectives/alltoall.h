@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "collectives/machine.h"
+#include "collectives/single_copy.h"
 #include "ops/submission.h"
 
 namespace ringreduce {
@@ -17,6 +18,9 @@ namespace ringreduce {
 class Alltoall : public Machine {
  public:
   Alltoall(Channel* channel, const Submission& submission, Output* output);
+
+  static Reads reads(const Topology& topology, const Submission& submission, const Output& output, const Matrix& bytes);
+  static constexpr size_t kReadBytes = 1 << 20;
 
   Status advance(bool* moved) override;
   bool done() const override;

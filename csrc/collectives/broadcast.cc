@@ -24,6 +24,11 @@ Broadcast::Broadcast(Channel* channel, const Submission& submission, Output*)
   if (position < hosts - 1) next_ = publisher_of(host + 1);
 }
 
+Reads Broadcast::reads(const Topology&, const Submission& submission, const Output&, const Matrix&) {
+  const size_t bytes = submission.pieces[0].bytes;
+  return {{{submission.root, 0, 0, bytes}}, {}, bytes};
+}
+
 Status Broadcast::advance(bool* moved) {
   RR_TRY(drain(moved));
   if (!publishing_) return Status::ok();

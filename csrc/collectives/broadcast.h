@@ -9,6 +9,7 @@
 #pragma once
 
 #include "collectives/machine.h"
+#include "collectives/single_copy.h"
 #include "ops/submission.h"
 
 namespace ringreduce {
@@ -17,6 +18,9 @@ class Broadcast : public Machine {
  public:
   // The input is read on the root only; the output is written on every rank (on the root unless it is the input).
   Broadcast(Channel* channel, const Submission& submission, Output*);
+
+  static Reads reads(const Topology& topology, const Submission& submission, const Output& output, const Matrix&);
+  static constexpr size_t kReadBytes = 1 << 20;
 
   Status advance(bool* moved) override;
   bool done() const override { return drained_ == steps_; }

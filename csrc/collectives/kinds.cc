@@ -12,7 +12,11 @@ namespace {
 
 template <class Collective>
 std::unique_ptr<Machine> make(Channel* channel, const Submission& submission, Output* output) {
-  return std::make_unique<Collective>(channel, submission, output);
+  const SingleCopy::Staged staged = [](Channel* over, const Submission& asked, Output* into) -> std::unique_ptr<Machine> {
+    return std::make_unique<Collective>(over, asked, into);
+  };
+  if (!SingleCopy::suits(*channel, submission)) return staged(channel, submission, output);
+  return std::make_unique<SingleCopy>(channel, submission, output, Collective::reads, Collective::kReadBytes, staged);
 }
 
 constexpr auto kAny = Kind::Root::kNone, kFrom = Kind::Root::kFrom, kTo = Kind::Root::kTo;

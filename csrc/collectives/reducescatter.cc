@@ -30,6 +30,18 @@ Reducescatter::Reducescatter(Channel* channel, const Submission& submission, Out
   }
 }
 
+Reads Reducescatter::reads(const Topology& topology, const Submission& submission, const Output&, const Matrix&) {
+  Reads reads;
+  size_t at = 0;
+  for (int rank = 0; rank < topology.size; ++rank) {
+    const size_t bytes = static_cast<size_t>(submission.counts[rank]);
+    if (rank == topology.rank) Reads::add(&reads.inputs, {Read::kAll, at, 0, bytes});
+    reads.largest = std::max(reads.largest, bytes);
+    at += bytes;
+  }
+  return reads;
+}
+
 Status Reducescatter::advance(bool* moved) {
   if (!allocated_) {
     RR_TRY(output_->allocate());

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "collectives/machine.h"
+#include "collectives/single_copy.h"
 #include "ops/submission.h"
 
 namespace ringreduce {
@@ -19,6 +20,9 @@ namespace ringreduce {
 class Reducescatter : public Machine {
  public:
   Reducescatter(Channel* channel, const Submission& submission, Output* output);
+
+  static Reads reads(const Topology& topology, const Submission& submission, const Output& output, const Matrix&);
+  static constexpr size_t kReadBytes = 1 << 20;
 
   Status advance(bool* moved) override;
   bool done() const override { return allocated_ && drained_ == steps_; }

@@ -27,6 +27,7 @@ struct Settings {
   std::string nccl_multi_rank_gpu;        // NCCL_MULTI_RANK_GPU_ENABLE: "1", NCCL lets two ranks use one GPU
   std::string host_id;                    // RINGREDUCE_HOST_ID: ranks with the same one share memory, "" asks MPI
   std::string drift = "warn";             // RINGREDUCE_DRIFT: warn|error|off
+  std::string single_copy = "auto";       // RINGREDUCE_SINGLE_COPY: auto|always|off
   int tree_arity = 8;                     // RINGREDUCE_TREE_ARITY: children of a negotiation node
   // A slot should stay in the caches. Between hosts it is divided by the rails, and their parts by the
   // hosts: the messages.

@@ -29,6 +29,7 @@ struct alignas(kLine) Counter {
 struct StreamState {
   static constexpr int kSlots = 4;
   Counter filled[kSlots], settled[kSlots], drained[kSlots];
+  std::atomic<uint32_t> broken_off{0};
 };
 
 class Stream {
@@ -61,6 +62,12 @@ class Stream {
   bool filled(uint64_t step) const { return complete(state_->filled[step % kSlots], step / kSlots + 1); }
   bool settled(uint64_t step) const { return complete(state_->settled[step % kSlots], step / kSlots + 1); }
   bool vacant(uint64_t step) const { return complete(state_->drained[step % kSlots], step / kSlots); }
+  bool drained(uint64_t step) const { return complete(state_->drained[step % kSlots], step / kSlots + 1); }
+
+  // A rank gives an operation up, and its memory back to the program: what others have read of it since counts
+  // for nothing. Whoever looks after having read knows.
+  void break_off() { state_->broken_off.store(1, std::memory_order_seq_cst); }
+  bool broken_off() const { return state_->broken_off.load(std::memory_order_seq_cst); }
 
  private:
   void arrive(Counter& counter, uint64_t step, int weight) {
