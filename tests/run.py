@@ -9,6 +9,7 @@
     hosts      pytest tests/hosts: several hosts in network namespaces                     x        x
     parallel   pytest tests/parallel under mpirun, on one host; at N ranks    part, 2  1, 2 part, 3  1, 2, 3, 4
     split      the same with the ranks split over 2 pretended hosts                       1+3  1+1, 2+2, 1+3
+    reads      the collectives by single copy, whatever the size; at N ranks           part, 3  2, 3, 4
     smoke      a part of it at 16 ranks                                                    x        x
     idioms     pytest tests/idioms: random training programs; at N ranks                   3       2, 3
     gpu        pytest tests/gpu at 1 and 2 ranks: real GPUs, skipped where there is none   x        x
@@ -40,7 +41,7 @@ from runner.pytest_stage import PytestStage
 from runner.results import StageReport, show_failures, show_summary
 
 SINGLE = ("commands", "programs", "single", "hosts")  # folders whose tests a single process runs
-KINDS = ("native", "sanitize", "lint", *SINGLE, "parallel", "split", "smoke", "mpich", "idioms", "gpu")
+KINDS = ("native", "sanitize", "lint", *SINGLE, "parallel", "split", "reads", "smoke", "mpich", "idioms", "gpu")
 SPLITS = {"1+1": "0,1", "2+2": "0,0,1,1", "1+3": "0,1,1,1"}
 WIDTH = 2  # stages side by side
 # Programs of tests/native that take a second or two, and tests of tests/parallel, for `make check`.
@@ -54,6 +55,8 @@ QUICK_NATIVE = (
     "test_waiting",
 )
 QUICK_PARALLEL = "smoke or quick"
+READING = [f"tests/parallel/test_{name}.py" for name in
+           "allgather allreduce alltoall broadcast gather grouped into process_sets reducescatter scatter".split()]  # fmt: skip
 
 
 class Level(NamedTuple):
@@ -63,6 +66,7 @@ class Level(NamedTuple):
     parallel: Mapping[int, str]  # number of ranks -> marks that select the tests; "" for all
     splits: Sequence[str] = tuple(SPLITS)
     idioms: Sequence[int] = (2, 3)
+    reads: Sequence[int] = (2, 3, 4)
     is_thorough: bool = True
 
 
@@ -70,7 +74,7 @@ ALL_SIZES = {1: "", 2: "", 3: "", 4: ""}
 LEVELS = {
     "check": Level(("lint", "native", "single", "parallel"), {2: QUICK_PARALLEL}),
     "test": Level(
-        [kind for kind in KINDS if kind not in ("sanitize", "mpich")], {1: "", 2: "pair", 3: ""}, ("1+3",), (3,), False
+        [kind for kind in KINDS if kind not in ("sanitize", "mpich")], {1: "", 2: "pair", 3: ""}, ("1+3",), (3,), (3,), False
     ),
     "all": Level(KINDS, ALL_SIZES),
 }
@@ -115,13 +119,14 @@ def stages(options: argparse.Namespace) -> Iterator[Stage]:
     select = ["-k", options.k] if options.k else []
 
     def pytest(
-        name: str, size: int, *arguments: str, under: Launcher | str | None = mpirun, hosts: str = "", slow: int = 1
+        name: str, size: int, *arguments: str, under: Launcher | str | None = mpirun, hosts: str = "", slow: int = 1,
+        **environment: str,
     ) -> Stage:
         """`under`: a launcher, None for a single process, or why there is no launcher."""
         if isinstance(under, str):
             return skipped(name, under)
         limits = options.test_timeout * slow, options.stage_timeout
-        stage = PytestStage(name, size, [*arguments, *select], under, hosts, *limits)
+        stage = PytestStage(name, size, [*arguments, *select], under, hosts, environment, *limits)
         return Stage(name, lambda: stage.run(sys.executable), is_alone=under is not None)
 
     level = LEVELS[options.level]
@@ -160,6 +165,10 @@ def stages(options: argparse.Namespace) -> Iterator[Stage]:
                     [] if level.is_thorough else ["--ignore", "tests/parallel/gpu"]
                 )  # NCCL knows no hosts of ours
                 yield pytest(f"parallel, hosts {split}", size, "tests/parallel", *left_out, hosts=hosts)
+    if "reads" in wanted:
+        for size in sizes(*level.reads):
+            marks = [] if level.is_thorough else ["-m", "smoke or hosts"]
+            yield pytest(f"single copy, {ranks(size)}", size, *READING, *marks, RINGREDUCE_SINGLE_COPY="always")
     if "smoke" in wanted:
         for size in sizes(16):
             yield pytest(f"smoke, {ranks(size)}", size, "tests/parallel", "-m", "smoke", slow=3)

@@ -37,11 +37,11 @@ Allgather::Allgather(Channel* channel, const char* in, size_t bytes, Output* out
   output_->counts.resize(topology_.size);
 }
 
-Reads Allgather::reads(const Topology& topology, const Submission&, const Output& output, const Matrix&) {
+Reads Allgather::reads(const Topology& topology, const Submission&, Output* output, const Matrix&) {
   Reads reads;
   size_t offset = 0;
-  for (int from = 0; from < static_cast<int>(output.counts.size()); ++from) {
-    const size_t bytes = static_cast<size_t>(output.counts[from]);
+  for (int from = 0; from < static_cast<int>(output->counts.size()); ++from) {
+    const size_t bytes = static_cast<size_t>(output->counts[from]);
     Reads::add(&reads.inputs, {from, 0, offset, bytes});
     reads.largest = std::max(reads.largest, bytes);
     offset += bytes;

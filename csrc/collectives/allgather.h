@@ -26,7 +26,7 @@ class Allgather : public Machine {
       : Allgather(channel, submission.pieces[0].in, submission.pieces[0].bytes, output) {}
   Allgather(Channel* channel, const char* in, size_t bytes, Output* output);
 
-  static Reads reads(const Topology& topology, const Submission& submission, const Output& output, const Matrix&);
+  static Reads reads(const Topology& topology, const Submission& submission, Output* output, const Matrix&);
   static constexpr size_t kReadBytes = 1 << 20;
 
   Status advance(bool* moved) override;

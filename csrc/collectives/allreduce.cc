@@ -27,7 +27,7 @@ Allreduce::Allreduce(Channel* channel, Pieces pieces, const Arithmetic& arithmet
   weight_ = local == 0 ? topology_.local_size() - reducers + 1 : local < reducers ? 1 : 0;
 }
 
-Reads Allreduce::reads(const Topology& topology, const Submission& submission, const Output&, const Matrix&) {
+Reads Allreduce::reads(const Topology& topology, const Submission& submission, Output*, const Matrix&) {
   Reads reads;
   // Where the result is not wanted, there is no memory to reduce a slice to.
   if (submission.kind->root != Kind::Root::kNone) return reads;

@@ -29,7 +29,7 @@ class Allreduce : public Machine {
   Allreduce(Channel* channel, Pieces pieces, const Arithmetic& arithmetic);  // several fused
 
   // What a rank reads where nothing is staged, and from how many bytes of one peer on.
-  static Reads reads(const Topology& topology, const Submission& submission, const Output& output, const Matrix&);
+  static Reads reads(const Topology& topology, const Submission& submission, Output* output, const Matrix&);
   static constexpr size_t kReadBytes = 1 << 20;
 
   Status advance(bool* moved) override;

@@ -25,14 +25,16 @@ Alltoall::Alltoall(Channel* channel, const Submission& submission, Output* outpu
   }
 }
 
-Reads Alltoall::reads(const Topology& topology, const Submission&, const Output&, const Matrix& bytes) {
+Reads Alltoall::reads(const Topology& topology, const Submission&, Output* output, const Matrix& bytes) {
   Reads reads;
+  output->counts.clear();
   size_t to = 0;
   for (int from = 0; from < topology.size; ++from) {
     const size_t* row = &bytes[from * topology.size];
     const size_t at = std::accumulate(row, row + topology.rank, size_t{0});
     Reads::add(&reads.inputs, {from, at, to, row[topology.rank]});
     to += row[topology.rank];
+    output->counts.push_back(static_cast<int64_t>(row[topology.rank]));
     for (int i = 0; i < topology.size; ++i)
       if (i != from) reads.largest = std::max(reads.largest, row[i]);
   }

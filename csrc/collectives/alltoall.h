@@ -19,7 +19,7 @@ class Alltoall : public Machine {
  public:
   Alltoall(Channel* channel, const Submission& submission, Output* output);
 
-  static Reads reads(const Topology& topology, const Submission& submission, const Output& output, const Matrix& bytes);
+  static Reads reads(const Topology& topology, const Submission& submission, Output* output, const Matrix& bytes);
   static constexpr size_t kReadBytes = 1 << 20;
 
   Status advance(bool* moved) override;

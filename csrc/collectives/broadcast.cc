@@ -24,7 +24,7 @@ Broadcast::Broadcast(Channel* channel, const Submission& submission, Output*)
   if (position < hosts - 1) next_ = publisher_of(host + 1);
 }
 
-Reads Broadcast::reads(const Topology&, const Submission& submission, const Output&, const Matrix&) {
+Reads Broadcast::reads(const Topology&, const Submission& submission, Output*, const Matrix&) {
   const size_t bytes = submission.pieces[0].bytes;
   return {{{submission.root, 0, 0, bytes}}, {}, bytes};
 }

@@ -19,7 +19,7 @@ class Broadcast : public Machine {
   // The input is read on the root only; the output is written on every rank (on the root unless it is the input).
   Broadcast(Channel* channel, const Submission& submission, Output*);
 
-  static Reads reads(const Topology& topology, const Submission& submission, const Output& output, const Matrix&);
+  static Reads reads(const Topology& topology, const Submission& submission, Output* output, const Matrix&);
   static constexpr size_t kReadBytes = 1 << 20;
 
   Status advance(bool* moved) override;

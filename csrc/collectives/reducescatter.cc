@@ -30,8 +30,9 @@ Reducescatter::Reducescatter(Channel* channel, const Submission& submission, Out
   }
 }
 
-Reads Reducescatter::reads(const Topology& topology, const Submission& submission, const Output&, const Matrix&) {
+Reads Reducescatter::reads(const Topology& topology, const Submission& submission, Output* output, const Matrix&) {
   Reads reads;
+  output->counts = {submission.counts[topology.rank]};
   size_t at = 0;
   for (int rank = 0; rank < topology.size; ++rank) {
     const size_t bytes = static_cast<size_t>(submission.counts[rank]);

@@ -21,7 +21,7 @@ class Reducescatter : public Machine {
  public:
   Reducescatter(Channel* channel, const Submission& submission, Output* output);
 
-  static Reads reads(const Topology& topology, const Submission& submission, const Output& output, const Matrix&);
+  static Reads reads(const Topology& topology, const Submission& submission, Output* output, const Matrix&);
   static constexpr size_t kReadBytes = 1 << 20;
 
   Status advance(bool* moved) override;

@@ -54,7 +54,7 @@ SingleCopy::SingleCopy(Channel* channel, const Submission& submission, Output* o
       make_staged_(staged),
       least_(channel->read_any_size ? 1 : least) {
   // What is known to be too small needs no meeting.
-  if (!tells_counts()) reads_ = plan_(topology_, submission_, *output_, {});
+  if (!tells_counts()) reads_ = plan_(topology_, submission_, output_, {});
   if (!tells_counts() && reads_.largest < least_) stage();
   else step_ = channel_->stream.reserve(1);
 }
@@ -125,9 +125,7 @@ Status SingleCopy::meet() {
         sane = sane && count >= 0 && count <= kMostBytes / n;
         bytes.push_back(static_cast<size_t>(count));
       }
-    output_->counts.assign(n, 0);
-    for (int from = 0; from < n; ++from) output_->counts[from] = published(from)->counts[topology_.rank];
-    if (sane) reads_ = plan_(topology_, submission_, *output_, bytes);
+    if (sane) reads_ = plan_(topology_, submission_, output_, bytes);
   }
   // Counts that cannot be are the staged machine's to report.
   if (!readable || !sane || reads_.largest < least_) {

@@ -8,7 +8,7 @@
 //   tensors |aaaa|bbbb| |aaaa|bbbb|    inputs: rank 0 reads rank 1's a, and writes a = a0 + a1 to its result
 //            rank 0      rank 1        results: it copies b from rank 1's result
 //
-// What to read differs by collective, and is a plan, which is all that a collective says about it (Reads). Every
+// What to read differs by collective, and is a plan, which is all that a collective says about it (Reads), beside Output::counts. Every
 // rank draws the same conclusion from what all have published: where memory cannot be read, or it is too little
 // to gain anything, the staged machine takes over.
 //
@@ -46,7 +46,7 @@ using Matrix = std::vector<size_t>;
 
 class SingleCopy : public Machine {
  public:
-  using Plan = Reads (*)(const Topology&, const Submission&, const Output&, const Matrix&);
+  using Plan = Reads (*)(const Topology&, const Submission&, Output*, const Matrix&);
   using Staged = std::unique_ptr<Machine> (*)(Channel*, const Submission&, Output*);
 
   // For an operation that it can be used for.
