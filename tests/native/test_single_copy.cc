@@ -179,8 +179,7 @@ TEST(memory_that_cannot_be_read_is_staged) {
   ranks.submit(1, refused);
   for (int i = 0; i < 2; ++i)
     for (int rank : {0, 1}) CHECK(ranks.step(rank));
-  CHECK_EQ(ranks.where(0), "step 0 of 293 drained");
-  CHECK_EQ(ranks.where(1), "step 0 of 293 drained");
+  for (int rank : {0, 1}) CHECK_EQ(ranks.where(rank), "step 0 of ? drained");  // the staged machine's
   mprotect(closed, kCount * 4, PROT_READ | PROT_WRITE);
   for (size_t i = 0; i < kCount; ++i) closed[i] = 2;
   while (!ranks.done(0) || !ranks.done(1))
@@ -195,7 +194,8 @@ TEST(a_block_that_cannot_be_is_an_error) {
   for (int rank : {0, 1}) {
     Submission s = gather_of(values[rank]);
     s.kind = find_kind("alltoall");
-    s.counts = {kCount * 2, rank ? kCount * 2 : int64_t{1} << 60};
+    const int64_t half = kCount * 2;
+    s.counts = {half, rank ? half : int64_t{1} << 60};
     ranks.submit(rank, s);
   }
   Status status;
