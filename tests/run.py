@@ -55,8 +55,8 @@ QUICK_NATIVE = (
     "test_waiting",
 )
 QUICK_PARALLEL = "smoke or quick"
-READING = [f"tests/parallel/test_{name}.py" for name in
-           "allgather allreduce alltoall broadcast gather grouped into process_sets reducescatter scatter".split()]  # fmt: skip
+COLLECTIVES = "allgather allreduce alltoall broadcast gather grouped into process_sets reducescatter scatter"
+READING = [f"tests/parallel/test_{name}.py" for name in COLLECTIVES.split()]
 
 
 class Level(NamedTuple):
@@ -74,7 +74,12 @@ ALL_SIZES = {1: "", 2: "", 3: "", 4: ""}
 LEVELS = {
     "check": Level(("lint", "native", "single", "parallel"), {2: QUICK_PARALLEL}),
     "test": Level(
-        [kind for kind in KINDS if kind not in ("sanitize", "mpich")], {1: "", 2: "pair", 3: ""}, ("1+3",), (3,), (3,), False
+        [kind for kind in KINDS if kind not in ("sanitize", "mpich")],
+        {1: "", 2: "pair", 3: ""},
+        ("1+3",),
+        idioms=(3,),
+        reads=(3,),
+        is_thorough=False,
     ),
     "all": Level(KINDS, ALL_SIZES),
 }
@@ -119,7 +124,12 @@ def stages(options: argparse.Namespace) -> Iterator[Stage]:
     select = ["-k", options.k] if options.k else []
 
     def pytest(
-        name: str, size: int, *arguments: str, under: Launcher | str | None = mpirun, hosts: str = "", slow: int = 1,
+        name: str,
+        size: int,
+        *arguments: str,
+        under: Launcher | str | None = mpirun,
+        hosts: str = "",
+        slow: int = 1,
         **environment: str,
     ) -> Stage:
         """`under`: a launcher, None for a single process, or why there is no launcher."""

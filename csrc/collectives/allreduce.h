@@ -28,9 +28,9 @@ class Allreduce : public Machine {
       : Allreduce(channel, Pieces(submission.pieces), submission) {}
   Allreduce(Channel* channel, Pieces pieces, const Arithmetic& arithmetic);  // several fused
 
-  // What a rank reads where nothing is staged, and from how many bytes of one peer on.
+  // What a rank reads where nothing is staged, and when that pays.
   static Reads reads(const Topology& topology, const Submission& submission, Output* output, const Matrix&);
-  static constexpr size_t kReadBytes = 1 << 20;
+  static constexpr Gain kGain{1 << 20, Gain::kNever};
 
   Status advance(bool* moved) override;
   bool done() const override { return drained_ == steps_; }

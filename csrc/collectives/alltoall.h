@@ -20,7 +20,7 @@ class Alltoall : public Machine {
   Alltoall(Channel* channel, const Submission& submission, Output* output);
 
   static Reads reads(const Topology& topology, const Submission& submission, Output* output, const Matrix& bytes);
-  static constexpr size_t kReadBytes = 1 << 20;
+  static constexpr Gain kGain{1 << 20, Gain::kNever};
 
   Status advance(bool* moved) override;
   bool done() const override;

@@ -20,7 +20,7 @@ class Broadcast : public Machine {
   Broadcast(Channel* channel, const Submission& submission, Output*);
 
   static Reads reads(const Topology& topology, const Submission& submission, Output* output, const Matrix&);
-  static constexpr size_t kReadBytes = 1 << 20;
+  static constexpr Gain kGain{1 << 20, Gain::kNever};
 
   Status advance(bool* moved) override;
   bool done() const override { return drained_ == steps_; }

@@ -26,7 +26,7 @@ size_t reduce_piece_bytes(int ranks) {
 struct SingleCopy::Published {
   const char* in;
   const char* result;  // null: nobody reads it
-  bool readable;
+  PeerMemory::Access access;
   int64_t counts[];    // bytes for each rank, where the ranks tell each other
 };
 
@@ -45,22 +45,27 @@ bool SingleCopy::suits(const Channel& channel, const Submission& submission) {
   return channel.peers && channel.topology->host_count() == 1 && channel.topology->size > 1 && submission.pieces.size() == 1;
 }
 
-SingleCopy::SingleCopy(Channel* channel, const Submission& submission, Output* output, Plan plan, size_t least, Staged staged)
+SingleCopy::SingleCopy(Channel* channel, const Submission& submission, Output* output, Plan plan, Gain gain, Staged staged)
     : channel_(channel),
       topology_(*channel->topology),
       submission_(submission),
       output_(output),
       plan_(plan),
       make_staged_(staged),
-      least_(channel->read_any_size ? 1 : least) {
+      gain_(channel->read_any_size ? Gain{1, 1} : gain) {
   // What is known to be too small needs no meeting.
   if (!tells_counts()) reads_ = plan_(topology_, submission_, output_, {});
-  if (!tells_counts() && reads_.largest < least_) stage();
+  if (!tells_counts() && !gains(PeerMemory::Access::kHugePages)) stage();
   else step_ = channel_->stream.reserve(1);
 }
 
 void SingleCopy::stage() {
   staged_ = make_staged_(channel_, submission_, output_);
+}
+
+bool SingleCopy::gains(PeerMemory::Access access) const {
+  if (access == PeerMemory::Access::kNone) return false;
+  return reads_.largest >= (access == PeerMemory::Access::kHugePages ? gain_.huge_pages : gain_.small_pages);
 }
 
 bool SingleCopy::done() const {
@@ -107,16 +112,17 @@ void SingleCopy::publish() {
   mine->in = piece.in;
   mine->result = piece.out;
   const bool read = submission_.kind->root != Kind::Root::kFrom || topology_.rank == submission_.root;
-  mine->readable = (!read || PeerMemory::readable(piece.in, piece.bytes)) &&
-                   (reads_.results.empty() || PeerMemory::readable(piece.out, piece.bytes));
+  mine->access = channel_->peers->access(piece.in, read ? piece.bytes : 0);
+  if (!reads_.results.empty()) mine->access = std::min(mine->access, channel_->peers->access(piece.out, piece.bytes));
   std::copy(submission_.counts.begin(), submission_.counts.end(), mine->counts);
   channel_->stream.fill(step_);
 }
 
 Status SingleCopy::meet() {
   const int n = topology_.size;
-  bool readable = true, sane = true;
-  for (int i = 0; i < n; ++i) readable = readable && published(i)->readable;
+  auto access = PeerMemory::Access::kHugePages;
+  for (int i = 0; i < n; ++i) access = std::min(access, published(i)->access);
+  bool sane = true;
   if (tells_counts()) {
     Matrix bytes;
     for (int from = 0; from < n; ++from)
@@ -128,7 +134,7 @@ Status SingleCopy::meet() {
     if (sane) reads_ = plan_(topology_, submission_, output_, bytes);
   }
   // Counts that cannot be are the staged machine's to report.
-  if (!readable || !sane || reads_.largest < least_) {
+  if (!sane || !gains(access)) {
     channel_->stream.drain_unsettled(step_);
     return stage(), Status::ok();
   }

@@ -41,6 +41,12 @@ struct Reads {
   void begin_after(int rank);
 };
 
+// From how many bytes on that a rank reads of another one it is quicker than staging, as measured.
+struct Gain {
+  static constexpr size_t kNever = SIZE_MAX;
+  size_t huge_pages, small_pages;
+};
+
 // How many bytes each rank has for each, [from][to]; empty unless ranks tell each other.
 using Matrix = std::vector<size_t>;
 
@@ -51,8 +57,7 @@ class SingleCopy : public Machine {
 
   // For an operation that it can be used for.
   static bool suits(const Channel& channel, const Submission& submission);
-  // `least`: from so many bytes on that a rank reads from another.
-  SingleCopy(Channel* channel, const Submission& submission, Output* output, Plan plan, size_t least, Staged staged);
+  SingleCopy(Channel* channel, const Submission& submission, Output* output, Plan plan, Gain gain, Staged staged);
 
   Status advance(bool* moved) override;
   bool done() const override;
@@ -63,6 +68,7 @@ class SingleCopy : public Machine {
   enum class Phase { kPublish, kMeet, kInputs, kResults, kDrained };
 
   bool tells_counts() const { return submission_.kind->counts == Kind::Counts::kOwn; }
+  bool gains(PeerMemory::Access access) const;
   const Published* published(int rank) const;
   void publish();
   Status meet();
@@ -80,7 +86,7 @@ class SingleCopy : public Machine {
   Output* output_;
   Plan plan_;
   Staged make_staged_;
-  size_t least_;
+  Gain gain_;
   Phase phase_ = Phase::kPublish;
   Reads reads_;
   uint64_t step_ = 0;

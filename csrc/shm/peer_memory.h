@@ -30,14 +30,17 @@ class PeerMemory {
   static Word offer();
   // Reads the word of another process; an error says why that cannot be done.
   static Status attempt(int pid, const Word& word);
-  // Whether others could read it: memory of a device, for one, can be read by its owner only.
-  static bool readable(const void* data, size_t bytes);
 
   // `ranks` and `pids` of this host, by local index.
   PeerMemory(std::vector<int> ranks, std::vector<int> pids);
   ~PeerMemory();
   PeerMemory(const PeerMemory&) = delete;
   PeerMemory& operator=(const PeerMemory&) = delete;
+
+  // What it is for others to read this process's memory: memory of a device, for one, only its owner can. Of small
+  // pages the kernel looks up each one, which takes as long as copying it.
+  enum class Access : uint8_t { kNone, kSmallPages, kHugePages };
+  Access access(const void* data, size_t bytes) const;
 
   // Bytes of the rank's memory; `from` is an address of its process. What comes was read from that process.
   Status read(int rank, const char* from, char* to, size_t bytes);
@@ -48,6 +51,9 @@ class PeerMemory {
   struct Peer {
     int rank, pid, fd;
   };
+  bool in_huge_pages(const char* data, size_t bytes) const;
+
+  const int pagemap_;  // of this process
   std::vector<Peer> peers_;
   std::vector<char> scratch_;
 };

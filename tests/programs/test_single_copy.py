@@ -31,7 +31,7 @@ SCRIPT = """
     import ringreduce as rr
     from ringreduce._runtime import running
 
-    if os.environ["OMPI_COMM_WORLD_RANK" if "OMPI_COMM_WORLD_RANK" in os.environ else "PMI_RANK"] == os.environ["REFUSED"]:
+    if os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("PMI_RANK")) == os.environ["REFUSED"]:
         refuse_process_vm_readv()
     rr.init()
     print(f"rank {rr.rank()}: '{running.require().staged_because}'")
