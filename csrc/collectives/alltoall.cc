@@ -7,7 +7,7 @@
 
 namespace ringreduce {
 
-Alltoall::Alltoall(Channel* channel, const Submission& submission, Output* output)
+Alltoall::Alltoall(Channel* channel, const Submission& submission, Output* output, const Matrix& known)
     : channel_(channel),
       topology_(*channel->topology),
       in_(submission.pieces[0].in),
@@ -15,9 +15,14 @@ Alltoall::Alltoall(Channel* channel, const Submission& submission, Output* outpu
       to_(submission.kind->root == Kind::Root::kTo ? submission.root : -1),
       send_bytes_(submission.counts),
       output_(output),
-      piece_(to_ < 0 ? channel->stream.chunk() / topology_.local_size() / kLine * kLine : channel->stream.chunk()),
-      header_step_(channel->stream.reserve(1)) {
+      header_filled_(!known.empty()),
+      header_drained_(!known.empty()),
+      local_bytes_(known),
+      piece_(to_ < 0 ? channel->stream.chunk() / topology_.local_size() / kLine * kLine : channel->stream.chunk()) {
+  if (known.empty()) header_step_ = channel->stream.reserve(1);
   output_->counts.assign(topology_.size, 0);
+  for (size_t from = 0; from * topology_.size < known.size(); ++from)
+    output_->counts[from] = static_cast<int64_t>(pair_bytes(static_cast<int>(from), topology_.local()));
   size_t offset = 0;
   for (int64_t bytes : send_bytes_) {
     send_offsets_.push_back(offset);

@@ -55,12 +55,12 @@ SingleCopy::SingleCopy(Channel* channel, const Submission& submission, Output* o
       gain_(channel->read_any_size ? Gain{1, 1} : gain) {
   // What is known to be too small needs no meeting.
   if (!tells_counts()) reads_ = plan_(topology_, submission_, output_, {});
-  if (!tells_counts() && !gains(PeerMemory::Access::kHugePages)) stage();
+  if (!tells_counts() && !gains(PeerMemory::Access::kHugePages)) stage({});
   else step_ = channel_->stream.reserve(1);
 }
 
-void SingleCopy::stage() {
-  staged_ = make_staged_(channel_, submission_, output_);
+void SingleCopy::stage(const Matrix& counts) {
+  staged_ = make_staged_(channel_, submission_, output_, counts);
 }
 
 bool SingleCopy::gains(PeerMemory::Access access) const {
@@ -111,11 +111,21 @@ void SingleCopy::publish() {
   const Piece& piece = submission_.pieces[0];
   mine->in = piece.in;
   mine->result = piece.out;
-  const bool read = submission_.kind->root != Kind::Root::kFrom || topology_.rank == submission_.root;
-  mine->access = channel_->peers->access(piece.in, read ? piece.bytes : 0);
-  if (!reads_.results.empty()) mine->access = std::min(mine->access, channel_->peers->access(piece.out, piece.bytes));
+  mine->access = access(piece.in, is_read() ? piece.bytes : 0);
+  if (!reads_.results.empty()) mine->access = std::min(mine->access, access(piece.out, piece.bytes));
   std::copy(submission_.counts.begin(), submission_.counts.end(), mine->counts);
   channel_->stream.fill(step_);
+}
+
+// A broadcast and a scatter read of the root only.
+bool SingleCopy::is_read() const {
+  return submission_.kind->root != Kind::Root::kFrom || topology_.rank == submission_.root;
+}
+
+// A look takes longer than staging a little would.
+PeerMemory::Access SingleCopy::access(const char* data, size_t bytes) const {
+  if (bytes && bytes < gain_.huge_pages) return PeerMemory::Access::kNone;
+  return channel_->peers->access(data, bytes);
 }
 
 Status SingleCopy::meet() {
@@ -123,8 +133,8 @@ Status SingleCopy::meet() {
   auto access = PeerMemory::Access::kHugePages;
   for (int i = 0; i < n; ++i) access = std::min(access, published(i)->access);
   bool sane = true;
+  Matrix bytes;
   if (tells_counts()) {
-    Matrix bytes;
     for (int from = 0; from < n; ++from)
       for (int to = 0; to < n; ++to) {
         const int64_t count = published(from)->counts[to];
@@ -136,7 +146,7 @@ Status SingleCopy::meet() {
   // Counts that cannot be are the staged machine's to report.
   if (!sane || !gains(access)) {
     channel_->stream.drain_unsettled(step_);
-    return stage(), Status::ok();
+    return stage(bytes), Status::ok();
   }
   result_ = submission_.pieces[0].out;
   if (!submission_.kind->alike) {

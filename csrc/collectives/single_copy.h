@@ -53,7 +53,7 @@ using Matrix = std::vector<size_t>;
 class SingleCopy : public Machine {
  public:
   using Plan = Reads (*)(const Topology&, const Submission&, Output*, const Matrix&);
-  using Staged = std::unique_ptr<Machine> (*)(Channel*, const Submission&, Output*);
+  using Staged = std::unique_ptr<Machine> (*)(Channel*, const Submission&, Output*, const Matrix&);
 
   // For an operation that it can be used for.
   static bool suits(const Channel& channel, const Submission& submission);
@@ -69,10 +69,12 @@ class SingleCopy : public Machine {
 
   bool tells_counts() const { return submission_.kind->counts == Kind::Counts::kOwn; }
   bool gains(PeerMemory::Access access) const;
+  bool is_read() const;
+  PeerMemory::Access access(const char* data, size_t bytes) const;
   const Published* published(int rank) const;
   void publish();
   Status meet();
-  void stage();
+  void stage(const Matrix& counts);
   void settle();
   void drain();
   Status read_on(const std::vector<Read>& reads);
