@@ -54,7 +54,7 @@ Reads Allgather::reads(const Topology& topology, const Submission&, Output* outp
 Range Allgather::block(int rank, uint64_t round) const {
   if (rank < 0) return {};
   if (round < headers_) return {0, sizeof(int64_t)};
-  return chunk_range(output_->counts[rank], channel_->stream.chunk(), round - headers_);
+  return chunk_range(output_->counts[rank], chunk_, round - headers_);
 }
 
 const char* Allgather::source(uint64_t round) const {
@@ -166,7 +166,8 @@ Status Allgather::finish_header() {
     offset += static_cast<size_t>(count);
     largest = std::max(largest, static_cast<size_t>(count));
   }
-  const uint64_t more = divide_up(largest, channel_->stream.chunk()) * per_round_;
+  chunk_ = channel_->stream.chunk(offset);
+  const uint64_t more = divide_up(largest, chunk_) * per_round_;
   channel_->stream.reserve(more);  // follows the header's steps: one machine runs at a time
   steps_ += more;
   past_caches_ = offset >= kPastCaches;

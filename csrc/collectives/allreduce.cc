@@ -17,10 +17,11 @@ Allreduce::Allreduce(Channel* channel, Pieces pieces, const Arithmetic& arithmet
       // In place, the lines to be written have just been read: nothing to gain.
       stream_stores_(!pieces_.in_place() && pieces_.bytes() >= kStreamBytes),
       one_host_(topology_.host_count() == 1),
+      chunk_(channel->stream.chunk(pieces_.bytes())),
       // A single rank in place has its result already.
       steps_(topology_.size == 1 && pieces_.in_place() && scale_.is_identity()
                  ? 0
-                 : divide_up(pieces_.bytes(), channel->stream.chunk())),
+                 : divide_up(pieces_.bytes(), chunk_)),
       first_(channel->stream.reserve(steps_)) {
   const int local = topology_.local(), rails = topology_.rails;
   const int reducers = one_host_ ? topology_.local_size() : rails;

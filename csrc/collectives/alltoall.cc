@@ -17,8 +17,7 @@ Alltoall::Alltoall(Channel* channel, const Submission& submission, Output* outpu
       output_(output),
       header_filled_(!known.empty()),
       header_drained_(!known.empty()),
-      local_bytes_(known),
-      piece_(to_ < 0 ? channel->stream.chunk() / topology_.local_size() / kLine * kLine : channel->stream.chunk()) {
+      local_bytes_(known) {
   if (known.empty()) header_step_ = channel->stream.reserve(1);
   output_->counts.assign(topology_.size, 0);
   for (size_t from = 0; from * topology_.size < known.size(); ++from)
@@ -128,6 +127,8 @@ Status Alltoall::start_blocks() {
   if (largest > size_t{1} << 47)
     return {Code::kPeerLost, "a rank of this host has announced a block of " + std::to_string(largest) +
                                  " bytes for another one, which cannot be: its memory was damaged"};
+  const size_t chunk = channel_->stream.chunk(largest * topology_.local_size());
+  piece_ = to_ < 0 ? chunk / topology_.local_size() / kLine * kLine : chunk;
   steps_ = divide_up(largest, piece_);
   first_ = channel_->stream.reserve(steps_);
 

@@ -21,7 +21,7 @@ class Alltoall : public Machine {
   Alltoall(Channel* channel, const Submission& submission, Output* output, const Matrix& known = {});
 
   static Reads reads(const Topology& topology, const Submission& submission, Output* output, const Matrix& bytes);
-  static constexpr Gain kGain{1 << 20, Gain::kNever};
+  static constexpr Gain kGain{2 << 20, 32 << 20};
 
   Status advance(bool* moved) override;
   bool done() const override;
@@ -51,7 +51,7 @@ class Alltoall : public Machine {
   bool header_filled_ = false, header_drained_ = false, net_done_ = false;
   Matrix local_bytes_;               // by local ranks
   std::vector<Request> requests_;    // all transfers between hosts of the phase
-  size_t piece_;
+  size_t piece_ = 0;
   uint64_t header_step_ = 0, first_ = 0, steps_ = 0;
   uint64_t filled_ = 0, drained_ = 0;
 };

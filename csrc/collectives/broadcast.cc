@@ -11,7 +11,7 @@ Broadcast::Broadcast(Channel* channel, const Submission& submission, Output*)
       out_(submission.pieces[0].out),
       bytes_(submission.pieces[0].bytes),
       is_root_(topology_.rank == submission.root),
-      steps_(divide_up(bytes_, channel->stream.chunk())),
+      steps_(divide_up(bytes_, channel->stream.chunk(bytes_))),
       first_(channel->stream.reserve(steps_)) {
   const int root = submission.root, hosts = topology_.host_count(), host = topology_.host(), root_host = topology_.host_of[root];
   const int root_local = topology_.local_of[root];

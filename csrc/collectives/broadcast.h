@@ -20,7 +20,7 @@ class Broadcast : public Machine {
   Broadcast(Channel* channel, const Submission& submission, Output*);
 
   static Reads reads(const Topology& topology, const Submission& submission, Output* output, const Matrix&);
-  static constexpr Gain kGain{1 << 20, Gain::kNever};
+  static constexpr Gain kGain{32 << 20, Gain::kNever};
 
   Status advance(bool* moved) override;
   bool done() const override { return drained_ == steps_; }
@@ -28,7 +28,7 @@ class Broadcast : public Machine {
   std::string where() const override;
 
  private:
-  Range chunk(uint64_t step) const { return chunk_range(bytes_, channel_->stream.chunk(), step); }
+  Range chunk(uint64_t step) const { return chunk_range(bytes_, channel_->stream.chunk(bytes_), step); }
   int index(uint64_t step) const { return static_cast<int>(step % Stream::kSlots); }
   char* slot(uint64_t step) const { return channel_->stream.slot(first_ + step, publisher_); }
   Status stage(bool* moved);

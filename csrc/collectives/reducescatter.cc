@@ -13,7 +13,7 @@ Reducescatter::Reducescatter(Channel* channel, const Submission& submission, Out
       dtype_(submission.dtype),
       reduction_(submission.reduction()),
       scale_(submission.scale(topology_.size)),
-      piece_(channel->stream.chunk() / topology_.size / kLine * kLine) {
+      piece_(channel->stream.chunk(submission.bytes()) / topology_.size / kLine * kLine) {
   size_t offset = 0, largest = 0;
   for (int64_t bytes : block_bytes_) {
     offsets_.push_back(offset);

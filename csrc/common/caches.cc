@@ -8,7 +8,7 @@ namespace ringreduce {
 
 namespace {
 
-constexpr size_t kUsual = 256 << 10, kMost = 1 << 20;
+constexpr size_t kMost = 1 << 20;
 constexpr size_t kInFlight = 4;  // steps
 
 // "512K"
@@ -32,8 +32,8 @@ const Caches& caches() {
 // With an L2 of 2 MiB (Intel) small chunks have been the best: nothing leaves it in time.
 size_t staging_bytes(const Caches& caches, int ranks) {
   const size_t leaves_l2 = 2 * caches.l2;
-  if (!leaves_l2 || leaves_l2 > kMost) return kUsual;
-  return std::clamp(caches.l3 / kInFlight / static_cast<size_t>(ranks) / 4096 * 4096, kUsual, std::max(kUsual, leaves_l2));
+  if (!leaves_l2 || leaves_l2 > kMost) return kSmallChunk;
+  return std::clamp(caches.l3 / kInFlight / static_cast<size_t>(ranks) / 4096 * 4096, kSmallChunk, std::max(kSmallChunk, leaves_l2));
 }
 
 }  // namespace ringreduce

@@ -11,7 +11,10 @@ struct Caches {
 
 const Caches& caches();
 
-// What a rank stages in one step, where so many ranks of one host do.
+// What a rank stages in one step of an operation that the caches hold: the ranks take turns sooner.
+constexpr size_t kSmallChunk = 256 << 10;
+
+// What a rank stages in one step of a larger one, where so many ranks of one host do.
 size_t staging_bytes(const Caches& caches, int ranks);
 
 }  // namespace ringreduce

@@ -73,7 +73,7 @@ ProcessSet::ProcessSet(const SetConfig& config) : config_(config), by_entry_(kMa
   const Layout at = layout(locals, config_.chunk_bytes);
   table_ = OpTable(config_.segment.get(), sizeof(SetHeader), at.data, locals, topology().local(), config_.bell);
   channel_.topology = &config_.topology;
-  channel_.stream = Stream(&header_->stream, memory + at.staging, locals, config_.chunk_bytes, config_.bell);
+  channel_.stream = Stream(&header_->stream, memory + at.staging, locals, config_.chunk_bytes, config_.small_chunk_bytes, config_.bell);
   channel_.net = config_.net;
   channel_.peers = config_.peers;
   channel_.read_any_size = config_.read_any_size;

@@ -47,6 +47,7 @@ SetConfig Sets::make(int id, const std::vector<int>& ranks, std::shared_ptr<Segm
   set.read_any_size = config_.settings.single_copy == "always";
   set.bell = id ? world().bell() : nullptr;
   set.chunk_bytes = config_.settings.chunk(set.topology.host_count(), set.topology.rails);
+  if (set.topology.host_count() == 1 && !config_.settings.chunk_bytes) set.small_chunk_bytes = kSmallChunk;
   set.fusion_bytes = config_.settings.fusion_bytes;
   set.tree_arity = config_.settings.tree_arity;
   return set;

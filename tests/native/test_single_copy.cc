@@ -27,7 +27,7 @@ class Ranks {
     for (int rank = 0; rank < n; ++rank) {
       Channel channel;
       channel.topology = &topologies_[rank];
-      channel.stream = Stream(&state_, staging_.data(), n, kChunk, &bell_);
+      channel.stream = Stream(&state_, staging_.data(), n, kChunk, kChunk, &bell_);
       channel.peers = &peers_;
       channel.read_any_size = true;
       channels_.push_back(channel);
