@@ -206,6 +206,30 @@ TEST(a_block_that_cannot_be_is_an_error) {
   CHECK(status.text().find("which cannot be") != std::string::npos);
 }
 
+// Huge pages are what the system gives, or does not.
+TEST(what_pages_memory_lies_in) {
+  PeerMemory memory({0}, {getpid()});
+  constexpr size_t kBytes = 16 << 20;
+  auto* pages = static_cast<char*>(mmap(nullptr, kBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  madvise(pages, kBytes, MADV_NOHUGEPAGE);
+  std::memset(pages, 1, kBytes);
+  CHECK(memory.access(pages, kBytes) == PeerMemory::Access::kSmallPages);
+  CHECK(memory.access(pages, 1) == PeerMemory::Access::kSmallPages);
+  CHECK(memory.access(pages, 0) == PeerMemory::Access::kHugePages);
+  // One small page in the midst of huge ones is seen where it is looked for: at the ends.
+  madvise(pages, kBytes, MADV_HUGEPAGE);
+  madvise(pages, kBytes, MADV_DONTNEED);
+  std::memset(pages, 1, kBytes);
+  if (memory.access(pages, kBytes) == PeerMemory::Access::kHugePages) {
+    const auto end = reinterpret_cast<uintptr_t>(pages + kBytes) / (2 << 20) * (2 << 20);
+    madvise(reinterpret_cast<void*>(end - 4096), 4096, MADV_NOHUGEPAGE);  // splits the last one
+    CHECK(memory.access(pages, kBytes) == PeerMemory::Access::kSmallPages);
+  }
+  mprotect(pages, kBytes, PROT_NONE);
+  CHECK(memory.access(pages, kBytes) == PeerMemory::Access::kNone);
+  munmap(pages, kBytes);
+}
+
 TEST(another_process_is_read) {
   std::vector<char> here(100'000, 7), there(100'000, 0);
   const PeerMemory::Word word = PeerMemory::offer();
