@@ -177,8 +177,8 @@ def stages(options: argparse.Namespace) -> Iterator[Stage]:
                 yield pytest(f"parallel, hosts {split}", size, "tests/parallel", *left_out, hosts=hosts)
     if "reads" in wanted:
         for size in sizes(*level.reads):
-            marks = [] if level.is_thorough else ["-m", "smoke or hosts"]
-            yield pytest(f"single copy, {ranks(size)}", size, *READING, *marks, RINGREDUCE_SINGLE_COPY="always")
+            cut = [] if level.is_thorough else ["-m", "smoke or hosts"]
+            yield pytest(f"single copy, {ranks(size)}", size, *READING, *cut, RINGREDUCE_SINGLE_COPY="always")
     if "smoke" in wanted:
         for size in sizes(16):
             yield pytest(f"smoke, {ranks(size)}", size, "tests/parallel", "-m", "smoke", slow=3)
