@@ -34,6 +34,8 @@ class Segment:
     def nbytes(self) -> int: ...
     def unlink(self) -> None: ...
 
+def offer_memory() -> tuple[int, int]: ...  # address and value of a word that other ranks read; allows them to, where Yama wants that
+def read_memory(pid: int, word: tuple[int, int]) -> str: ...  # "", or why the word of another process cannot be read
 def wire_format() -> str: ...  # what must be equal on all ranks for them to understand each other
 
 class Deadline:
@@ -126,6 +128,7 @@ class Engine:
         oversubscribed: bool,  # more ranks than cores on some host: never spin
         peer_pids: list[int],  # pid of every local rank in local order, [] where unknown
         spare_cores: bool = False,  # each local rank has at least two cores to itself: the background thread reduces buckets
+        single_copy: bool = False,  # the ranks of this host can read each other's memory
     ) -> None: ...
     def close(self, timeout: float, why: str = "") -> None: ...  # fails what is outstanding; idempotent. why: told to the peers
 

@@ -9,6 +9,7 @@
     hosts      pytest tests/hosts: several hosts in network namespaces                     x        x
     parallel   pytest tests/parallel under mpirun, on one host; at N ranks    part, 2  3, part 1 2  1, 2, 3, 4
     split      the same with the ranks split over 2 pretended hosts                  part, 1+3  1+1, 2+2, 1+3
+    reads      the collectives by single copy, whatever the size; at N ranks           part, 3  2, 3, 4
     smoke      a part of it at N ranks                                                     8        8, 16
     idioms     pytest tests/idioms: random training programs; at N ranks                   3       2, 3
     gpu        pytest tests/gpu at 1 and 2 ranks: real GPUs, skipped where there is none   x        x
@@ -40,7 +41,7 @@ from runner.pytest_stage import PytestStage
 from runner.results import StageReport, show_failures, show_summary
 
 SINGLE = ("commands", "programs", "single", "hosts")  # folders whose tests a single process runs
-KINDS = ("native", "sanitize", "lint", *SINGLE, "parallel", "split", "smoke", "mpich", "idioms", "gpu")
+KINDS = ("native", "sanitize", "lint", *SINGLE, "parallel", "split", "reads", "smoke", "mpich", "idioms", "gpu")
 SPLITS = {"1+1": "0,1", "2+2": "0,0,1,1", "1+3": "0,1,1,1"}
 WIDTH = 2  # stages side by side
 # Programs of tests/native that take a second or two, and tests of tests/parallel, for `make check`.
@@ -55,6 +56,8 @@ QUICK_NATIVE = (
 )
 QUICK = "smoke or quick"
 ELSEWHERE = f"not once or {QUICK}"  # at one rank, and on split hosts
+COLLECTIVES = "allgather allreduce alltoall broadcast gather grouped into process_sets reducescatter scatter"
+READING = [f"tests/parallel/test_{name}.py" for name in COLLECTIVES.split()]
 
 
 class Level(NamedTuple):
@@ -68,6 +71,7 @@ class Level(NamedTuple):
     splits: Mapping[str, str]  # likewise
     smoke: Sequence[int] = (8, 16)
     idioms: Sequence[int] = (2, 3)
+    reads: Sequence[int] = (2, 3, 4)
     is_thorough: bool = True  # or without what is marked thorough
 
     def marks(self, marks: str) -> list[str]:
@@ -86,6 +90,7 @@ LEVELS = {
         splits={"1+3": ELSEWHERE},
         smoke=(8,),
         idioms=(3,),
+        reads=(3,),
         is_thorough=False,
     ),
     "all": Level(KINDS, ALL_SIZES, ALL_SPLITS),
@@ -131,13 +136,19 @@ def stages(options: argparse.Namespace) -> Iterator[Stage]:
     select = ["-k", options.k] if options.k else []
 
     def pytest(
-        name: str, size: int, *arguments: str, under: Launcher | str | None = mpirun, hosts: str = "", slow: int = 1
+        name: str,
+        size: int,
+        *arguments: str,
+        under: Launcher | str | None = mpirun,
+        hosts: str = "",
+        slow: int = 1,
+        **environment: str,
     ) -> Stage:
         """`under`: a launcher, None for a single process, or why there is no launcher."""
         if isinstance(under, str):
             return skipped(name, under)
         limits = options.test_timeout * slow, options.stage_timeout
-        stage = PytestStage(name, size, [*arguments, *select], under, hosts, *limits)
+        stage = PytestStage(name, size, [*arguments, *select], under, hosts, environment, *limits)
         return Stage(name, lambda: stage.run(sys.executable), is_alone=under is not None)
 
     level = LEVELS[options.level]
@@ -174,6 +185,10 @@ def stages(options: argparse.Namespace) -> Iterator[Stage]:
                 gpu = [] if level.is_thorough else ["--ignore", "tests/parallel/gpu"]
                 chosen = [*gpu, *level.marks(level.splits.get(split, ""))]
                 yield pytest(f"parallel, hosts {split}", size, "tests/parallel", *chosen, hosts=hosts)
+    if "reads" in wanted:
+        for size in sizes(*level.reads):
+            cut = level.marks("" if level.is_thorough else "smoke or hosts")
+            yield pytest(f"single copy, {ranks(size)}", size, *READING, *cut, RINGREDUCE_SINGLE_COPY="always")
     if "smoke" in wanted:
         for size in sizes(*level.smoke):
             yield pytest(f"smoke, {ranks(size)}", size, "tests/parallel", *level.marks("smoke"), slow=3)

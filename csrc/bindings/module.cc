@@ -57,6 +57,14 @@ void bind_segment(nb::module_& m) {
 // What init() needs to begin with.
 void bind_start(nb::module_& m) {
   m.def("wire_format", &wire_format);
+  m.def("offer_memory", [] {
+    const PeerMemory::Word word = PeerMemory::offer();
+    return std::make_pair(word.address, word.value);
+  });
+  m.def("read_memory", [](int pid, std::pair<uint64_t, uint64_t> word) {
+    const Status status = without_gil([&] { return PeerMemory::attempt(pid, {word.first, word.second}); });
+    return status.text();
+  }, "pid"_a, "word"_a);
   nb::class_<Deadline>(m, "Deadline")
       .def(nb::init<double, std::string>(), "seconds"_a, "message"_a)
       .def("say", &Deadline::say, "message"_a)
@@ -66,7 +74,7 @@ void bind_start(nb::module_& m) {
 void bind_engine(nb::module_& m) {
   nb::class_<PyEngine> c(m, "Engine");
   c.def("__init__", [](PyEngine* self, int rank, int size, std::vector<int> host_of, std::shared_ptr<Segment> segment,
-                       uintptr_t mpi_comm, bool oversubscribed, std::vector<int> peer_pids, bool spare_cores) {
+                       uintptr_t mpi_comm, bool oversubscribed, std::vector<int> peer_pids, bool spare_cores, bool single_copy) {
     EngineConfig config;
     config.rank = rank;
     config.size = size;
@@ -75,12 +83,14 @@ void bind_engine(nb::module_& m) {
     config.oversubscribed = oversubscribed;
     config.spare_cores = spare_cores;
     config.peer_pids = std::move(peer_pids);
+    config.single_copy = single_copy;
     config.settings = settings();
     set_log_rank(rank);
     if (mpi_comm) raise_if(make_mpi_net(mpi_comm, &config.net));
     raise_if(Engine::check(config));
     new (self) PyEngine(std::move(config));
-  }, "rank"_a, "size"_a, "host_of"_a, "segment"_a, "mpi_comm"_a, "oversubscribed"_a, "peer_pids"_a, "spare_cores"_a = false);
+  }, "rank"_a, "size"_a, "host_of"_a, "segment"_a, "mpi_comm"_a, "oversubscribed"_a, "peer_pids"_a, "spare_cores"_a = false,
+     "single_copy"_a = false);
   c.def("close", [](PyEngine& self, double timeout, const std::string& why) {
     Engine& engine = self.get();
     without_gil([&] { engine.close(timeout, why); });

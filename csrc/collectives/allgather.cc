@@ -37,11 +37,24 @@ Allgather::Allgather(Channel* channel, const char* in, size_t bytes, Output* out
   output_->counts.resize(topology_.size);
 }
 
+Reads Allgather::reads(const Topology& topology, const Submission&, Output* output, const Matrix&) {
+  Reads reads;
+  size_t offset = 0;
+  for (int from = 0; from < static_cast<int>(output->counts.size()); ++from) {
+    const size_t bytes = static_cast<size_t>(output->counts[from]);
+    Reads::add(&reads.inputs, {from, 0, offset, bytes});
+    reads.largest = std::max(reads.largest, bytes);
+    offset += bytes;
+  }
+  reads.begin_after(topology.rank);
+  return reads;
+}
+
 // The header carries the size itself.
 Range Allgather::block(int rank, uint64_t round) const {
   if (rank < 0) return {};
   if (round < headers_) return {0, sizeof(int64_t)};
-  return chunk_range(output_->counts[rank], channel_->stream.chunk(), round - headers_);
+  return chunk_range(output_->counts[rank], chunk_, round - headers_);
 }
 
 const char* Allgather::source(uint64_t round) const {
@@ -153,7 +166,8 @@ Status Allgather::finish_header() {
     offset += static_cast<size_t>(count);
     largest = std::max(largest, static_cast<size_t>(count));
   }
-  const uint64_t more = divide_up(largest, channel_->stream.chunk()) * per_round_;
+  chunk_ = channel_->stream.chunk(offset);
+  const uint64_t more = divide_up(largest, chunk_) * per_round_;
   channel_->stream.reserve(more);  // follows the header's steps: one machine runs at a time
   steps_ += more;
   past_caches_ = offset >= kPastCaches;

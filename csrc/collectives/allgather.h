@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "collectives/machine.h"
+#include "collectives/single_copy.h"
 #include "ops/submission.h"
 
 namespace ringreduce {
@@ -24,6 +25,9 @@ class Allgather : public Machine {
   Allgather(Channel* channel, const Submission& submission, Output* output)
       : Allgather(channel, submission.pieces[0].in, submission.pieces[0].bytes, output) {}
   Allgather(Channel* channel, const char* in, size_t bytes, Output* output);
+
+  static Reads reads(const Topology& topology, const Submission& submission, Output* output, const Matrix&);
+  static constexpr Gain kGain{2 << 20, Gain::kNever};
 
   Status advance(bool* moved) override;
   bool done() const override;
@@ -54,6 +58,7 @@ class Allgather : public Machine {
   uint64_t steps_, first_;   // known so far: the header round, later all
   bool header_done_ = false;
   bool past_caches_ = false;  // a result that no cache holds is written without reading it first
+  size_t chunk_ = 0;
   std::vector<size_t> offsets_;
   uint64_t staged_ = 0, published_ = 0, drained_ = 0, sent_rounds_ = 0;
   std::vector<std::vector<Request>> sends_;  // [round % kSlots][other host]

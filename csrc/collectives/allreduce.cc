@@ -17,14 +17,30 @@ Allreduce::Allreduce(Channel* channel, Pieces pieces, const Arithmetic& arithmet
       // In place, the lines to be written have just been read: nothing to gain.
       stream_stores_(!pieces_.in_place() && pieces_.bytes() >= kStreamBytes),
       one_host_(topology_.host_count() == 1),
+      chunk_(channel->stream.chunk(pieces_.bytes())),
       // A single rank in place has its result already.
       steps_(topology_.size == 1 && pieces_.in_place() && scale_.is_identity()
                  ? 0
-                 : divide_up(pieces_.bytes(), channel->stream.chunk())),
+                 : divide_up(pieces_.bytes(), chunk_)),
       first_(channel->stream.reserve(steps_)) {
   const int local = topology_.local(), rails = topology_.rails;
   const int reducers = one_host_ ? topology_.local_size() : rails;
   weight_ = local == 0 ? topology_.local_size() - reducers + 1 : local < reducers ? 1 : 0;
+}
+
+Reads Allreduce::reads(const Topology& topology, const Submission& submission, Output*, const Matrix&) {
+  Reads reads;
+  // Where the result is not wanted, there is no memory to reduce a slice to.
+  if (submission.kind->root != Kind::Root::kNone) return reads;
+  const size_t bytes = submission.pieces[0].bytes;
+  for (int i = 0; i < topology.size; ++i) {
+    const Range part = slice(bytes, topology.size, i);
+    if (i == topology.rank) Reads::add(&reads.inputs, {Read::kAll, part.begin, part.begin, part.bytes()});
+    else Reads::add(&reads.results, {i, part.begin, part.begin, part.bytes()});
+    reads.largest = std::max(reads.largest, part.bytes());
+  }
+  reads.begin_after(topology.rank);
+  return reads;
 }
 
 Allreduce::Slice Allreduce::own_slice(uint64_t step) const {

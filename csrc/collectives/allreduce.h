@@ -17,6 +17,7 @@
 
 #include "collectives/host_reduce.h"
 #include "collectives/machine.h"
+#include "collectives/single_copy.h"
 #include "ops/submission.h"
 
 namespace ringreduce {
@@ -26,6 +27,10 @@ class Allreduce : public Machine {
   Allreduce(Channel* channel, const Submission& submission, Output*)
       : Allreduce(channel, Pieces(submission.pieces), submission) {}
   Allreduce(Channel* channel, Pieces pieces, const Arithmetic& arithmetic);  // several fused
+
+  // What a rank reads where nothing is staged, and when that pays.
+  static Reads reads(const Topology& topology, const Submission& submission, Output* output, const Matrix&);
+  static constexpr Gain kGain{8 << 20, Gain::kNever};
 
   Status advance(bool* moved) override;
   bool done() const override { return drained_ == steps_; }
@@ -39,7 +44,7 @@ class Allreduce : public Machine {
     char* out = nullptr;
   };
 
-  Range chunk(uint64_t step) const { return chunk_range(pieces_.bytes(), channel_->stream.chunk(), step); }
+  Range chunk(uint64_t step) const { return chunk_range(pieces_.bytes(), chunk_, step); }
   Slice own_slice(uint64_t step) const;
   bool fill();
   bool reduce_slice();
@@ -56,6 +61,7 @@ class Allreduce : public Machine {
   bool stream_stores_;
   bool one_host_;
   int weight_;  // of this rank's settle: the rails stand for the ranks that reduce nothing
+  size_t chunk_;
   uint64_t steps_, first_;
   uint64_t filled_ = 0, reduced_ = 0, drained_ = 0;
   bool on_net_ = false;

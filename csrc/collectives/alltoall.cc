@@ -1,12 +1,13 @@
 #include "collectives/alltoall.h"
 
 #include <cstring>
+#include <numeric>
 
 #include "kernels/kernels.h"
 
 namespace ringreduce {
 
-Alltoall::Alltoall(Channel* channel, const Submission& submission, Output* output)
+Alltoall::Alltoall(Channel* channel, const Submission& submission, Output* output, const Matrix& known)
     : channel_(channel),
       topology_(*channel->topology),
       in_(submission.pieces[0].in),
@@ -14,14 +15,35 @@ Alltoall::Alltoall(Channel* channel, const Submission& submission, Output* outpu
       to_(submission.kind->root == Kind::Root::kTo ? submission.root : -1),
       send_bytes_(submission.counts),
       output_(output),
-      piece_(to_ < 0 ? channel->stream.chunk() / topology_.local_size() / kLine * kLine : channel->stream.chunk()),
-      header_step_(channel->stream.reserve(1)) {
+      header_filled_(!known.empty()),
+      header_drained_(!known.empty()),
+      local_bytes_(known) {
+  if (known.empty()) header_step_ = channel->stream.reserve(1);
   output_->counts.assign(topology_.size, 0);
+  for (size_t from = 0; from * topology_.size < known.size(); ++from)
+    output_->counts[from] = static_cast<int64_t>(pair_bytes(static_cast<int>(from), topology_.local()));
   size_t offset = 0;
   for (int64_t bytes : send_bytes_) {
     send_offsets_.push_back(offset);
     offset += static_cast<size_t>(bytes);
   }
+}
+
+Reads Alltoall::reads(const Topology& topology, const Submission&, Output* output, const Matrix& bytes) {
+  Reads reads;
+  output->counts.clear();
+  size_t to = 0;
+  for (int from = 0; from < topology.size; ++from) {
+    const size_t* row = &bytes[from * topology.size];
+    const size_t at = std::accumulate(row, row + topology.rank, size_t{0});
+    Reads::add(&reads.inputs, {from, at, to, row[topology.rank]});
+    to += row[topology.rank];
+    output->counts.push_back(static_cast<int64_t>(row[topology.rank]));
+    for (int i = 0; i < topology.size; ++i)
+      if (i != from) reads.largest = std::max(reads.largest, row[i]);
+  }
+  reads.begin_after(topology.rank);
+  return reads;
 }
 
 Status Alltoall::advance(bool* moved) {
@@ -105,6 +127,8 @@ Status Alltoall::start_blocks() {
   if (largest > size_t{1} << 47)
     return {Code::kPeerLost, "a rank of this host has announced a block of " + std::to_string(largest) +
                                  " bytes for another one, which cannot be: its memory was damaged"};
+  const size_t chunk = channel_->stream.chunk(largest * topology_.local_size());
+  piece_ = to_ < 0 ? chunk / topology_.local_size() / kLine * kLine : chunk;
   steps_ = divide_up(largest, piece_);
   first_ = channel_->stream.reserve(steps_);
 

@@ -10,13 +10,18 @@
 #include <vector>
 
 #include "collectives/machine.h"
+#include "collectives/single_copy.h"
 #include "ops/submission.h"
 
 namespace ringreduce {
 
 class Alltoall : public Machine {
  public:
-  Alltoall(Channel* channel, const Submission& submission, Output* output);
+  // `known`: what the ranks of the one host have told each other already.
+  Alltoall(Channel* channel, const Submission& submission, Output* output, const Matrix& known = {});
+
+  static Reads reads(const Topology& topology, const Submission& submission, Output* output, const Matrix& bytes);
+  static constexpr Gain kGain{2 << 20, 32 << 20};
 
   Status advance(bool* moved) override;
   bool done() const override;
@@ -44,10 +49,10 @@ class Alltoall : public Machine {
   Output* output_;
   enum class Phase { kStart, kCounts, kBlocks } phase_ = Phase::kStart;
   bool header_filled_ = false, header_drained_ = false, net_done_ = false;
-  std::vector<size_t> local_bytes_;  // [from local][to local]
+  Matrix local_bytes_;               // by local ranks
   std::vector<Request> requests_;    // all transfers between hosts of the phase
-  size_t piece_;
-  uint64_t header_step_, first_ = 0, steps_ = 0;
+  size_t piece_ = 0;
+  uint64_t header_step_ = 0, first_ = 0, steps_ = 0;
   uint64_t filled_ = 0, drained_ = 0;
 };
 

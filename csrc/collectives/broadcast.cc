@@ -11,7 +11,7 @@ Broadcast::Broadcast(Channel* channel, const Submission& submission, Output*)
       out_(submission.pieces[0].out),
       bytes_(submission.pieces[0].bytes),
       is_root_(topology_.rank == submission.root),
-      steps_(divide_up(bytes_, channel->stream.chunk())),
+      steps_(divide_up(bytes_, channel->stream.chunk(bytes_))),
       first_(channel->stream.reserve(steps_)) {
   const int root = submission.root, hosts = topology_.host_count(), host = topology_.host(), root_host = topology_.host_of[root];
   const int root_local = topology_.local_of[root];
@@ -22,6 +22,11 @@ Broadcast::Broadcast(Channel* channel, const Submission& submission, Output*)
   const int position = (host - root_host + hosts) % hosts;
   if (position > 0) previous_ = publisher_of(host + hosts - 1);
   if (position < hosts - 1) next_ = publisher_of(host + 1);
+}
+
+Reads Broadcast::reads(const Topology&, const Submission& submission, Output*, const Matrix&) {
+  const size_t bytes = submission.pieces[0].bytes;
+  return {{{submission.root, 0, 0, bytes}}, {}, bytes};
 }
 
 Status Broadcast::advance(bool* moved) {

@@ -9,6 +9,7 @@
 #pragma once
 
 #include "collectives/machine.h"
+#include "collectives/single_copy.h"
 #include "ops/submission.h"
 
 namespace ringreduce {
@@ -18,13 +19,16 @@ class Broadcast : public Machine {
   // The input is read on the root only; the output is written on every rank (on the root unless it is the input).
   Broadcast(Channel* channel, const Submission& submission, Output*);
 
+  static Reads reads(const Topology& topology, const Submission& submission, Output* output, const Matrix&);
+  static constexpr Gain kGain{32 << 20, Gain::kNever};
+
   Status advance(bool* moved) override;
   bool done() const override { return drained_ == steps_; }
   bool on_net() const override { return next_ >= 0 || previous_ >= 0; }
   std::string where() const override;
 
  private:
-  Range chunk(uint64_t step) const { return chunk_range(bytes_, channel_->stream.chunk(), step); }
+  Range chunk(uint64_t step) const { return chunk_range(bytes_, channel_->stream.chunk(bytes_), step); }
   int index(uint64_t step) const { return static_cast<int>(step % Stream::kSlots); }
   char* slot(uint64_t step) const { return channel_->stream.slot(first_ + step, publisher_); }
   Status stage(bool* moved);

@@ -1,5 +1,7 @@
 #include "collectives/kinds.h"
 
+#include <type_traits>
+
 #include "collectives/allgather.h"
 #include "collectives/allreduce.h"
 #include "collectives/alltoall.h"
@@ -12,7 +14,13 @@ namespace {
 
 template <class Collective>
 std::unique_ptr<Machine> make(Channel* channel, const Submission& submission, Output* output) {
-  return std::make_unique<Collective>(channel, submission, output);
+  const SingleCopy::Staged staged = [](Channel* over, const Submission& asked, Output* into,
+                                       const Matrix& counts) -> std::unique_ptr<Machine> {
+    if constexpr (std::is_same_v<Collective, Alltoall>) return std::make_unique<Alltoall>(over, asked, into, counts);
+    else return std::make_unique<Collective>(over, asked, into);
+  };
+  if (!SingleCopy::suits(*channel, submission)) return staged(channel, submission, output, {});
+  return std::make_unique<SingleCopy>(channel, submission, output, Collective::reads, Collective::kGain, staged);
 }
 
 constexpr auto kAny = Kind::Root::kNone, kFrom = Kind::Root::kFrom, kTo = Kind::Root::kTo;

@@ -13,7 +13,7 @@ Reducescatter::Reducescatter(Channel* channel, const Submission& submission, Out
       dtype_(submission.dtype),
       reduction_(submission.reduction()),
       scale_(submission.scale(topology_.size)),
-      piece_(channel->stream.chunk() / topology_.size / kLine * kLine) {
+      piece_(channel->stream.chunk(submission.bytes()) / topology_.size / kLine * kLine) {
   size_t offset = 0, largest = 0;
   for (int64_t bytes : block_bytes_) {
     offsets_.push_back(offset);
@@ -28,6 +28,19 @@ Reducescatter::Reducescatter(Channel* channel, const Submission& submission, Out
     if (foreign && topology_.counterpart(topology_.host(), topology_.local_of[rank]) == topology_.rank)
       served_.push_back(rank);
   }
+}
+
+Reads Reducescatter::reads(const Topology& topology, const Submission& submission, Output* output, const Matrix&) {
+  Reads reads;
+  output->counts = {submission.counts[topology.rank]};
+  size_t at = 0;
+  for (int rank = 0; rank < topology.size; ++rank) {
+    const size_t bytes = static_cast<size_t>(submission.counts[rank]);
+    if (rank == topology.rank) Reads::add(&reads.inputs, {Read::kAll, at, 0, bytes});
+    reads.largest = std::max(reads.largest, bytes);
+    at += bytes;
+  }
+  return reads;
 }
 
 Status Reducescatter::advance(bool* moved) {

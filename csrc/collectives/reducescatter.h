@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "collectives/machine.h"
+#include "collectives/single_copy.h"
 #include "ops/submission.h"
 
 namespace ringreduce {
@@ -19,6 +20,9 @@ namespace ringreduce {
 class Reducescatter : public Machine {
  public:
   Reducescatter(Channel* channel, const Submission& submission, Output* output);
+
+  static Reads reads(const Topology& topology, const Submission& submission, Output* output, const Matrix&);
+  static constexpr Gain kGain{2 << 20, 32 << 20};
 
   Status advance(bool* moved) override;
   bool done() const override { return allocated_ && drained_ == steps_; }

@@ -125,6 +125,7 @@ const std::vector<Row>& rows() {
       {"RINGREDUCE_GPU_PATH", Choice{&Settings::gpu_path, {"nccl", "host"}}},
       {"NCCL_MULTI_RANK_GPU_ENABLE", Text{&Settings::nccl_multi_rank_gpu, "NCCL's own"}},
       {"RINGREDUCE_DRIFT", Choice{&Settings::drift, {"warn", "error", "off"}}, true},
+      {"RINGREDUCE_SINGLE_COPY", Choice{&Settings::single_copy, {"auto", "always", "off"}}, true},
       {"RINGREDUCE_TREE_ARITY", Whole{&Settings::tree_arity, 1, 1024}, true},
       {"RINGREDUCE_LOG", Whole{&Settings::log_level, 0, 3}},
   };

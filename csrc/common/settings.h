@@ -7,6 +7,8 @@
 #include <string>
 #include <vector>
 
+#include "common/caches.h"
+
 namespace ringreduce {
 
 // Of a ring between hosts. MPI sends what is below its eager limit (64 KiB for TCP) without asking the
@@ -27,12 +29,12 @@ struct Settings {
   std::string nccl_multi_rank_gpu;        // NCCL_MULTI_RANK_GPU_ENABLE: "1", NCCL lets two ranks use one GPU
   std::string host_id;                    // RINGREDUCE_HOST_ID: ranks with the same one share memory, "" asks MPI
   std::string drift = "warn";             // RINGREDUCE_DRIFT: warn|error|off
+  std::string single_copy = "auto";       // RINGREDUCE_SINGLE_COPY: auto|always|off
   int tree_arity = 8;                     // RINGREDUCE_TREE_ARITY: children of a negotiation node
-  // A slot should stay in the caches. Between hosts it is divided by the rails, and their parts by the
-  // hosts: the messages.
+  // Between hosts it is divided by the rails, and their parts by the hosts: the messages.
   size_t chunk(int hosts, int rails) const {
     if (chunk_bytes) return chunk_bytes;
-    return hosts == 1 ? 256 << 10 : std::min<size_t>(kMessageBytes * hosts * rails, 8 << 20);
+    return hosts == 1 ? staging_bytes(caches(), rails) : std::min<size_t>(kMessageBytes * hosts * rails, 8 << 20);
   }
   int log_level = 1;                      // RINGREDUCE_LOG: 0 errors, 1 warnings, 2 info, 3 debug
 };

@@ -18,6 +18,7 @@ struct EngineConfig {
   bool oversubscribed = false;       // more ranks than cores: never spin
   bool spare_cores = false;          // a core is free for the background thread
   std::vector<int> peer_pids;        // by local index; empty: unknown
+  bool single_copy = false;          // the ranks of the host can read each other's memory
   Settings settings;
 };
 

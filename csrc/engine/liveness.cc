@@ -8,6 +8,7 @@
 
 #include "common/clock.h"
 #include "common/show.h"
+#include "shm/peer_memory.h"
 
 namespace ringreduce {
 
@@ -33,7 +34,7 @@ Status Liveness::deaths(const ProcessSet& world) {
     const std::vector<int> gone = world.farewells().ranks();
     const int rank = world.topology().local_ranks()[i];
     if (std::find(gone.begin(), gone.end(), rank) != gone.end()) continue;  // it said goodbye
-    return {Code::kPeerLost, "rank " + std::to_string(rank) + " (process " + std::to_string(pids_[i]) + " on this host) has died"};
+    return died(rank, pids_[i]);
   }
   return Status::ok();
 }

@@ -61,8 +61,10 @@ ProcessSet::ProcessSet(const SetConfig& config) : config_(config), by_entry_(kMa
   const Layout at = layout(locals, config_.chunk_bytes);
   table_ = OpTable(config_.segment.get(), sizeof(SetHeader), at.data, locals, topology().local(), config_.bell);
   channel_.topology = &config_.topology;
-  channel_.stream = Stream(&header_->stream, memory + at.staging, locals, config_.chunk_bytes, config_.bell);
+  channel_.stream = Stream(&header_->stream, memory + at.staging, locals, config_.chunk_bytes, config_.small_chunk_bytes, config_.bell);
   channel_.net = config_.net;
+  channel_.peers = config_.peers;
+  channel_.read_any_size = config_.read_any_size;
   channel_.first_tag = config_.channel * Channel::kTags;
   gpu_.channel = &channel_;
   farewells_ = std::make_unique<Farewells>(&header_->farewells, &config_.topology);
@@ -286,6 +288,7 @@ void ProcessSet::keep_running() {
 }
 
 void ProcessSet::fail(const Status& status) {
+  if (machine_) channel_.stream.break_off();  // others may be reading this rank's memory
   if (machine_ && (config_.net || running_[0]->gpu)) keep_running();
   machine_.reset();
   running_.clear();

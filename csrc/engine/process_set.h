@@ -36,9 +36,11 @@ struct SetConfig {
   Topology topology;
   std::shared_ptr<Segment> segment;
   Net* net = nullptr;
+  PeerMemory* peers = nullptr;  // null: nobody's can be read
+  bool read_any_size = false;   // however little there is to read
   Bell* bell = nullptr;   // of the host; null: this set's own (the world)
   int channel = 0;
-  size_t chunk_bytes = 0, fusion_bytes = 0;
+  size_t chunk_bytes = 0, small_chunk_bytes = SIZE_MAX, fusion_bytes = 0;
   int tree_arity = 8;
 };
 

@@ -30,6 +30,10 @@ Status Sets::check(const EngineConfig& config) {
 }
 
 Sets::Sets(const EngineConfig& config) : config_(config) {
+  if (config.single_copy) {
+    const Topology world = make_topology(config.rank, all_ranks(config), config.host_of);
+    peers_ = std::make_unique<PeerMemory>(world.local_ranks(), config.peer_pids);
+  }
   sets_[0] = std::make_unique<ProcessSet>(make(0, all_ranks(config), config.segment));
 }
 
@@ -39,8 +43,11 @@ SetConfig Sets::make(int id, const std::vector<int>& ranks, std::shared_ptr<Segm
   set.topology = make_topology(config_.rank, ranks, config_.host_of);
   set.segment = std::move(segment);
   set.net = config_.net.get();
+  set.peers = peers_.get();
+  set.read_any_size = config_.settings.single_copy == "always";
   set.bell = id ? world().bell() : nullptr;
   set.chunk_bytes = config_.settings.chunk(set.topology.host_count(), set.topology.rails);
+  if (set.topology.host_count() == 1 && !config_.settings.chunk_bytes) set.small_chunk_bytes = kSmallChunk;
   set.fusion_bytes = config_.settings.fusion_bytes;
   set.tree_arity = config_.settings.tree_arity;
   return set;

@@ -9,6 +9,7 @@
 #include "buckets/plan_channel.h"
 #include "engine/config.h"
 #include "engine/process_set.h"
+#include "shm/peer_memory.h"
 
 namespace ringreduce {
 
@@ -52,6 +53,7 @@ class Sets {
   SetConfig make(int id, const std::vector<int>& ranks, std::shared_ptr<Segment> segment) const;
 
   const EngineConfig& config_;
+  std::unique_ptr<PeerMemory> peers_;  // null: nobody's can be read
   std::map<int, std::unique_ptr<ProcessSet>> sets_;
 };
 

@@ -12,6 +12,7 @@
 // arrival then wakes everybody with a single system call.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -29,18 +30,24 @@ struct alignas(kLine) Counter {
 struct StreamState {
   static constexpr int kSlots = 4;
   Counter filled[kSlots], settled[kSlots], drained[kSlots];
+  std::atomic<uint32_t> broken_off{0};
 };
 
 class Stream {
+  static constexpr size_t kCachedBytes = 8 << 20;
+
  public:
   static constexpr int kSlots = StreamState::kSlots;
   static size_t staging_bytes(int local_size, size_t chunk) { return kSlots * local_size * chunk; }
 
   Stream() = default;
-  Stream(StreamState* state, char* staging, int local_size, size_t chunk, Bell* bell)
-      : state_(state), staging_(staging), size_(local_size), chunk_(chunk), bell_(bell) {}
+  // `small_chunk`: what a step of an operation that the caches hold stages, at most.
+  Stream(StreamState* state, char* staging, int local_size, size_t chunk, size_t small_chunk, Bell* bell)
+      : state_(state), staging_(staging), size_(local_size), chunk_(chunk), small_chunk_(std::min(chunk, small_chunk)), bell_(bell) {}
 
   size_t chunk() const { return chunk_; }  // bytes of one rank's slot
+  // What a rank stages in a step of an operation on so many bytes.
+  size_t chunk(size_t bytes) const { return bytes < kCachedBytes ? small_chunk_ : chunk_; }
   uint64_t reserve(uint64_t steps) { return next_ += steps, next_ - steps; }
 
   char* slot(uint64_t step, int local) const {
@@ -61,6 +68,12 @@ class Stream {
   bool filled(uint64_t step) const { return complete(state_->filled[step % kSlots], step / kSlots + 1); }
   bool settled(uint64_t step) const { return complete(state_->settled[step % kSlots], step / kSlots + 1); }
   bool vacant(uint64_t step) const { return complete(state_->drained[step % kSlots], step / kSlots); }
+  bool drained(uint64_t step) const { return complete(state_->drained[step % kSlots], step / kSlots + 1); }
+
+  // A rank gives an operation up, and its memory back to the program: what others have read of it since counts
+  // for nothing. Whoever looks after having read knows.
+  void break_off() { state_->broken_off.store(1, std::memory_order_seq_cst); }
+  bool broken_off() const { return state_->broken_off.load(std::memory_order_seq_cst); }
 
  private:
   void arrive(Counter& counter, uint64_t step, int weight) {
@@ -75,7 +88,7 @@ class Stream {
   StreamState* state_ = nullptr;
   char* staging_ = nullptr;
   uint64_t size_ = 1;
-  size_t chunk_ = 0;
+  size_t chunk_ = 0, small_chunk_ = 0;
   Bell* bell_ = nullptr;
   uint64_t next_ = 0;
 };

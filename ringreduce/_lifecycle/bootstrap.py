@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from ringreduce._core import Deadline, Engine, load_settings, setting_texts, wire_format
-from ringreduce._lifecycle import last_words, roster
+from ringreduce._lifecycle import last_words, roster, single_copy
 from ringreduce._lifecycle.membership import add_process_set
 from ringreduce._placement import placement
 from ringreduce._runtime import mpi, running, segments
@@ -135,6 +135,7 @@ def _meet(comm: Any) -> running.Context:
     shared = segments.share(nbytes, rank, range(size), host_of, exchange, reserve)
     know_pids = len({everyone[r].pid_namespace for r in local}) == 1
     pids = [everyone[r].pid for r in local] if know_pids else []
+    staged_because = single_copy.why_not(everyone, rank, local, exchange)
     assert shared.segment is not None
     crowding = roster.crowding(everyone)
     engine = problem = None
@@ -145,13 +146,14 @@ def _meet(comm: Any) -> running.Context:
             oversubscribed=max(crowding.values()) > 1,
             peer_pids=pids,
             spare_cores=crowding[everyone[rank].hostname] <= 0.5,
+            single_copy=not staged_because,
         )  # fmt: skip
     except (ValueError, RuntimeError) as error:
         problem = f"rank {rank}: {error}"
     problems = [p for p in exchange(problem) if p is not None]
     if engine is None or problems:
         raise RingreduceError("the engine cannot be started: " + "; ".join(problems))
-    context = running.Context(engine, rank, size, host_of, comm, shared.kind)
+    context = running.Context(engine, rank, size, host_of, comm, shared.kind, staged_because)
     context.sets[0] = global_process_set
     global_process_set.bind(0, list(range(size)), engine, rank)
     if everyone[rank].gpus is not None:

@@ -6,7 +6,7 @@ import os
 import socket
 from typing import Any, NamedTuple
 
-from ringreduce._core import load_settings, setting_texts
+from ringreduce._core import load_settings, offer_memory, setting_texts
 from ringreduce._placement import placement
 from ringreduce._placement.seats import Report, Seat
 from ringreduce.errors import RingreduceError
@@ -24,6 +24,7 @@ class Rank(NamedTuple):
     settings: tuple[tuple[str, str], ...]  # those that must agree
     problem: str | None  # a setting that cannot be read
     gpus: Report | None  # None: no GPU
+    word: tuple[int, int] | None  # for trying whether its memory can be read: address and value
 
 
 def introduce(comm: Any, rank: int) -> Rank:
@@ -41,10 +42,12 @@ def introduce(comm: Any, rank: int) -> Rank:
         settings = load_settings()
     except ValueError as error:
         problem = str(error)
-    host_id = dict(setting_texts())["RINGREDUCE_HOST_ID"] or None
+    texts = dict(setting_texts())
+    host_id = texts["RINGREDUCE_HOST_ID"] or None
+    word = None if texts["RINGREDUCE_SINGLE_COPY"] == "off" else offer_memory()
     return Rank(
         host_id, leader, socket.gethostname(), os.getpid(), _pid_namespace(),
-        frozenset(os.sched_getaffinity(0)), settings, problem, placement.look(os.environ),
+        frozenset(os.sched_getaffinity(0)), settings, problem, placement.look(os.environ), word,
     )  # fmt: skip
 
 

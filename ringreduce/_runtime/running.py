@@ -41,6 +41,7 @@ class Context:
     host_of: list[int]  # world rank -> host, numbered by first appearance
     comm: Any  # our duplicate of the MPI communicator, None without MPI
     sharing: str = "memfd"  # how the job's ranks share memory, see segments.py
+    staged_because: str = ""  # why ranks of this host do not read each other's tensors; "" if they do
     sets: dict[int, Registered] = field(default_factory=dict)
     # The handles that live and were not synchronized, by (kind, set, name).
     names: dict[tuple[str, int, str], ref[Any]] = field(default_factory=dict)

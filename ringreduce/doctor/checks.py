@@ -107,6 +107,16 @@ def _on_cpu() -> str:
     return "allreduce, allgather and broadcast are right"
 
 
+def _single_copy() -> str:
+    """No fault if it is not there: large tensors are staged then."""
+    _running()
+    if reason := running.require().staged_because:
+        raise Skip(f"large tensors are staged: {reason}")
+    each = [torch.arange(1 << 20, dtype=torch.float32) + r for r in range(rr.size())]
+    _expect("allgather", rr.allgather(each[rr.rank()]), torch.cat(each))
+    return "the ranks of this host can read each other's memory"
+
+
 def _between_hosts() -> str:
     _running()
     if len(set(running.require().host_of)) == 1:
@@ -193,6 +203,7 @@ CHECKS: dict[str, Callable[[], str]] = {
     "shared memory": _segments,
     "start": _start,
     "collectives on CPU tensors": _on_cpu,
+    "single copy": _single_copy,
     "collectives between hosts": _between_hosts,
     "CUDA library": _cuda_library,
     "NCCL": _nccl_itself,

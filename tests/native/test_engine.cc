@@ -16,8 +16,9 @@ const std::vector<std::vector<int>> kLayouts = {
     {0, 1, 2}, {0, 1, 2, 3, 4}, {0, 0, 1, 1, 2, 2, 3}, // more
 };
 
-WorldOptions layout(const std::vector<int>& host_of) {
+WorldOptions layout(const std::vector<int>& host_of, bool single_copy = false) {
   WorldOptions options;
+  options.single_copy = single_copy;
   options.host_of = host_of;
   options.net = {host_of.size() * 7 + 1, 0.3};
   return options;
@@ -119,9 +120,9 @@ void check_barrier(Engine& engine) {
 
 }  // namespace
 
-TEST(collectives_over_all_layouts) {
+void check_collectives_over_all_layouts(bool single_copy) {
   for (const auto& hosts : kLayouts) {
-    World world(layout(hosts));
+    World world(layout(hosts, single_copy));
     const int n = world.size();
     world.run([n](int rank, Engine& engine) {
       for (size_t count : {0, 1, n - 1, n, n + 1, 64, 65, 997, 1024, 5000, 30011}) {
@@ -136,10 +137,13 @@ TEST(collectives_over_all_layouts) {
   }
 }
 
-TEST(any_order_mixed_kinds_and_sets) {
+TEST(collectives_over_all_layouts) { check_collectives_over_all_layouts(false); }
+TEST(collectives_over_all_layouts_by_single_copy) { check_collectives_over_all_layouts(true); }
+
+void check_any_order_mixed_kinds_and_sets(bool single_copy) {
   for (const auto& hosts : kLayouts) {
     if (hosts.size() < 2) continue;
-    World world(layout(hosts));
+    World world(layout(hosts, single_copy));
     const int n = world.size();
     std::vector<int> all(n), odd, low = {0, 1};
     std::iota(all.begin(), all.end(), 0);
@@ -184,6 +188,9 @@ TEST(any_order_mixed_kinds_and_sets) {
     });
   }
 }
+
+TEST(any_order_mixed_kinds_and_sets) { check_any_order_mixed_kinds_and_sets(false); }
+TEST(any_order_mixed_kinds_and_sets_by_single_copy) { check_any_order_mixed_kinds_and_sets(true); }
 
 TEST(plans_reduce_in_place) {
   for (const auto& hosts : kLayouts) {

@@ -14,7 +14,7 @@ namespace {
 
 const char* const kNames[] = {"RINGREDUCE_KERNELS", "RINGREDUCE_CHUNK_BYTES", "RINGREDUCE_FUSION_BYTES",
                               "RINGREDUCE_TIMEOUT", "RINGREDUCE_STALL_WARNING", "RINGREDUCE_SPIN_US",
-                              "RINGREDUCE_TREE_ARITY", "RINGREDUCE_LOG", "RINGREDUCE_DRIFT"};
+                              "RINGREDUCE_TREE_ARITY", "RINGREDUCE_LOG", "RINGREDUCE_DRIFT", "RINGREDUCE_SINGLE_COPY"};
 
 struct Variable {
   const char* name;
@@ -64,7 +64,7 @@ TEST(defaults) {
   const Settings& s = with({});
   CHECK_EQ(settings_error(), "");
   CHECK_EQ(s.kernels, "");
-  CHECK_EQ(s.chunk(1, 4), size_t{256} << 10);
+  CHECK_EQ(s.chunk(1, 4), staging_bytes(caches(), 4));
   CHECK_EQ(s.chunk(2, 1), size_t{64} << 10);
   CHECK_EQ(s.chunk(4, 8), size_t{1} << 20);
   CHECK_EQ(s.chunk(1000, 8), size_t{8} << 20);
@@ -73,8 +73,22 @@ TEST(defaults) {
   CHECK_EQ(s.stall_warning_s, 30);
   CHECK_EQ(s.spin_us, 50);
   CHECK_EQ(s.drift, "warn");
+  CHECK_EQ(s.single_copy, "auto");
   CHECK_EQ(s.tree_arity, 8);
   CHECK_EQ(s.log_level, 1);
+}
+
+// The L2 twice where that is not much, the L3 divided by all that is in flight.
+TEST(what_is_staged_fits_the_caches) {
+  constexpr size_t K = 1 << 10, M = 1 << 20;
+  CHECK_EQ(staging_bytes({512 * K, 32 * M}, 2), 1 * M);
+  CHECK_EQ(staging_bytes({512 * K, 32 * M}, 16), 512 * K);
+  CHECK_EQ(staging_bytes({512 * K, 32 * M}, 64), 256 * K);
+  CHECK_EQ(staging_bytes({256 * K, 8 * M}, 2), 512 * K);
+  CHECK_EQ(staging_bytes({2 * M, 105 * M}, 2), 256 * K);
+  CHECK_EQ(staging_bytes({512 * K, 0}, 2), 256 * K);
+  CHECK_EQ(staging_bytes({64 * K, 32 * M}, 2), 256 * K);
+  CHECK_EQ(staging_bytes({0, 0}, 2), 256 * K);
 }
 
 TEST(every_variable_is_read) {

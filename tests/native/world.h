@@ -2,6 +2,9 @@
 // plain memory, and messages between hosts go through the loopback net.
 #pragma once
 
+#include <unistd.h>
+
+#include <algorithm>
 #include <condition_variable>
 #include <map>
 #include <memory>
@@ -25,6 +28,7 @@ struct WorldOptions {
   size_t chunk_bytes = 4096;
   size_t fusion_bytes = 16 << 10;
   int tree_arity = 2;
+  bool single_copy = false;          // where ranks share a host they read each other's memory, of any size
   bool oversubscribed = true;
   double timeout_s = check::patience_s();
   LoopbackOptions net;
@@ -99,6 +103,11 @@ class World {
     if (config.net && options_.faults.count(rank))
       config.net = std::make_unique<FaultNet>(std::move(config.net), options_.faults[rank]);
     config.oversubscribed = options_.oversubscribed;
+    config.single_copy = options_.single_copy;
+    if (options_.single_copy) {
+      config.peer_pids.assign(std::count(host_of().begin(), host_of().end(), host_of()[rank]), getpid());
+      config.settings.single_copy = "always";
+    }
     config.settings.chunk_bytes = options_.chunk_bytes;
     config.settings.fusion_bytes = options_.fusion_bytes;
     config.settings.tree_arity = options_.tree_arity;

@@ -60,6 +60,19 @@ RAISES = """
     lose(lambda: rr.allreduce(torch.ones(1 << 20), name="lost"))
 """
 
+# All read rank 2's memory, over and over, when it is killed.
+READING = """
+    import threading
+
+    if rr.rank() == 2:
+        threading.Timer(0.5, os.kill, [os.getpid(), signal.SIGKILL]).start()
+    mine = torch.ones(1 << 22)
+    def read():
+        while True:
+            rr.allgather(mine, name="lost")
+    lose(read)
+"""
+
 # All have agreed and NCCL runs, when the rank whose GPU does not get there is killed.
 ON_GPU = """
     from runner.fake_gpu import FakeCuda
@@ -86,12 +99,12 @@ ON_GPU = """
 """
 
 
-SCRIPTS = {"cpu": ON_CPU, "gpu": ON_GPU, "raises": RAISES}
+SCRIPTS = {"cpu": ON_CPU, "cpu, reading": READING, "gpu": ON_GPU, "raises": RAISES}
 
 
 @pytest.mark.parametrize("where", SCRIPTS)
 def test_every_survivor_has_an_error(tmp_path, where):
-    environment = {"TESTS": str(ROOT / "tests")}
+    environment = {"TESTS": str(ROOT / "tests"), "RINGREDUCE_SINGLE_COPY": "always"}
     if where == "gpu":
         if reason := why_not():
             pytest.skip(reason)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from runner.job import Job, ending, indent, shorten, without_pytest
 from runner.launch import ROOT, Launcher, clean_environment
@@ -27,6 +27,7 @@ class PytestStage:
     arguments: Sequence[str]
     launcher: Launcher | None = None  # None: one process that no launcher starts
     hosts: str = ""  # pretended hosts: each rank's, with commas
+    environment: Mapping[str, str] = field(default_factory=dict)
     test_timeout: float = 120
     stage_timeout: float = 1500
 
@@ -69,7 +70,7 @@ class PytestStage:
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
         (directory / "finished").write_text("\n".join(finished))
-        extra = {"PYTHONDONTWRITEBYTECODE": ""}  # or each rank would compile each test module anew
+        extra = {**self.environment, "PYTHONDONTWRITEBYTECODE": ""}  # or each rank would compile each test module anew
         if self.hosts:
             extra["RINGREDUCE_TEST_HOSTS"] = self.hosts
         program = [RANK, str(directory), *self.arguments]

@@ -1,0 +1,234 @@
+#include "collectives/single_copy.h"
+
+#include <algorithm>
+
+#include "kernels/kernels.h"
+
+namespace ringreduce {
+
+namespace {
+
+// Of one read. A rank looks at other things in between.
+constexpr size_t kPiece = 256 << 10;
+// What is read of all others to be reduced together: it should stay in a core's cache.
+constexpr size_t kScratch = 256 << 10;
+constexpr size_t kLeastPiece = 16 << 10;
+
+constexpr int64_t kMostBytes = int64_t{1} << 47;  // what a process can address
+
+size_t reduce_piece_bytes(int ranks) {
+  return std::max(kLeastPiece, kScratch / std::max(1, ranks - 1) / kLine * kLine);
+}
+
+}  // namespace
+
+// In a rank's staging slot.
+struct SingleCopy::Published {
+  const char* in;
+  const char* result;  // null: nobody reads it
+  PeerMemory::Access access;
+  int64_t counts[];    // bytes for each rank, where the ranks tell each other
+};
+
+void Reads::add(std::vector<Read>* reads, const Read& read) {
+  if (read.bytes) reads->push_back(read);
+}
+
+void Reads::begin_after(int rank) {
+  for (std::vector<Read>* reads : {&inputs, &results}) {
+    const auto next = std::find_if(reads->begin(), reads->end(), [&](const Read& read) { return read.from > rank; });
+    std::rotate(reads->begin(), next, reads->end());
+  }
+}
+
+bool SingleCopy::suits(const Channel& channel, const Submission& submission) {
+  return channel.peers && channel.topology->host_count() == 1 && channel.topology->size > 1 && submission.pieces.size() == 1;
+}
+
+SingleCopy::SingleCopy(Channel* channel, const Submission& submission, Output* output, Plan plan, Gain gain, Staged staged)
+    : channel_(channel),
+      topology_(*channel->topology),
+      submission_(submission),
+      output_(output),
+      plan_(plan),
+      make_staged_(staged),
+      gain_(channel->read_any_size ? Gain{1, 1} : gain) {
+  // What is known to be too small needs no meeting.
+  if (!tells_counts()) reads_ = plan_(topology_, submission_, output_, {});
+  if (!tells_counts() && !gains(PeerMemory::Access::kHugePages)) stage({});
+  else step_ = channel_->stream.reserve(1);
+}
+
+void SingleCopy::stage(const Matrix& counts) {
+  staged_ = make_staged_(channel_, submission_, output_, counts);
+}
+
+bool SingleCopy::gains(PeerMemory::Access access) const {
+  if (access == PeerMemory::Access::kNone) return false;
+  return reads_.largest >= (access == PeerMemory::Access::kHugePages ? gain_.huge_pages : gain_.small_pages);
+}
+
+bool SingleCopy::done() const {
+  return staged_ ? staged_->done() : phase_ == Phase::kDrained && channel_->stream.drained(step_);
+}
+
+const SingleCopy::Published* SingleCopy::published(int local) const {
+  return reinterpret_cast<const Published*>(channel_->stream.slot(step_, local));
+}
+
+Status SingleCopy::advance(bool* moved) {
+  if (staged_) return staged_->advance(moved);
+  Stream& stream = channel_->stream;
+  // Before anything is made of what was read. The deadline or the peers' end will say why.
+  if (stream.broken_off()) return Status::ok();
+  switch (phase_) {
+    case Phase::kPublish:
+      if (!stream.vacant(step_)) return Status::ok();
+      publish();
+      phase_ = Phase::kMeet;
+      break;
+    case Phase::kMeet:
+      if (!stream.filled(step_)) return Status::ok();
+      RR_TRY(meet());
+      break;
+    case Phase::kInputs:
+      if (next_ < reads_.inputs.size()) RR_TRY(read_on(reads_.inputs));
+      else settle();
+      break;
+    case Phase::kResults:
+      if (!stream.settled(step_)) return Status::ok();
+      if (next_ < reads_.results.size()) RR_TRY(read_on(reads_.results));
+      else drain();
+      break;
+    case Phase::kDrained: return Status::ok();
+  }
+  *moved = true;
+  return Status::ok();
+}
+
+void SingleCopy::publish() {
+  auto* mine = reinterpret_cast<Published*>(channel_->stream.slot(step_, topology_.local()));
+  const Piece& piece = submission_.pieces[0];
+  mine->in = piece.in;
+  mine->result = piece.out;
+  mine->access = access(piece.in, is_read() ? piece.bytes : 0);
+  if (!reads_.results.empty()) mine->access = std::min(mine->access, access(piece.out, piece.bytes));
+  std::copy(submission_.counts.begin(), submission_.counts.end(), mine->counts);
+  channel_->stream.fill(step_);
+}
+
+// A broadcast and a scatter read of the root only.
+bool SingleCopy::is_read() const {
+  return submission_.kind->root != Kind::Root::kFrom || topology_.rank == submission_.root;
+}
+
+// A look takes longer than staging a little would.
+PeerMemory::Access SingleCopy::access(const char* data, size_t bytes) const {
+  if (bytes && bytes < gain_.huge_pages) return PeerMemory::Access::kNone;
+  return channel_->peers->access(data, bytes);
+}
+
+Status SingleCopy::meet() {
+  const int n = topology_.size;
+  auto access = PeerMemory::Access::kHugePages;
+  for (int i = 0; i < n; ++i) access = std::min(access, published(i)->access);
+  bool sane = true;
+  Matrix bytes;
+  if (tells_counts()) {
+    for (int from = 0; from < n; ++from)
+      for (int to = 0; to < n; ++to) {
+        const int64_t count = published(from)->counts[to];
+        sane = sane && count >= 0 && count <= kMostBytes / n;
+        bytes.push_back(static_cast<size_t>(count));
+      }
+    if (sane) reads_ = plan_(topology_, submission_, output_, bytes);
+  }
+  // Counts that cannot be are the staged machine's to report.
+  if (!sane || !gains(access)) {
+    channel_->stream.drain_unsettled(step_);
+    return stage(bytes), Status::ok();
+  }
+  result_ = submission_.pieces[0].out;
+  if (!submission_.kind->alike) {
+    RR_TRY(output_->check_counts(topology_.world));
+    RR_TRY(output_->allocate());
+    result_ = output_->data.get();
+  }
+  phase_ = Phase::kInputs;
+  return Status::ok();
+}
+
+void SingleCopy::settle() {
+  if (reads_.results.empty()) return drain();
+  channel_->stream.settle(step_);
+  next_ = 0;
+  phase_ = Phase::kResults;
+}
+
+void SingleCopy::drain() {
+  if (reads_.results.empty()) channel_->stream.drain_unsettled(step_);
+  else channel_->stream.drain(step_);
+  phase_ = Phase::kDrained;
+}
+
+// One piece of the next read.
+Status SingleCopy::read_on(const std::vector<Read>& reads) {
+  const Read& read = reads[next_];
+  const bool all = read.from == Read::kAll;
+  const size_t most = all ? reduce_piece_bytes(topology_.size) : kPiece;
+  const size_t bytes = std::min(most, read.bytes - offset_);
+  RR_TRY(all ? reduce_piece(read.at + offset_, read.to + offset_, bytes)
+             : read_piece(read.from, read.at + offset_, read.to + offset_, bytes));
+  offset_ += bytes;
+  if (offset_ < read.bytes) return Status::ok();
+  offset_ = 0;
+  ++next_;
+  return Status::ok();
+}
+
+Status SingleCopy::fetch(int from, const char* address, char* to, size_t bytes) {
+  const Status status = channel_->peers->read(channel_->world(from), address, to, bytes);
+  // It may have let go of the memory as it gave up.
+  return channel_->stream.broken_off() ? Status::ok() : status;
+}
+
+Status SingleCopy::read_piece(int from, size_t at, size_t to, size_t bytes) {
+  const char* memory = phase_ == Phase::kInputs ? published(from)->in : published(from)->result;
+  if (from != topology_.rank) return fetch(from, memory + at, result_ + to, bytes);
+  if (result_ + to != memory + at) copy(result_ + to, memory + at, bytes);
+  return Status::ok();
+}
+
+// In the order of ranks, as the staged machine does it.
+Status SingleCopy::reduce_piece(size_t at, size_t to, size_t bytes) {
+  const int n = topology_.size;
+  char* scratch = channel_->peers->scratch(reduce_piece_bytes(n) * (n - 1));
+  sources_.resize(n);
+  for (int i = 0; i < n; ++i) {
+    if (i == topology_.rank) {
+      sources_[i] = submission_.pieces[0].in + at;
+      continue;
+    }
+    RR_TRY(fetch(i, published(i)->in + at, scratch, bytes));
+    sources_[i] = scratch;
+    scratch += reduce_piece_bytes(n);
+  }
+  void* target[] = {result_ + to};
+  reduce(submission_.dtype, submission_.reduction(),
+         {target, 1, sources_.data(), n, bytes / info(submission_.dtype).size, submission_.scale(n)});
+  return Status::ok();
+}
+
+std::string SingleCopy::where() const {
+  if (staged_) return staged_->where();
+  switch (phase_) {
+    case Phase::kPublish:
+    case Phase::kMeet: return "saying where the tensors lie";
+    case Phase::kDrained: return "all read; waiting for other ranks to have read this one's memory";
+    default: break;
+  }
+  const std::vector<Read>& reads = phase_ == Phase::kInputs ? reads_.inputs : reads_.results;
+  return std::to_string(next_) + " of " + std::to_string(reads.size()) + " blocks read from the memory of other ranks";
+}
+
+}  // namespace ringreduce
