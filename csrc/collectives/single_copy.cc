@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "common/pages.h"
 #include "kernels/kernels.h"
 
 namespace ringreduce {
@@ -14,7 +15,6 @@ constexpr size_t kPiece = 256 << 10;
 constexpr size_t kScratch = 256 << 10;
 constexpr size_t kLeastPiece = 16 << 10;
 
-constexpr int64_t kMostBytes = int64_t{1} << 47;  // what a process can address
 
 size_t reduce_piece_bytes(int ranks) {
   return std::max(kLeastPiece, kScratch / std::max(1, ranks - 1) / kLine * kLine);

@@ -8,6 +8,7 @@
 
 #include <sys/mman.h>
 
+#include "common/pages.h"
 #include "common/slices.h"
 #include "common/settings.h"
 
@@ -15,8 +16,6 @@ namespace ringreduce {
 
 namespace {
 
-constexpr int64_t kMostBytes = int64_t{1} << 47;  // what a process can address
-constexpr size_t kHugePage = 2 << 20;
 constexpr size_t kLarge = 2 * kHugePage;  // from here on in whole huge pages: 1/512 of the faults
 constexpr size_t kKept = 64 << 10;        // smaller ones malloc itself gives again
 

@@ -13,6 +13,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "common/pages.h"
 #include "common/slices.h"
 
 namespace ringreduce {
@@ -46,7 +47,6 @@ struct PageRegion {
   uint64_t start, end, categories;
 };
 constexpr uint64_t kIsHuge = 1 << 6;
-constexpr size_t kHugePage = 2 << 20;
 
 // False also where the kernel (before 6.7) cannot tell.
 bool is_huge(int pagemap, uint64_t address) {
