@@ -1,8 +1,7 @@
 """The short way: one call of the core for an operation of a plain tensor, from the numbers to the result.
 
 The core refuses what needs a check, a copy, a derivative or an explanation, and so does this module: the caller then
-takes the long way (`submit`, `autograd`). Results that are to be made are made here for little data only: there it is
-the calls that count.
+takes the long way (`submit`, `autograd`).
 """
 
 from __future__ import annotations
@@ -21,7 +20,9 @@ from ringreduce._ops.versions import increment_version
 from ringreduce._runtime import running
 from ringreduce._runtime.process_set import ProcessSet
 
-_SMALL_BYTES = _core.SMALL_BYTES
+# Rows that come from other ranks lie in memory of torch's up to here, and beyond in memory of the core's, which keeps it
+# from call to call: the system zeroes new memory page by page.
+_ROWS_BYTES = 128 << 10
 
 
 def _call(
@@ -39,8 +40,9 @@ def _call(
     )  # fmt: skip
 
 
-def _is_small(tensor: Any) -> bool:
-    return type(tensor) is Tensor and tensor.layout is torch.strided and tensor.nbytes <= _SMALL_BYTES
+def _is_plain(tensor: Any) -> bool:
+    """Whether it looks so; the core looks closer."""
+    return type(tensor) is Tensor and tensor.layout is torch.strided and not tensor.is_cuda
 
 
 @untraced
@@ -62,7 +64,7 @@ def like(
     make: Callable[[Tensor], Tensor] = torch.empty_like,
 ) -> Tensor | None:  # fmt: skip
     """The result, as large as the tensor and made by `make`; None if it was refused."""
-    if not _is_small(tensor) or tensor.requires_grad:
+    if not _is_plain(tensor) or tensor.requires_grad or not tensor.is_contiguous():
         return None
     result: Tensor | None = _call(kind, tensor, make(tensor), name, process_set, op, prescale, postscale, root)
     return result
@@ -74,7 +76,7 @@ def rows(
     op: Any = None, prescale: Any = 1.0, postscale: Any = 1.0,
 ) -> Tensor | None:  # fmt: skip
     """The result's rows; None if it was refused."""
-    if not _is_small(tensor):
+    if not _is_plain(tensor) or tensor.nbytes > _ROWS_BYTES:
         return None
     result = _call(kind, tensor, process_set._place, name, process_set, op, prescale, postscale, None)
     if isinstance(result, _core.Op):
