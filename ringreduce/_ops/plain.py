@@ -20,7 +20,7 @@ from ringreduce._ops.versions import increment_version
 from ringreduce._runtime import running
 from ringreduce._runtime.process_set import ProcessSet
 
-# Rows that come from other ranks lie in memory of torch's up to here, and beyond in memory of the core's, which keeps it
+# Rows from other ranks lie in memory of torch's up to here, and beyond in memory of the core's, which keeps it
 # from call to call: the system zeroes new memory page by page.
 _ROWS_BYTES = 128 << 10
 
