@@ -79,13 +79,14 @@ class GpuPlan final : public Plan {
     NcclReduction how;
     int pending = 0;        // launches not yet enqueued
     Event finished;
-    bool captured = false, joined = false;
+    bool joined = false;
   };
   // A launch on its way: kReady ─► kSettling ─► gone; through the host: kReady ─► kCopying ─►
   // kReducing ─► gone.
   enum class State { kReady, kSettling, kCopying, kReducing };
   struct Launch {
     int bucket;
+    uint64_t ordinal;       // among all of the plan
     State state;
     bool captured;
     Event event;            // ready, then: copied
