@@ -205,9 +205,9 @@ Status GpuPlan::abort_if_over() {
   return Status::ok();
 }
 
-// Also where another rank has left, but counts on launches that this one has not made.
+// Also where another rank has left, but counts on launches that this one has not made, or NCCL not enqueued.
 int GpuPlan::first_open() const {
-  if (left_.is_ok() ? idle() : !aborting() || !may_launch()) return -1;
+  if (left_.is_ok() ? idle() : !aborting() || !counted_on()) return -1;
   return idle() ? 0 : queue_.front().bucket;
 }
 

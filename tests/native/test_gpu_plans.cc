@@ -286,6 +286,34 @@ TEST(a_plan_is_left_while_a_gpu_is_in_the_step_before) {
   });
 }
 
+// What waits for NCCL to connect the ranks is not enqueued once the plan is closed, so the others must not count on it.
+TEST(a_plan_is_closed_before_nccl_has_connected_the_ranks) {
+  reset_doubles();
+  Doubles::get().set("nccl_comm_blocking", 0);  // such a communicator can be given up meanwhile
+  World world(layout({0, 0}));
+  world.run([&](int rank, Engine& engine) {
+    GpuRank gpu(engine, rank);
+    float* one = gpu.upload(std::vector<float>{1});
+    gpu.finish(gpu.submit(gpu_submission(find_kind("allreduce"), "", DType::kFloat32, one, one, 1)));
+    world.meet();
+    Doubles::get().set("nccl_connect_us", check::patience_ns() / 1000);  // the plan's communicator never connects
+    Buckets buckets = make_plan(world, rank, engine, gpu, kOpSum, 1, 1, 0);
+    CHECK_OK(engine.launch(*buckets.plan, 0, gpu.stream()));
+    world.meet();
+    if (rank == 1) engine.remove_plan(buckets.plan);
+    world.meet();
+    if (rank == 0) {
+      bool done = false;
+      const Status status = engine.wait_bucket(*buckets.plan, 0, 0.1, &done, 0, gpu.stream());
+      CHECK(status.code() == Code::kPlanLeft);
+      CHECK(status.text().find("it has closed the plan before gradient bucket 0 was complete") != std::string::npos);
+      engine.remove_plan(buckets.plan);
+    }
+    while (Doubles::get().count("ncclCommAbort") < world.size()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  });
+  reset_doubles();
+}
+
 TEST(nothing_was_misused) { reset_doubles(); }
 
 }  // namespace
