@@ -67,6 +67,8 @@ class Plan {
   bool lost(int bucket) const { return last_[bucket].ordinal > unaffected_; }  // its last launch
   // How many launches are over on this rank, or will be, whatever it does from now on.
   virtual uint64_t over() const = 0;
+  // By the others, for what does not come any more if this rank leaves now.
+  virtual bool counted_on() const { return may_launch(); }
   Status leave(uint64_t unaffected, const Status& why) {
     if (unaffected >= unaffected_) return Status::ok();
     unaffected_ = unaffected;

@@ -49,7 +49,7 @@ Status Plans::leave(const PlanId& id, int rank, const std::string& why, bool* sa
   ProcessSet* set = sets_.find(id.set);
   const auto same = [&id](const auto& plan) { return plan->id().channel == id.channel; };
   const auto plan = std::find_if(plans_.begin(), plans_.end(), same);
-  if (!set || plan == plans_.end() || !(*plan)->may_launch()) return Status::ok();
+  if (!set || plan == plans_.end() || !(*plan)->counted_on()) return Status::ok();
   *said = true;
   return set->departures()->add({id.channel, rank, (*plan)->over(), why});
 }

@@ -35,7 +35,8 @@ class Plans {
   bool draining() const { return !transfers_.empty(); }
   std::string state() const;
 
-  // Says that `rank` leaves the plan, unless there is no such plan, or it has been left; whether that was said.
+  // Says that `rank` leaves the plan, unless there is no such plan, or the others know that they get no more of it;
+  // whether that was said.
   Status leave(const PlanId& plan, int rank, const std::string& why, bool* said);
   Status hear(bool* news);
 

@@ -250,11 +250,17 @@ Status Communicator::all_to_all(const char* in, const std::vector<int64_t>& send
   });
 }
 
-void Communicator::watch(const Event& finished, std::string title, std::shared_ptr<void> keep) {
-  watched_.push_back({finished, std::move(title), std::move(keep), now_ns()});
+void Communicator::watch(const Event& finished, std::string title, std::shared_ptr<void> keep, uint64_t serial) {
+  watched_.push_back({finished, std::move(title), std::move(keep), now_ns(), serial});
 }
 
-Status Communicator::check(int64_t timeout_ns) {
+Status Communicator::over(uint64_t serial, bool* over) {
+  RR_TRY(drop_finished());
+  *over = watched_.empty() || watched_.front().serial > serial;
+  return Status::ok();
+}
+
+Status Communicator::drop_finished() {
   Device::Scope scope(*device_);
   while (!watched_.empty()) {
     bool reached = false;
@@ -263,6 +269,12 @@ Status Communicator::check(int64_t timeout_ns) {
     if (!reached) break;
     watched_.pop_front();
   }
+  return Status::ok();
+}
+
+Status Communicator::check(int64_t timeout_ns) {
+  Device::Scope scope(*device_);
+  RR_TRY(drop_finished());
   if (aborted_ || (!pending() && !captured_)) return Status::ok();
   int state = kNcclSuccess;
   const std::string title = (watched_.empty() ? "a communicator of NCCL" : watched_.front().title) + ranks();

@@ -70,8 +70,10 @@ class Communicator {
   Status all_to_all(const char* in, const std::vector<int64_t>& send, char* out, const std::vector<int64_t>& receive);
 
   // What was enqueued up to here is finished when `finished` is reached; until then `keep` lives
-  // and check() watches it.
-  void watch(const Event& finished, std::string title, std::shared_ptr<void> keep);
+  // and check() watches it. `serial` grows, where over() is asked.
+  void watch(const Event& finished, std::string title, std::shared_ptr<void> keep, uint64_t serial = 0);
+  // Whether all of it is finished up to `serial`.
+  Status over(uint64_t serial, bool* over);
   // A CUDA graph has captured calls. It may be replayed at any time, unseen, so check() has NCCL to ask
   // from now on; and NCCL ends a communicator only after the graph, so that is left to the end of the process.
   void keep_for_graphs() { captured_ = true; }
@@ -92,6 +94,7 @@ class Communicator {
     std::string title;
     std::shared_ptr<void> keep;
     int64_t since_ns;
+    uint64_t serial;
   };
 
   struct Making;  // on a thread
@@ -99,6 +102,7 @@ class Communicator {
   Communicator(std::shared_ptr<Device> device, std::vector<int> world)
       : device_(std::move(device)), world_(std::move(world)), size_(world_.empty() ? 1 : static_cast<int>(world_.size())) {}
   std::string ranks() const;
+  Status drop_finished();
   Status made(bool* settled);
   Status result(int code, const char* what);
   template <typename Body>

@@ -54,11 +54,10 @@ Status GpuPlan::launch(int index, Where where) {
     return {Code::kUnsupported, "the first step cannot be captured in a CUDA graph; run one step before the capture"};
   if (captured && !queue_.empty())
     return {Code::kUnsupported, "NCCL has not enqueued the step before, so this one cannot be captured in a CUDA graph yet"};
-  queue_.push_back({index, State::kReady, captured, nullptr});
-  ++buckets_[index].pending;
-  buckets_[index].captured = captured;
-  buckets_[index].joined = false;
   count_launch(index);
+  queue_.push_back({index, ordinal(index), State::kReady, captured, nullptr});
+  ++buckets_[index].pending;
+  buckets_[index].joined = false;
   if (captured) communicator_->keep_for_graphs();
   RR_TRY(device_.record(where.stream, &queue_.back().event));
   return settle(captured ? kCapturePatienceNs : 0);
@@ -165,7 +164,7 @@ Status GpuPlan::finish(Launch* launch) {
 
 // Host memory lives until the GPU has read or written it.
 void GpuPlan::watch(const Launch& launch, const Event& event) {
-  communicator_->watch(event, "gradient bucket " + std::to_string(launch.bucket), pin_);
+  communicator_->watch(event, "gradient bucket " + std::to_string(launch.bucket), pin_, launch.ordinal);
 }
 
 Status GpuPlan::scaled(Bucket& bucket, Scale scale) {
@@ -186,33 +185,29 @@ Status GpuPlan::drop_lost() {
   for (int i = 0; i < bucket_count(); ++i) {
     all_joined = all_joined && buckets_[i].joined;
     any_lost = any_lost || lost(i);
-    if (lost(i)) buckets_[i].pending = 0;
   }
-  queue_.erase(std::remove_if(queue_.begin(), queue_.end(), [this](const Launch& launch) { return lost(launch.bucket); }), queue_.end());
+  for (; !queue_.empty() && queue_.back().ordinal > unaffected_; queue_.pop_back()) --buckets_[queue_.back().bucket].pending;
   if (all_joined && any_lost)
     left_ = {left_.code(), left_.text() + "; the optimizer's step that this rank has enqueued on its GPU is not valid, so load a checkpoint"};
   return abort_if_over();
 }
 
+// A bucket whose last launch is lost may still be on the GPU with the one before, which the others count on.
 // Events of what was captured cannot be asked; a graph that is replayed later meets the end of its communicator.
 Status GpuPlan::abort_if_over() {
   if (!aborting() || !queue_.empty()) return Status::ok();
   if (may_launch()) return Status::ok();  // others count on this rank
-  Device::Scope scope(device_);
-  for (int i = 0; i < bucket_count(); ++i) {
-    const Bucket& bucket = buckets_[i];
-    bool reached = true;
-    if (!lost(i) && bucket.finished && !bucket.captured) RR_TRY(device_.reached(bucket.finished, &reached));
-    if (!reached) return Status::ok();
-  }
+  bool over = false;
+  RR_TRY(communicator_->over(unaffected_, &over));
+  if (!over) return Status::ok();
   aborted_ = true;
   communicator_->abort();
   return Status::ok();
 }
 
-// Also where another rank has left, but counts on launches that this one has not made.
+// Also where another rank has left, but counts on launches that this one has not made, or NCCL not enqueued.
 int GpuPlan::first_open() const {
-  if (left_.is_ok() ? idle() : !aborting() || !may_launch()) return -1;
+  if (left_.is_ok() ? idle() : !aborting() || !counted_on()) return -1;
   return idle() ? 0 : queue_.front().bucket;
 }
 

@@ -63,8 +63,10 @@ class GpuPlan final : public Plan {
   // `stream` waits for the bucket's last launch.
   Status join(int bucket, void* stream) override;
   std::string missing(int bucket) const override;
-  // What NCCL was called for goes on; what goes through host memory must be complete, as the memory is the caller's again.
-  uint64_t over() const override { return host_ ? host_->over() : launches_; }
+  // What NCCL has enqueued goes on. What is in the queue would need this plan, which may be closed next, and the
+  // caller's memory; what goes through host memory must be complete, as the memory is the caller's again.
+  uint64_t over() const override { return host_ ? host_->over() : launches_ - queue_.size(); }
+  bool counted_on() const override { return host_ ? may_launch() : over() < unaffected_; }
   int first_open() const override;
   // NCCL's communicator is to be aborted, so that streams run on, once all launches that others count on are over.
   bool aborting() const { return !left_.is_ok() && !host_ && !aborted_; }
@@ -79,13 +81,14 @@ class GpuPlan final : public Plan {
     NcclReduction how;
     int pending = 0;        // launches not yet enqueued
     Event finished;
-    bool captured = false, joined = false;
+    bool joined = false;
   };
   // A launch on its way: kReady ─► kSettling ─► gone; through the host: kReady ─► kCopying ─►
   // kReducing ─► gone.
   enum class State { kReady, kSettling, kCopying, kReducing };
   struct Launch {
     int bucket;
+    uint64_t ordinal;       // among all of the plan
     State state;
     bool captured;
     Event event;            // ready, then: copied

@@ -70,10 +70,11 @@ bool GpuWatch::pending() const {
 
 Status GpuWatch::check() {
   if (!device_) return Status::ok();
+  for (Communicator* one : communicators()) RR_TRY(one->check(timeout_ns_));
+  // After that: a communicator that turns out to have nothing left to watch is not looked at again.
   for (auto* plans : {&plans_, &aborting_})
     for (const auto& plan : *plans) RR_TRY(plan->abort_if_over());
   drop(&aborting_, [](const auto& plan) { return !plan->aborting(); });
-  for (Communicator* one : communicators()) RR_TRY(one->check(timeout_ns_));
   drop(&retired_, [](const auto& one) { return !one->pending(); });
   return Status::ok();
 }

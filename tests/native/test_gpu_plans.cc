@@ -249,6 +249,71 @@ TEST(a_plan_is_left) {
       }
 }
 
+// A rank that has heard that another left still owes the others the step before, which its GPU may not have come to;
+// buckets that it has launched again meanwhile are lost, but not what they were launched for before.
+TEST(a_plan_is_left_while_a_gpu_is_in_the_step_before) {
+  reset_doubles();
+  World world(layout({0, 0}));
+  world.run([&](int rank, Engine& engine) {
+    GpuRank gpu(engine, rank);
+    Buckets buckets = make_plan(world, rank, engine, gpu, kOpSum, 1, 1, 0);
+    GpuPlan& plan = *buckets.plan;
+    const int many = static_cast<int>(plan.bucket_count());
+    std::vector<std::vector<float>> sums;
+    for (int b = 0; b < many; ++b) {
+      sums.emplace_back(kBuckets[b]);
+      const float* fresh = gpu.upload(values<float>(rank, kBuckets[b]));
+      CHECK_OK(gpu.device().copy(buckets.data[b], fresh, kBuckets[b] * sizeof(float), gpu.stream()));
+    }
+    if (rank == 1) Doubles::get().stall(plan.stream().get(), 1);
+    for (int b = 0; b < many; ++b) CHECK_OK(engine.launch(plan, b, gpu.stream()));
+    for (int b = 0; b < many; ++b) {
+      wait_for_bucket(engine, plan, b, gpu.stream());
+      CHECK_OK(gpu.device().copy(sums[b].data(), buckets.data[b], kBuckets[b] * sizeof(float), gpu.stream()));
+    }
+    Status status;
+    for (int b = 0; rank == 1 && b < many; ++b) CHECK_OK(engine.launch(plan, b, gpu.stream()));
+    world.meet();
+    if (rank == 0) CHECK_OK(engine.leave(plan.id(), "RuntimeError: out of memory"));
+    while (status.is_ok()) status = engine.launch(plan, 0, gpu.stream());
+    CHECK(status.code() == Code::kPlanLeft);
+    if (rank == 1) Doubles::get().stall(plan.stream().get(), 0);
+    CHECK_EQ(gpu.device().cuda().stream_synchronize(gpu.stream()), kCudaSuccess);
+    for (int b = 0; b < many; ++b)
+      for (size_t i = 0; i < kBuckets[b]; ++i) CHECK_EQ(sums[b][i], value<float>(0, i) + value<float>(1, i));
+    CHECK_EQ(gpu.device().cuda().stream_synchronize(plan.stream().get()), kCudaSuccess);  // it ends
+    engine.remove_plan(buckets.plan);
+  });
+}
+
+// What waits for NCCL to connect the ranks is not enqueued once the plan is closed, so the others must not count on it.
+TEST(a_plan_is_closed_before_nccl_has_connected_the_ranks) {
+  reset_doubles();
+  Doubles::get().set("nccl_comm_blocking", 0);  // such a communicator can be given up meanwhile
+  World world(layout({0, 0}));
+  world.run([&](int rank, Engine& engine) {
+    GpuRank gpu(engine, rank);
+    float* one = gpu.upload(std::vector<float>{1});
+    gpu.finish(gpu.submit(gpu_submission(find_kind("allreduce"), "", DType::kFloat32, one, one, 1)));
+    world.meet();
+    Doubles::get().set("nccl_connect_us", check::patience_ns() / 1000);  // the plan's communicator never connects
+    Buckets buckets = make_plan(world, rank, engine, gpu, kOpSum, 1, 1, 0);
+    CHECK_OK(engine.launch(*buckets.plan, 0, gpu.stream()));
+    world.meet();
+    if (rank == 1) engine.remove_plan(buckets.plan);
+    world.meet();
+    if (rank == 0) {
+      bool done = false;
+      const Status status = engine.wait_bucket(*buckets.plan, 0, 0.1, &done, 0, gpu.stream());
+      CHECK(status.code() == Code::kPlanLeft);
+      CHECK(status.text().find("it has closed the plan before gradient bucket 0 was complete") != std::string::npos);
+      engine.remove_plan(buckets.plan);
+    }
+    while (Doubles::get().count("ncclCommAbort") < world.size()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  });
+  reset_doubles();
+}
+
 TEST(nothing_was_misused) { reset_doubles(); }
 
 }  // namespace
