@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "common/show.h"
+
 namespace ringreduce {
 
 Status Departure::status() const {
@@ -27,8 +29,9 @@ Status Departures::add(const Departure& departure) {
     entry.channel = departure.channel;
     entry.launches = departure.launches;
     entry.rank = static_cast<uint32_t>(departure.rank);
-    entry.bytes = static_cast<uint32_t>(std::min(departure.text.size(), Departure::kText));
-    std::memcpy(entry.text, departure.text.data(), entry.bytes);
+    const std::string text = cut(departure.text, Departure::kText);
+    entry.bytes = static_cast<uint32_t>(text.size());
+    std::memcpy(entry.text, text.data(), entry.bytes);
     board_->count.store(count + 1, std::memory_order_release);
   }
   board_->lock.unlock();

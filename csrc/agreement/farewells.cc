@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "common/show.h"
+
 namespace ringreduce {
 
 namespace {
@@ -10,9 +12,9 @@ namespace {
 using Words = FarewellBoard::Words;
 
 void put(Words* words, const std::string& text) {
-  const size_t bytes = std::min(text.size(), Words::kMost);
-  std::memcpy(words->text, text.data(), bytes);
-  words->bytes.store(static_cast<uint32_t>(bytes), std::memory_order_release);
+  const std::string said = cut(text, Words::kMost);
+  std::memcpy(words->text, said.data(), said.size());
+  words->bytes.store(static_cast<uint32_t>(said.size()), std::memory_order_release);
 }
 
 std::string get(const Words& words) {

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "common/keep.h"
+#include "common/show.h"
 #include "kernels/kernels.h"
 
 namespace ringreduce {
@@ -133,8 +134,7 @@ void HostTree::gone(int world_rank, const std::string& why, size_t told_by) {
   Record record;
   record.type = Record::Type::kGone;
   record.group = static_cast<uint32_t>(world_rank);
-  record.inline_bytes = static_cast<uint32_t>(std::min(why.size(), FarewellBoard::Words::kMost));
-  std::memcpy(record.data, why.data(), record.inline_bytes);
+  record.put(cut(why, FarewellBoard::Words::kMost));
   for (size_t i = 0; i < links_.size(); ++i)
     if (i != told_by) links_[i].queue.push_back(record);
 }
@@ -151,8 +151,7 @@ void HostTree::left(const Departure& departure, size_t told_by) {
   record.key.a = static_cast<uint64_t>(departure.channel);
   record.signature = departure.launches;
   record.group = static_cast<uint32_t>(departure.rank);
-  record.inline_bytes = static_cast<uint32_t>(std::min(departure.text.size(), Departure::kText));
-  std::memcpy(record.data, departure.text.data(), record.inline_bytes);
+  record.put(cut(departure.text, Departure::kText));
   for (size_t i = 0; i < links_.size(); ++i)
     if (i != told_by) links_[i].queue.push_back(record);
 }

@@ -48,6 +48,10 @@ struct Record {
     std::memcpy(static_cast<void*>(this), &other, offsetof(Record, data) + other.inline_bytes);
     return *this;
   }
+  void put(const std::string& text) {
+    inline_bytes = static_cast<uint32_t>(text.size());
+    std::memcpy(data, text.data(), text.size());
+  }
 };
 
 class HostTree {

@@ -175,13 +175,15 @@ nb::object call_plain(EngineObject self, int set_id, const char* kind, nb::handl
   if (!here) return nb::none();
   const auto result = [&] { return plain.result.is_valid() ? plain.result : output.is_none() ? nb::bool_(true) : nb::borrow(output); };
   if (!rest) return result();
+  std::shared_ptr<void> kept = keep(nb::make_tuple(tensor, result()));  // as far as it is needed
   try {
     wait_with_signals([&](double slice, bool* done) { return engine.wait(*rest, -1, slice, done); });
-  } catch (...) {  // until here the caller has kept them
-    std::shared_ptr<void> kept = keep(nb::make_tuple(tensor, result()));
+  } catch (...) {
     without_gil([&] { engine.keep(rest, std::move(kept)); });
     throw;
   }
+  kept.reset();
+  release_kept();
   if (deliver(*rest, plain.call)) return result();
   return nb::cast(PyOp{owner, std::move(rest), {}, nb::borrow(self)});
 }

@@ -39,13 +39,24 @@ struct CorePlanLeft : CoreError {
 
 inline std::atomic<int> fork_count{0};
 
+// With what is no UTF-8 replaced: other ranks have a part in texts, and Python takes no other. With the GIL.
+inline std::string readable(const std::string& text) {
+  const nb::object decoded = nb::steal(PyUnicode_DecodeUTF8(text.data(), static_cast<Py_ssize_t>(text.size()), "replace"));
+  const char* again = decoded.is_valid() ? PyUnicode_AsUTF8AndSize(decoded.ptr(), nullptr) : nullptr;
+  return again ? again : (PyErr_Clear(), "the text of an error cannot be shown");
+}
+
 inline void raise_if(const Status& status) {
   if (status.is_ok()) return;
-  if (status.code() == Code::kInvalid || status.code() == Code::kUnsupported) throw nb::value_error(status.text().c_str());
-  if (status.code() == Code::kTimeout) throw CoreTimeout(status.text());
-  if (status.code() == Code::kPlanLeft) throw CorePlanLeft(status.text());
-  if (status.code() == Code::kPeerLost) throw CoreRankLost(status.text());
-  throw CoreError(status.text());
+  const std::string text = readable(status.text());
+  switch (status.code()) {
+    case Code::kInvalid:
+    case Code::kUnsupported: throw nb::value_error(text.c_str());
+    case Code::kTimeout: throw CoreTimeout(text);
+    case Code::kPlanLeft: throw CorePlanLeft(text);
+    case Code::kPeerLost: throw CoreRankLost(text);
+    default: throw CoreError(text);
+  }
 }
 
 // An engine does not survive a fork: its thread and its place in the table are the parent's.

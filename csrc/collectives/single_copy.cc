@@ -188,6 +188,9 @@ Status SingleCopy::read_on(const std::vector<Read>& reads) {
 
 Status SingleCopy::fetch(int from, const char* address, char* to, size_t bytes) {
   const Status status = channel_->peers->read(channel_->world(from), address, to, bytes);
+#ifndef __SANITIZE_THREAD__
+  std::atomic_thread_fence(std::memory_order_acquire);  // what was read comes before the look
+#endif
   // It may have let go of the memory as it gave up.
   return channel_->stream.broken_off() ? Status::ok() : status;
 }

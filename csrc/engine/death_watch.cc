@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <csignal>
+#include <system_error>
 
 #include <poll.h>
 #include <pthread.h>
@@ -20,7 +21,11 @@ DeathWatch::DeathWatch(std::vector<int> pidfds, std::function<void()> tell) : fd
   sigset_t all, before;
   sigfillset(&all);
   pthread_sigmask(SIG_SETMASK, &all, &before);
-  thread_ = std::thread([this] { run(); });
+  try {
+    thread_ = std::thread([this] { run(); });
+  } catch (const std::system_error&) {
+    stop();  // there are too many threads: as without an eventfd
+  }
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }
 

@@ -120,6 +120,7 @@ class Engine : Work {
   Status usable() const;
   Status find(int set_id, ProcessSet** set) const;
   Status submit(ProcessSet& set, const std::vector<OpRef>& group);
+  Status call_now(int set_id, PlainCall* call, int64_t* counts, bool* plain_here, bool* at_once, OpRef* op);
   Status say_left(const PlanId& plan, const std::string& why);
   void finish(Lock& lock, double timeout_s, const std::string& why);
   void fail(const Status& status);

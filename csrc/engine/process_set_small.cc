@@ -35,7 +35,7 @@ Status ProcessSet::post(const Call& call, const Key& key, const void* data, bool
   if (!one_host) post.scale.post = 1.0;  // applied by the root of the tree
   if (post.inlined || sizes_come(call)) {
     post.number_count = numbers(call);
-    post.numbers = call.counts ? call.counts : &size;
+    post.numbers = call.ranks ? call.counts : &size;
   }
   post.slot_bytes = numbers(call) ? table_.slot_room() : round_up(call.bytes, kLine);
   if (post.inlined) {
@@ -53,7 +53,7 @@ Status ProcessSet::post(const OpRef& op, bool* posted) {
   const Call call = s.call();
   char together[kSmallBytes];
   const char* data = s.pieces.empty() ? nullptr : s.pieces[0].in;
-  if (s.pieces.size() > 1 && call.bytes <= kSmallBytes) Pieces(s.pieces).gather(0, call.bytes, together), data = together;
+  if (s.pieces.size() > 1 && is_small(call, topology().host_count() == 1)) Pieces(s.pieces).gather(0, call.bytes, together), data = together;
   RR_TRY(post(call, op->key, data, posted, &op->entry));
   if (*posted) {
     op->posted = true;

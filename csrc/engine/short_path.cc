@@ -52,16 +52,21 @@ bool ProcessSet::complete(PlainCall* plain, int64_t* counts) const {
 }
 
 Status Engine::call(int set_id, PlainCall plain, bool* plain_here, OpRef* op) {
+  int64_t counts[kMaxLocal];
+  bool at_once = false;
+  RR_TRY(call_now(set_id, &plain, counts, plain_here, &at_once, op));
+  return at_once || !*plain_here ? Status::ok() : submit(set_id, plain.submission(), false, op);
+}
+
+// False in *at_once for what is to be submitted instead: nothing was done.
+Status Engine::call_now(int set_id, PlainCall* call, int64_t* counts, bool* plain_here, bool* at_once, OpRef* op) {
   Lock lock(mutex_);
   ProcessSet* set;
   RR_TRY(find(set_id, &set));
-  int64_t counts[kMaxLocal];
-  *plain_here = set->complete(&plain, counts);
-  if (!*plain_here) return Status::ok();
-  if (!is_small(plain, true) || !set->quiet()) {
-    lock.unlock();
-    return submit(set_id, plain.submission(), false, op);
-  }
+  *plain_here = set->complete(call, counts);
+  *at_once = *plain_here && is_small(*call, true) && set->quiet();
+  if (!*at_once) return Status::ok();
+  const PlainCall& plain = *call;
   bool posted = false, done = false;
   uint32_t entry = 0;
   Status status = set->post(plain, &posted, &entry);

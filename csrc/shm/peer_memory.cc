@@ -125,8 +125,9 @@ Status PeerMemory::read(int rank, const char* from, char* to, size_t bytes) {
     if (peer.rank != rank) continue;
     if (peer.fd < 0) return {Code::kSystem, "rank " + std::to_string(rank) + " cannot be watched (pidfd_open failed)"};
     const ssize_t got = read_from(peer.pid, from, to, bytes);
+    const bool gone = got < 0 && errno == ESRCH;  // its memory is taken away before its pidfd tells
     const std::string why = got == static_cast<ssize_t>(bytes) ? "" : reason(got, bytes);
-    if (has_ended(peer.fd)) return died(rank, peer.pid);
+    if (gone || has_ended(peer.fd)) return died(rank, peer.pid);
     if (why.empty()) return Status::ok();
     return {Code::kSystem, "the memory of rank " + std::to_string(rank) + " (process " + std::to_string(peer.pid) +
                                ") cannot be read: " + why};

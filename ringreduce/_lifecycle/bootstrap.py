@@ -115,8 +115,8 @@ def shutdown() -> None:
     mpi.retire(context.comm)
 
 
-def _stop(context: running.Context) -> None:
-    why = last_words.of_this_process()
+def _stop(context: running.Context, ends: bool = False) -> None:
+    why = last_words.of_this_process(ends)
     running.current = None
     for process_set in context.sets.values():
         process_set.unbind()
@@ -173,5 +173,5 @@ def _at_exit() -> None:
     if os.getpid() != _initialised_by:
         return
     if running.current is not None:
-        _stop(running.current)
+        _stop(running.current, ends=True)
     mpi.finalize()

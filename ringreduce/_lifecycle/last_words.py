@@ -9,20 +9,30 @@ from types import TracebackType
 
 from ringreduce.errors import RingreduceError
 
-_SHOWN = 300  # characters of its text
+_SHOWN = 300  # bytes of its text
 
 
-def of_this_process() -> str:
-    """The exception that is handled now, or that has ended the program; "" for none.
+def of_this_process(ends: bool = False) -> str:
+    """The exception that is handled now; where the program `ends`, the one that has ended it; "" for none.
 
     What ranks raise together is no cause: whoever waits has it, too.
     """
-    error = sys.exc_info()[1] or getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
+    error = sys.exc_info()[1]
+    if error is None and ends:
+        error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
     if error is None or isinstance(error, (RingreduceError, GeneratorExit)) or _is_success(error):
         return ""
-    text = " ".join(str(error).split())
-    text = text if len(text) <= _SHOWN else f"{text[:_SHOWN]} ..."
-    return f"{type(error).__name__}{': ' if text else ''}{text}{_place(error.__traceback__)}"
+    try:
+        text = " ".join(str(error).split())
+    except Exception:  # the program's own __str__; ending comes first
+        text = ""
+    return _cut(f"{type(error).__name__}{': ' if text else ''}{text}") + _place(error.__traceback__)
+
+
+def _cut(text: str) -> str:
+    """In UTF-8, which has no lone surrogates."""
+    data = text.encode("utf-8", "replace")
+    return data.decode() if len(data) <= _SHOWN else f"{data[:_SHOWN].decode(errors='ignore')} ..."
 
 
 def _is_success(error: BaseException) -> bool:
@@ -33,4 +43,4 @@ def _place(trace: TracebackType | None) -> str:
     """Where the program has raised it, or called what did."""
     own = Path(__file__).parents[1]
     frames = [frame for frame in traceback.extract_tb(trace) if own not in Path(frame.filename).parents]
-    return f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    return f" ({_cut(Path(frames[-1].filename).name)}:{frames[-1].lineno})" if frames else ""

@@ -53,7 +53,8 @@ def in_place(
     """Whether it was done: the tensor has the result."""
     if _call(kind, tensor, tensor, name, process_set, op, prescale, postscale, root) is None:
         return False
-    increment_version((tensor,))
+    if kind != "reduce" or root == running.require().rank:  # elsewhere it is as it was
+        increment_version((tensor,))
     return True
 
 

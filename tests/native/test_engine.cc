@@ -324,6 +324,11 @@ TEST(last_words_are_cut) {
   CHECK_EQ(said.why(0).size(), FarewellBoard::Words::kMost);
   CHECK_EQ(said.text({2}), "rank 2 has shut down");
   CHECK_EQ(said.text({0, 2}).find("ranks 0, 2 have shut down, rank 0 after xxx"), 0u);
+  const auto other = std::make_unique<FarewellBoard>();
+  std::string text(1, 'x');
+  for (int i = 0; i < 400; ++i) text += "\u00e9";  // of two bytes
+  Farewells(other.get(), &here).say(text);
+  CHECK_EQ(Farewells(other.get(), &here).why(0), text.substr(0, FarewellBoard::Words::kMost - 1));
   board->words[0].bytes = 1 << 30;
   CHECK_EQ(said.why(0).size(), FarewellBoard::Words::kMost);
 }

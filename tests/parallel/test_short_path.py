@@ -217,6 +217,9 @@ def test_versions_and_strides(rank, size):
     before = tensor._version
     rr.broadcast_(tensor, 0, "counted")
     assert tensor._version > before
+    before = tensor._version
+    rr.reduce_(tensor, size - 1, "counted, too")
+    assert (tensor._version > before) == (rank == size - 1)
     columns = make(rank, (4, 3), torch.float32).t()
     assert_same(rr.broadcast(columns, 0), make(0, (4, 3), torch.float32).t(), "transposed")
     inside = make(rank, (4, 3), torch.float32)

@@ -41,8 +41,20 @@ def test_type_text_and_place():
     assert words_of(SystemExit(3)).startswith("SystemExit: 3 (")
 
 
-def test_long_texts_are_cut():
-    assert len(words_of(ValueError("x" * 9000))) < 400
+@pytest.mark.parametrize("text", ["x" * 9000, "жё" * 400, "\ud800 is no text", "漢字" * 200])
+def test_texts_are_cut_to_what_can_be_sent(text):
+    words = words_of(ValueError(text))
+    assert len(words.encode()) < 400
+    assert words.startswith("ValueError: ")
+    assert "(test_last_words.py:" in words
+
+
+def test_a_text_that_fails():
+    class Odd(Exception):
+        def __str__(self):
+            raise KeyError("no text")
+
+    assert words_of(Odd()).startswith("Odd (")
 
 
 def test_the_place_is_the_program_s_line():
@@ -59,8 +71,8 @@ def test_an_exception_that_has_ended_the_program():
     program = """
 import atexit
 from ringreduce._lifecycle import last_words
-atexit.register(lambda: print(last_words.of_this_process()))
+atexit.register(lambda: print(repr(last_words.of_this_process()), last_words.of_this_process(ends=True)))
 {}["missing"]
 """
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert run.stdout == "KeyError: 'missing' (<string>:5)\n"
+    assert run.stdout == "'' KeyError: 'missing' (<string>:5)\n"
