@@ -71,7 +71,7 @@ TEST(defaults) {
   CHECK_EQ(s.fusion_bytes, size_t{4} << 20);
   CHECK_EQ(s.timeout_s, 300);
   CHECK_EQ(s.stall_warning_s, 30);
-  CHECK_EQ(s.spin_us, 50);
+  CHECK_EQ(s.spin_us, 200);
   CHECK_EQ(s.drift, "warn");
   CHECK_EQ(s.single_copy, "auto");
   CHECK_EQ(s.tree_arity, 8);
