@@ -12,13 +12,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from runner.fake_gpu import FakeCuda
 
-from ringreduce._ops import gpus
 from ringreduce.doctor import checks, command
 
 
 def main() -> int:
     """The command on GPU 0, 1, ... of the doubles, by rank."""
-    fake = gpus.backend = FakeCuda(os.environ["RINGREDUCE_CUDA_LIBRARY"], command.launched_rank())
+    fake = FakeCuda(os.environ["RINGREDUCE_CUDA_LIBRARY"], command.launched_rank()).take_over()
     fake.double.rr_double_use_device(fake.device)
     checks.gpu_in_torch = lambda: ""
     status = command.main(sys.argv[1:])

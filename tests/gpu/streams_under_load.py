@@ -26,7 +26,6 @@ import torch
 from torch import Tensor, nn
 
 import ringreduce as rr
-from ringreduce._ops import gpus, plain
 
 STREAMS = 4
 DTYPES = (torch.float32, torch.bfloat16, torch.int32, torch.float16, torch.float64, torch.uint8)
@@ -70,8 +69,7 @@ class Doubles(Cuda):
         sys.path.insert(0, str(Path(__file__).parents[1]))
         from runner.fake_gpu import FakeCuda
 
-        self._fake = gpus.backend = FakeCuda(os.environ["RINGREDUCE_CUDA_LIBRARY"], rr.rank())
-        plain._call = self._fake.refusing(plain._call)
+        self._fake = FakeCuda(os.environ["RINGREDUCE_CUDA_LIBRARY"], rr.rank()).take_over()
         self._fake.double.rr_double_use_device(rr.rank())
 
     def on(self, stream: int) -> AbstractContextManager[Any]:

@@ -76,10 +76,8 @@ READING = """
 # All have agreed and NCCL runs, when the rank whose GPU does not get there is killed.
 ON_GPU = """
     from runner.fake_gpu import FakeCuda
-    from ringreduce._ops import gpus, plain
 
-    fake = gpus.backend = FakeCuda(os.environ["RINGREDUCE_CUDA_LIBRARY"], rr.rank())
-    plain._call = fake.refusing(plain._call)
+    fake = FakeCuda(os.environ["RINGREDUCE_CUDA_LIBRARY"], rr.rank()).take_over()
     rr.allreduce(fake.cuda(torch.ones(4)))
     if rr.rank() == 2:
         fake.double.rr_double_stall_all(1)
