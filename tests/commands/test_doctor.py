@@ -167,7 +167,7 @@ def test_a_wrong_number_of_nccl_is_a_failure(doubles, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         f"import sys\nsys.path.insert(0, {str(Path(ON_DOUBLES).parent)!r})\nimport doctor_on_doubles\n"
-        "from ringreduce import _nccl\n_nccl.Communicator.all_reduce = lambda *_: lambda: 0\n"
+        "from ringreduce.doctor import nccl\nnccl.Communicator.all_reduce = lambda *_: lambda: 0\n"
         "sys.exit(doctor_on_doubles.main())\n"
     )
     done = alone(program=(str(script),), **doubles)
