@@ -105,6 +105,7 @@ def _added(slot: Slot, result: Tensor) -> tuple[Tensor, Tensor]:
     if slot.saved is not None:  # `aside` is the memory of `result`: its holders see the sum, as in plain torch
         result.add_(slot.saved)
         return aside, result
+    aside = aside.to(result.dtype)  # the parameter may have been converted since
     if aside.is_sparse:
         aside = aside + result if result.is_sparse else result.add(aside)
     else:

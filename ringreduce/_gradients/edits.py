@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ringreduce import _core
@@ -21,6 +22,13 @@ def _sample(gradient: Tensor) -> int:
     return _core.digest([(sample.data_ptr(), sample.nbytes)])[0]
 
 
+def _same_values(gradient: Tensor, before: Tensor) -> bool:
+    if gradient.shape != before.shape:
+        return False
+    gradient, before = (t.to_dense() if t.is_sparse else t for t in (gradient, before))
+    return torch.allclose(gradient, before.to(gradient), rtol=0, atol=0, equal_nan=True)
+
+
 def note(slot: Slot) -> None:
     """At the end of a pass that only accumulates: what is done to a local p.grad from now on is seen."""
     grad = slot.gradient()
@@ -28,11 +36,17 @@ def note(slot: Slot) -> None:
 
 
 def was_edited(slot: Slot) -> bool:
-    """Whether a local p.grad was changed in place since then, or replaced while a part of it is set aside."""
+    """Whether a local p.grad was changed in place since then, or replaced while a part of it is set aside.
+
+    In other memory with the same values it was converted with its parameter.
+    """
     noted, grad = slot.noted, slot.parameter.grad
     if noted is None or grad is None:
         return False
-    edited = _sample(grad) != noted[1] if same_memory(grad, noted[0]) else slot.aside is not None
+    if same_memory(grad, noted[0]):
+        edited = _sample(grad) != noted[1]
+    else:
+        edited = slot.aside is not None and not _same_values(grad, noted[0])
     if edited:
         slot.noted = None
     return edited

@@ -452,6 +452,28 @@ def test_converted_while_accumulating(how, accumulate):
     check(train, build=build, rtol=1e-4 if single else 1e-9, **options)
 
 
+@pytest.mark.parametrize("how", MOVE)
+def test_converted_beside_a_delivered_part(how):
+    """Between the passes of a step whose gradients are added to those that an incomplete group has left."""
+
+    def train(model, optimizer, part):
+        generator = torch.Generator().manual_seed(1)
+        for _ in range(3):
+            for at in range(3):
+                x = torch.randn(12, 3, 8, 8, generator=generator).to(next(model.parameters()).dtype)
+                model(part(x)).square().mean().backward()
+                if at == 0:
+                    optimizer.step()
+                elif at == 1:
+                    MOVE[how](model)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    single = how == "from single"
+    build = (lambda: convnet().float()) if single else convnet
+    check(train, build=build, rtol=1e-4 if single else 1e-9, backward_passes_per_step=2)
+
+
 def test_exchanged():
     def train(model, optimizer, part):
         for i, (x, y) in enumerate(data(8)):
