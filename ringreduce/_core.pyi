@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 class RingreduceError(RuntimeError): ...
-class RankLostError(RingreduceError): ...  # a rank has died, or has shut down while others wait for it
+class RankLostError(RingreduceError):  # a rank has died, or has shut down while others wait for it
+    rank: int | None  # None: none in particular, or not known
+    pid: int | None
+    host: str | None
 class RingreduceTimeoutError(RingreduceError): ...  # a deadline passed; the operation is still in flight
 class PlanLeftError(RingreduceError): ...  # a rank has left the gradient plan in the middle of a step; all else goes on
 
@@ -127,9 +130,12 @@ class Engine:
         mpi_comm: int,  # mpi4py.MPI._addressof(duplicated communicator); 0 where size == 1 or one host only
         oversubscribed: bool,  # more ranks than cores on some host: never spin
         peer_pids: list[int],  # pid of every local rank in local order, [] where unknown
+        processes: list[tuple[int, str]],  # pid and host name by world rank
+        lifeline: tuple[int, str, Sequence[tuple[int, int, bool]]],  # ringreduce._lifecycle.lifeline.Lifeline
         spare_cores: bool = False,  # each local rank has at least two cores to itself: the background thread reduces buckets
         single_copy: bool = False,  # the ranks of this host can read each other's memory
     ) -> None: ...
+    def failure(self) -> str: ...  # why nothing works any more, "" while it does
     def close(self, timeout: float, why: str = "") -> None: ...  # fails what is outstanding; idempotent. why: told to the peers
 
     # Process sets. Set 0 is the world and exists already. Every member calls add_set.

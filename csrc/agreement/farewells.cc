@@ -67,6 +67,17 @@ std::string Farewells::why(int world_rank) const {
   return spoke == static_cast<uint32_t>(world_rank) + 1 ? get(board_->words_elsewhere) : "";
 }
 
+bool Farewells::failed(const std::vector<int>& world_ranks) const {
+  return std::any_of(world_ranks.begin(), world_ranks.end(), [this](int rank) { return !why(rank).empty(); });
+}
+
+Status Farewells::named(const Status& status) const {
+  const std::vector<int> gone = ranks();
+  const auto at = std::find_if(gone.begin(), gone.end(), [this](int rank) { return !why(rank).empty(); });
+  if (status.code() != Code::kPeerLost || gone.empty()) return status;
+  return status.with(lost_rank(at == gone.end() ? gone[0] : *at, processes_ ? *processes_ : std::vector<Process>()));
+}
+
 std::string Farewells::text(const std::vector<int>& world_ranks) const {
   std::string text = show_ranks(world_ranks) + (world_ranks.size() == 1 ? " has shut down" : " have shut down");
   for (int rank : world_ranks) {

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "agreement/op_table.h"
+#include "common/status.h"
 #include "ops/topology.h"
 
 namespace ringreduce {
@@ -32,7 +33,9 @@ struct FarewellBoard {
 
 class Farewells {
  public:
-  Farewells(FarewellBoard* board, const Topology* topology) : board_(board), topology_(topology) {}
+  // `processes`: by world rank; null: unknown.
+  Farewells(FarewellBoard* board, const Topology* topology, const std::vector<Process>* processes = nullptr)
+      : board_(board), topology_(topology), processes_(processes) {}
 
   // This rank: why it goes, if it goes early.
   void say(const std::string& why);
@@ -42,14 +45,20 @@ class Farewells {
   // Of the world, ascending; those of this host.
   std::vector<int> ranks() const;
   std::vector<int> here() const;
+  bool left_here(int local) const { return board_->gone[local].load(std::memory_order_acquire) != 0; }
   // What a rank has said; "" for nothing.
   std::string why(int world_rank) const;
+  // Whether one of them has said something: an exception has ended it.
+  bool failed(const std::vector<int>& world_ranks) const;
+  // The status of an operation that fails for the farewells, with the rank that is to blame.
+  Status named(const Status& status) const;
   // "rank 2 has shut down after ValueError: no such file", of any number of ranks.
   std::string text(const std::vector<int>& world_ranks) const;
 
  private:
   FarewellBoard* board_;
   const Topology* topology_;
+  const std::vector<Process>* processes_;
 };
 
 }  // namespace ringreduce

@@ -24,13 +24,13 @@
 #include "common/status.h"
 #include "ops/small.h"
 #include "ops/submission.h"
+#include "ops/topology.h"
 #include "shm/bell.h"
 #include "shm/segment.h"
 #include "shm/lock.h"
 
 namespace ringreduce {
 
-constexpr int kMaxLocal = 256;          // ranks of a process set on one host
 constexpr uint32_t kMaxPending = 8192;  // operations in flight in a set on one host
 enum class Verdict : uint32_t { kRun, kInline, kMismatch };
 

@@ -71,10 +71,29 @@ void bind_start(nb::module_& m) {
       .def("cancel", &Deadline::cancel);
 }
 
+// RankLostError has attributes: rank, pid, host; None for what is not known.
+void bind_rank_lost(nb::module_& m, nb::handle base) {
+  static nb::handle type = nb::exception<CoreRankLost>(m, "RankLostError", base);
+  for (const char* name : {"rank", "pid", "host"}) type.attr(name) = nb::none();
+  nb::register_exception_translator([](const std::exception_ptr& thrown, void*) {
+    try {
+      std::rethrow_exception(thrown);
+    } catch (const CoreRankLost& error) {
+      const nb::object object = type(error.what());
+      if (error.lost.rank >= 0) object.attr("rank") = error.lost.rank;
+      if (error.lost.pid) object.attr("pid") = error.lost.pid;
+      if (!error.lost.host.empty()) object.attr("host") = nb::cast(error.lost.host);
+      PyErr_SetObject(type.ptr(), object.ptr());
+    }
+  });
+}
+
 void bind_engine(nb::module_& m) {
   nb::class_<PyEngine> c(m, "Engine");
   c.def("__init__", [](PyEngine* self, int rank, int size, std::vector<int> host_of, std::shared_ptr<Segment> segment,
-                       uintptr_t mpi_comm, bool oversubscribed, std::vector<int> peer_pids, bool spare_cores, bool single_copy) {
+                       uintptr_t mpi_comm, bool oversubscribed, std::vector<int> peer_pids, std::vector<std::pair<int, std::string>> processes,
+                       std::tuple<int, std::string, std::vector<std::tuple<int, int, bool>>> lifeline, bool spare_cores,
+                       bool single_copy) {
     EngineConfig config;
     config.rank = rank;
     config.size = size;
@@ -83,14 +102,22 @@ void bind_engine(nb::module_& m) {
     config.oversubscribed = oversubscribed;
     config.spare_cores = spare_cores;
     config.peer_pids = std::move(peer_pids);
+    for (auto& [pid, host] : processes) config.processes.push_back({pid, std::move(host)});
+    config.guardian = std::get<0>(lifeline);
+    config.doorbell = std::get<1>(lifeline);
+    for (const auto& [fd, peer, up] : std::get<2>(lifeline)) config.links.push_back({fd, peer, up});
     config.single_copy = single_copy;
     config.settings = settings();
     set_log_rank(rank);
     if (mpi_comm) raise_if(make_mpi_net(mpi_comm, &config.net));
     raise_if(Engine::check(config));
     new (self) PyEngine(std::move(config));
-  }, "rank"_a, "size"_a, "host_of"_a, "segment"_a, "mpi_comm"_a, "oversubscribed"_a, "peer_pids"_a, "spare_cores"_a = false,
-     "single_copy"_a = false);
+  }, "rank"_a, "size"_a, "host_of"_a, "segment"_a, "mpi_comm"_a, "oversubscribed"_a, "peer_pids"_a, "processes"_a, "lifeline"_a,
+     "spare_cores"_a = false, "single_copy"_a = false);
+  c.def("failure", [](PyEngine& self) {
+    Engine& engine = self.get();
+    return readable(without_gil([&] { return engine.failure(); }).text());
+  });
   c.def("close", [](PyEngine& self, double timeout, const std::string& why) {
     Engine& engine = self.get();
     without_gil([&] { engine.close(timeout, why); });
@@ -140,7 +167,7 @@ NB_MODULE(_core, m) {
   nb::exception<CoreError> error(m, "RingreduceError", PyExc_RuntimeError);
   nb::exception<CoreTimeout>(m, "RingreduceTimeoutError", error.ptr());
   nb::exception<CorePlanLeft>(m, "PlanLeftError", error.ptr());
-  nb::exception<CoreRankLost>(m, "RankLostError", error.ptr());
+  bind_rank_lost(m, error);
   pthread_atfork(nullptr, nullptr, [] { fork_count.fetch_add(1); });
   nb::list names;
   for (int i = 0; i < kDTypeCount; ++i) names.append(nb::str(info(static_cast<DType>(i)).name));

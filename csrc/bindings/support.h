@@ -29,7 +29,8 @@ struct CoreTimeout : CoreError {
 
 // A rank has died, or has shut down while others wait for it.
 struct CoreRankLost : CoreError {
-  using CoreError::CoreError;
+  CoreRankLost(const std::string& text, const Lost* lost) : CoreError(text), lost(lost ? *lost : Lost()) {}
+  Lost lost;
 };
 
 // A rank has left a gradient plan; the engine goes on.
@@ -54,7 +55,7 @@ inline void raise_if(const Status& status) {
     case Code::kUnsupported: throw nb::value_error(text.c_str());
     case Code::kTimeout: throw CoreTimeout(text);
     case Code::kPlanLeft: throw CorePlanLeft(text);
-    case Code::kPeerLost: throw CoreRankLost(text);
+    case Code::kPeerLost: throw CoreRankLost(text, status.lost());
     default: throw CoreError(text);
   }
 }

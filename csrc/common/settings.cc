@@ -117,6 +117,7 @@ const std::vector<Row>& rows() {
       {"RINGREDUCE_FUSION_BYTES", Bytes{&Settings::fusion_bytes, 0, 1024 * kGiB}, true},
       {"RINGREDUCE_RESULT_BYTES", Bytes{&Settings::result_bytes, 0, 1024 * kGiB}},
       {"RINGREDUCE_TIMEOUT", Number{&Settings::timeout_s, 0.1, kYear, "seconds"}},
+      {"RINGREDUCE_HOST_TIMEOUT", Number{&Settings::host_timeout_s, 1, kYear, "seconds"}},
       {"RINGREDUCE_STALL_WARNING", Number{&Settings::stall_warning_s, 0.1, kYear, "seconds"}},
       {"RINGREDUCE_SPIN_US", Number{&Settings::spin_us, 0, 1e6, "microseconds"}},
       {"RINGREDUCE_HOST_ID", Text{&Settings::host_id, "any text"}},

@@ -5,6 +5,7 @@
 #include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
 namespace ringreduce {
 
@@ -20,11 +21,29 @@ enum class Code {
   kSystem,       // the operating system, MPI or NCCL reported an error
 };
 
+// The rank that is lost, for Code::kPeerLost.
+struct Lost {
+  int rank = -1;     // of the world; -1: none in particular
+  int pid = 0;       // 0: unknown
+  std::string host;  // "": unknown
+};
+
+struct Process {  // of a rank, as texts name it
+  int pid = 0;
+  std::string host;
+};
+
+// `processes`: by world rank; empty: unknown.
+inline Lost lost_rank(int rank, const std::vector<Process>& processes) {
+  if (rank < 0 || rank >= static_cast<int>(processes.size())) return {rank, 0, ""};
+  return {rank, processes[rank].pid, processes[rank].host};
+}
+
 class [[nodiscard]] Status {
  public:
   Status() = default;  // success; costs one null pointer
   Status(Code code, std::string message)
-      : node_(std::make_shared<Node>(Node{code, std::move(message), nullptr})) {}
+      : node_(std::make_shared<Node>(Node{code, std::move(message), nullptr, nullptr})) {}
 
   static Status ok() { return Status(); }
   bool is_ok() const { return node_ == nullptr; }
@@ -37,6 +56,18 @@ class [[nodiscard]] Status {
     Status outer(code(), std::move(message));
     outer.node_->cause = node_;
     return outer;
+  }
+
+  Status with(Lost lost) const {
+    Status same = *this;
+    same.node_ = std::make_shared<Node>(*node_);
+    same.node_->lost = std::make_shared<const Lost>(std::move(lost));
+    return same;
+  }
+  const Lost* lost() const {
+    for (const Node* node = node_.get(); node; node = node->cause.get())
+      if (node->lost) return node->lost.get();
+    return nullptr;
   }
 
   // "what failed: why: why below that".
@@ -54,6 +85,7 @@ class [[nodiscard]] Status {
     Code code;
     std::string message;
     std::shared_ptr<Node> cause;
+    std::shared_ptr<const Lost> lost;
   };
   std::shared_ptr<Node> node_;
 };

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "common/settings.h"
+#include "liveness/watch.h"
 #include "net/net.h"
 #include "shm/segment.h"
 
@@ -18,6 +19,10 @@ struct EngineConfig {
   bool oversubscribed = false;       // more ranks than cores: never spin
   bool spare_cores = false;          // a core is free for the background thread
   std::vector<int> peer_pids;        // by local index; empty: unknown
+  std::vector<Process> processes;    // by world rank, for texts; empty: unknown
+  int guardian = -1;                 // the rest is of jobs on several hosts: liveness/watch.h
+  std::string doorbell;
+  std::vector<Lifeline::Link> links;
   bool single_copy = false;          // the ranks of the host can read each other's memory
   Settings settings;
 };

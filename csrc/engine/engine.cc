@@ -11,12 +11,12 @@ Engine::Engine(EngineConfig config)
       out_of_memory_(Code::kSystem, "memory ran out on rank " + std::to_string(config_.rank) +
                                         " (std::bad_alloc): what is in flight cannot be finished, and ringreduce cannot "
                                         "be used on this rank any more"),
-      mutex_([this] { fail(out_of_memory_); }),
+      mutex_([this] { fail(out_of_memory_, true); }),
       sets_(config_),
       plans_(&sets_),
       gpu_(config_.settings.timeout_s),
       bell_(sets_.world().bell()),
-      liveness_(config_.peer_pids, config_.settings.timeout_s, [bell = bell_] { bell->ring(); }),
+      liveness_(config_, sets_.world(), [bell = bell_] { bell->ring(); }),
       driver_(this, &mutex_, bell_, config_.oversubscribed, config_.settings.spin_us) {
   gpu_.add(&sets_.world().gpu());
   driver_.start();
@@ -129,6 +129,12 @@ Status Engine::wait(const Op& op, double timeout_s, double slice_s, bool* done, 
 void Engine::keep(const OpRef& op, std::shared_ptr<void> memory) {
   Lock lock(mutex_);
   if (!op->is_done() || op->kept_for_good) op->submission.keep = std::move(memory);
+}
+
+Status Engine::failure() {
+  Lock lock(mutex_);
+  if (!broken() && alarmed()) end_with(liveness_.verdict());
+  return broken_.code() == Code::kShutdown ? Status::ok() : broken_;
 }
 
 // A report is of use while an engine hangs, too, with its mutex held.

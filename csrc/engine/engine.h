@@ -95,13 +95,14 @@ class Engine : Work {
   Status join(const Op& op, void* stream);
 
   std::string state();
+  Status failure();                  // why nothing works any more; ok: it does
 
  private:
   using Lock = Mutex::Lock;
 
   // For the driver.
   bool advance() override;
-  void broke(const std::exception& error) override { fail(thrown(error)); }
+  void broke(const std::exception& error) override { fail(thrown(error), true); }
   bool broken() const override { return !broken_.is_ok(); }
   bool polled() const override;
   bool flush() override;
@@ -123,7 +124,8 @@ class Engine : Work {
   Status call_now(int set_id, PlainCall* call, int64_t* counts, bool* plain_here, bool* at_once, OpRef* op);
   Status say_left(const PlanId& plan, const std::string& why);
   void finish(Lock& lock, double timeout_s, const std::string& why);
-  void fail(const Status& status);
+  void fail(const Status& status, bool is_certain = false);  // certain: it follows from nothing that other ranks know
+  void end_with(const Status& status);
 
   EngineConfig config_;
   const Status out_of_memory_;       // made while there is some

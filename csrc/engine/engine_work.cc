@@ -58,8 +58,8 @@ void Engine::listen() {
 }
 
 void Engine::look() {
-  const Status status = liveness_.deaths(sets_.world());
-  if (!status.is_ok()) fail(status);
+  const Status status = liveness_.verdict();
+  if (!status.is_ok()) end_with(status);
   check_gpu();
   const int64_t now = now_ns(), warn_ns = to_ns(config_.settings.stall_warning_s);
   sets_.each([&](ProcessSet& set) { set.warn_of_stalls(now, warn_ns); });
@@ -70,7 +70,17 @@ void Engine::check_gpu() {
   if (!status.is_ok()) fail(status);
 }
 
-void Engine::fail(const Status& status) {
+// What this rank fails of may follow from another's death, of which news come in a moment: all ranks raise the same.
+void Engine::fail(const Status& status, bool is_certain) {
+  if (broken() || status.code() == Code::kShutdown) return end_with(status);
+  try {
+    end_with(liveness_.failed(status, is_certain));
+  } catch (const std::exception&) {
+    end_with(status);
+  }
+}
+
+void Engine::end_with(const Status& status) {
   if (broken()) return;
   broken_ = status;
   lost_transfers_ = config_.net && !closing_;

@@ -2,42 +2,31 @@
 
 #include <algorithm>
 
-#include <poll.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-
 #include "common/clock.h"
 #include "common/show.h"
-#include "shm/peer_memory.h"
 
 namespace ringreduce {
 
-Liveness::Liveness(const std::vector<int>& pids, double timeout_s, std::function<void()> alarm)
-    : timeout_ns_(to_ns(timeout_s)), pids_(pids), ended_(pids.size()) {
-  for (int pid : pids) fds_.push_back(pid == getpid() ? -1 : static_cast<int>(syscall(SYS_pidfd_open, pid, 0)));
-  watch_ = std::make_unique<DeathWatch>(fds_, std::move(alarm));
+static WatchConfig watch_config(const EngineConfig& config, const Topology& world) {
+  WatchConfig watch;
+  watch.rank = config.rank;
+  watch.local = world.local();
+  watch.ranks = world.local_ranks();
+  watch.pids = config.peer_pids;
+  watch.processes = config.processes;
+  watch.host_of = config.host_of;
+  watch.several_hosts = !config.doorbell.empty();
+  watch.guardian = config.guardian;
+  watch.doorbell = config.doorbell;
+  watch.links = config.links;
+  watch.silence_s = config.settings.host_timeout_s;
+  return watch;
 }
 
-void Liveness::stop() {
-  watch_->stop();
-  for (int fd : fds_)
-    if (fd >= 0) ::close(fd);
-  fds_.clear();
-}
-
-Status Liveness::deaths(const ProcessSet& world) {
-  watch_->seen();
-  for (size_t i = 0; i < fds_.size(); ++i) {
-    pollfd peer{fds_[i], POLLIN, 0};
-    if (fds_[i] < 0 || ended_[i] || poll(&peer, 1, 0) <= 0) continue;
-    ended_[i] = true;
-    const std::vector<int> gone = world.farewells().ranks();
-    const int rank = world.topology().local_ranks()[i];
-    if (std::find(gone.begin(), gone.end(), rank) != gone.end()) continue;  // it said goodbye
-    return died(rank, pids_[i]);
-  }
-  return Status::ok();
-}
+Liveness::Liveness(const EngineConfig& config, const ProcessSet& world, std::function<void()> alarm)
+    : timeout_ns_(to_ns(config.settings.timeout_s)),
+      watch_(watch_config(config, world.topology()), world.verdict_board(),
+             [&world](int local) { return world.farewells().left_here(local); }, std::move(alarm)) {}
 
 int64_t Liveness::limit_ns(double timeout_s, int64_t since_ns) const {
   return since_ns + (timeout_s < 0 ? timeout_ns_ : to_ns(timeout_s));
@@ -74,11 +63,11 @@ Status Liveness::late(const Plan& plan, int bucket, int64_t since_ns, Status why
 // A plan has no messages of its own to say that a rank has shut down; the world's set has.
 Status Liveness::farewell(const Plan& plan, ProcessSet& world) const {
   bool moved = false;
-  if (!world.poll_gone(&moved) || now_ns() - plan.moved_ns() < kGoneGraceNs) return Status::ok();
+  if (!world.poll_gone(&moved) || now_ns() - plan.moved_ns() < (world.farewells().failed(world.farewells().ranks()) ? kFailedGraceNs : kGoneGraceNs)) return Status::ok();
   std::vector<int> gone;
   for (int rank : world.farewells().ranks())
     if (plan.includes(rank)) gone.push_back(rank);
-  if (!gone.empty()) return {Code::kPeerLost, world.farewells().text(gone)};
+  if (!gone.empty()) return world.farewells().named({Code::kPeerLost, world.farewells().text(gone)});
   return Status::ok();
 }
 

@@ -1,5 +1,5 @@
-// Who has died, who has gone, who is late: each an answer that names the rank, or ok. None of it acts on what it
-// finds. Every cause of a failure goes to Engine::fail, and the first one wins.
+// Who is lost, who has gone, who is late: each an answer that names the rank, or ok. None of it acts on what it
+// finds. Every cause of a failure goes to Engine::fail, and the first one wins, on this rank and among all (Watch).
 #pragma once
 
 #include <functional>
@@ -8,21 +8,23 @@
 #include <vector>
 
 #include "buckets/plan.h"
-#include "engine/death_watch.h"
+#include "engine/config.h"
 #include "engine/process_set.h"
+#include "liveness/watch.h"
 
 namespace ringreduce {
 
 class Liveness {
  public:
-  // `pids`: of the host's ranks, by local index; empty: unknown. `alarm`: called on another thread when one has ended.
-  Liveness(const std::vector<int>& pids, double timeout_s, std::function<void()> alarm);
-  void stop();
+  // `alarm`: called on another thread when there is a verdict.
+  Liveness(const EngineConfig& config, const ProcessSet& world, std::function<void()> alarm);
+  void stop() { watch_.stop(); }
 
-  // A process of this host has ended since deaths() was asked.
-  bool alarmed() const { return watch_->news(); }
-  // A process of this host has ended, and did not say goodbye.
-  Status deaths(const ProcessSet& world);
+  // A rank is lost: the same text on all ranks.
+  bool alarmed() const { return watch_.decided(); }
+  Status verdict() const { return watch_.verdict(); }
+  // This rank cannot go on. What it is to raise: a certain cause, or the one that it followed from.
+  Status failed(const Status& status, bool is_certain) { return watch_.failed(status, is_certain); }
   // The time for an operation of the set is over at `limit_ns`.
   int64_t limit_ns(double timeout_s, int64_t since_ns) const;
   Status late(const Op& op, int64_t limit_ns, ProcessSet* set) const;
@@ -35,10 +37,7 @@ class Liveness {
   Status farewell(const Plan& plan, ProcessSet& world) const;
 
   const int64_t timeout_ns_;
-  const std::vector<int> pids_;
-  std::vector<int> fds_;             // pidfds; -1: none
-  std::vector<bool> ended_;
-  std::unique_ptr<DeathWatch> watch_;
+  Watch watch_;
   int64_t bucket_timed_out_ns_ = 0;  // last
 };
 

@@ -67,7 +67,7 @@ ProcessSet::ProcessSet(const SetConfig& config) : config_(config), by_entry_(kMa
   channel_.read_any_size = config_.read_any_size;
   channel_.first_tag = config_.channel * Channel::kTags;
   gpu_.channel = &channel_;
-  farewells_ = std::make_unique<Farewells>(&header_->farewells, &config_.topology);
+  farewells_ = std::make_unique<Farewells>(&header_->farewells, &config_.topology, config_.processes);
   departures_ = std::make_shared<Departures>(&header_->departures, config_.segment, topology().world, topology().local(), config_.bell);
   mail_ = std::make_unique<Mailboxes>(
       id(), &config_.topology, MailMemory(config_.segment, at.mail, at.rings, locals, topology().local(), config_.bell),

@@ -14,6 +14,7 @@
 #include "agreement/farewells.h"
 #include "agreement/host_tree.h"
 #include "engine/op.h"
+#include "liveness/cause.h"
 #include "mailbox/mailboxes.h"
 #include "agreement/op_table.h"
 #include "shm/segment.h"
@@ -22,11 +23,14 @@ namespace ringreduce {
 
 // After a rank has shut down, what was launched before may still finish.
 constexpr int64_t kGoneGraceNs = 500'000'000;
+// Where an exception has ended it the job is over, and saying so comes first.
+constexpr int64_t kFailedGraceNs = 50'000'000;
 
 // At the start of a set's segment on each host.
 struct alignas(64) SetHeader {
   Bell bell;                                // the world's is the bell of the host
   FarewellBoard farewells;
+  VerdictBoard verdict;                     // the world's is the one that counts
   StreamState stream;
   DepartureBoard departures;
 };
@@ -36,6 +40,7 @@ struct SetConfig {
   Topology topology;
   std::shared_ptr<Segment> segment;
   Net* net = nullptr;
+  const std::vector<Process>* processes = nullptr;
   PeerMemory* peers = nullptr;  // null: nobody's can be read
   bool read_any_size = false;   // however little there is to read
   Bell* bell = nullptr;   // of the host; null: this set's own (the world)
@@ -85,6 +90,7 @@ class ProcessSet {
   Status say_gone(const std::string& why);
   bool poll_gone(bool* moved);                 // looks for farewells when nothing else is going on
   const Farewells& farewells() const { return *farewells_; }
+  VerdictBoard* verdict_board() const { return &header_->verdict; }
   // Gradient plans of the set that ranks have left. A leader listens for what other hosts say.
   const std::shared_ptr<Departures>& departures() const { return departures_; }
   Status take_departures(std::vector<Departure>* departures);

@@ -9,10 +9,9 @@ namespace ringreduce {
 
 namespace {
 
-// A rank that shut down may still be named in decisions on their way: this long until
-// operations that wait for it fail.
-// The same for an operation that is complete on this host and not decided by the others.
-constexpr int64_t kUndecidedNs = 1'500'000'000;
+// A rank that shut down may still be named in decisions on their way: this long (kGoneGraceNs, process_set.h) until
+// operations that wait for it fail, and longer for one that is complete on this host and not decided by the others.
+constexpr int64_t kUndecidedNs = 1'500'000'000, kFailedUndecidedNs = 150'000'000;
 // An operation in execution that makes no progress for this long will not: a rank that shut
 // down had no part in the decision.
 constexpr int64_t kGoneStallNs = 5'000'000'000;
@@ -49,9 +48,9 @@ Status ProcessSet::take_gone() {
   const std::vector<int> gone = farewells_->ranks();
   if (gone.empty()) return Status::ok();
   if (!gone_since_ns_) gone_since_ns_ = now_ns();
-  if (now_ns() - gone_since_ns_ < kGoneGraceNs) return Status::ok();
+  if (now_ns() - gone_since_ns_ < (farewells_->failed(gone) ? kFailedGraceNs : kGoneGraceNs)) return Status::ok();
   const std::string why = " cannot complete: " + farewells_->text(gone);
-  if (machine_ && now_ns() - moved_ns_ > kGoneStallNs) return {Code::kPeerLost, running_[0]->title() + why};
+  if (machine_ && now_ns() - moved_ns_ > kGoneStallNs) return farewells_->named({Code::kPeerLost, running_[0]->title() + why});
   return withdraw(Code::kPeerLost, why);
 }
 
@@ -81,11 +80,12 @@ Status ProcessSet::withdraw(Code code, const std::string& why) {
   for (const OpRef& op : pending) {
     bool withdrawn = true;
     if (op->posted) RR_TRY(table_.withdraw(op->entry, &withdrawn));
-    const bool hopeless = gone_since_ns_ && now_ns() - gone_since_ns_ > kUndecidedNs;
+    const int64_t undecided_ns = gone_since_ns_ && farewells_->failed(farewells_->ranks()) ? kFailedUndecidedNs : kUndecidedNs;
+    const bool hopeless = gone_since_ns_ && now_ns() - gone_since_ns_ > undecided_ns;
     if (!withdrawn && !hopeless) continue;
     if (op->posted) by_entry_[op->entry] = nullptr;
     deferred_.erase(std::remove(deferred_.begin(), deferred_.end(), op), deferred_.end());
-    finish(op, {code, op->title() + why});
+    finish(op, farewells_->named({code, op->title() + why}));
   }
   return Status::ok();
 }

@@ -43,6 +43,7 @@ SetConfig Sets::make(int id, const std::vector<int>& ranks, std::shared_ptr<Segm
   set.topology = make_topology(config_.rank, ranks, config_.host_of);
   set.segment = std::move(segment);
   set.net = config_.net.get();
+  set.processes = &config_.processes;
   set.peers = peers_.get();
   set.read_any_size = config_.settings.single_copy == "always";
   set.bell = id ? world().bell() : nullptr;

@@ -12,6 +12,8 @@
 
 namespace ringreduce {
 
+constexpr int kMaxLocal = 256;  // ranks of a process set on one host
+
 struct Topology {
   int rank = 0;   // this rank within the set
   int size = 1;

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from ringreduce._core import Deadline, Engine, load_settings, setting_texts, wire_format
-from ringreduce._lifecycle import last_words, roster, single_copy
+from ringreduce._lifecycle import last_words, lifeline, roster, single_copy
 from ringreduce._lifecycle.membership import add_process_set
 from ringreduce._placement import placement
 from ringreduce._runtime import mpi, running, segments
@@ -27,6 +27,7 @@ from ringreduce.errors import RingreduceError
 
 _CLOSE_TIMEOUT_S = 10.0  # how long shutdown lets the engine's thread finish what it does
 _START_TIMEOUT_S = 20.0  # what init has at least: starting MPI takes some seconds
+_FAILED_EXIT_S = 2.0  # how long a program that an exception has ended waits for the others to end MPI
 _initialised_by: int | None = None  # pid that registered the exit handler
 
 
@@ -120,6 +121,9 @@ def _stop(context: running.Context, ends: bool = False) -> None:
     running.current = None
     for process_set in context.sets.values():
         process_set.unbind()
+    failure = context.engine.failure()
+    if failure and context.comm is not None:
+        mpi.give_up(failure)
     context.engine.close(_CLOSE_TIMEOUT_S, why)
 
 
@@ -136,6 +140,7 @@ def _meet(comm: Any) -> running.Context:
     know_pids = len({everyone[r].pid_namespace for r in local}) == 1
     pids = [everyone[r].pid for r in local] if know_pids else []
     staged_because = single_copy.why_not(everyone, rank, local, exchange)
+    line = lifeline.connect(rank, host_of, int(dict(setting_texts())["RINGREDUCE_TREE_ARITY"]), exchange)
     assert shared.segment is not None
     crowding = roster.crowding(everyone)
     engine = problem = None
@@ -145,6 +150,8 @@ def _meet(comm: Any) -> running.Context:
             mpi_comm=mpi.handle_address(comm) if max(host_of) > 0 else 0,
             oversubscribed=max(crowding.values()) > 1,
             peer_pids=pids,
+            processes=[(one.pid, one.hostname) for one in everyone],
+            lifeline=line,
             spare_cores=crowding[everyone[rank].hostname] <= 0.5,
             single_copy=not staged_because,
         )  # fmt: skip
@@ -174,4 +181,8 @@ def _at_exit() -> None:
         return
     if running.current is not None:
         _stop(running.current, ends=True)
+    if not last_words.of_program():
+        return mpi.finalize()
+    deadline = Deadline(_FAILED_EXIT_S, f"ringreduce: process {os.getpid()} ends without MPI_Finalize, which waits for ranks that do not come")
     mpi.finalize()
+    deadline.cancel()

@@ -19,7 +19,7 @@ def of_this_process(ends: bool = False) -> str:
     """
     error = sys.exc_info()[1]
     if error is None and ends:
-        error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
+        error = of_program()
     if error is None or isinstance(error, (RingreduceError, GeneratorExit)) or _is_success(error):
         return ""
     try:
@@ -27,6 +27,11 @@ def of_this_process(ends: bool = False) -> str:
     except Exception:  # the program's own __str__; ending comes first
         text = ""
     return _cut(f"{type(error).__name__}{': ' if text else ''}{text}") + _place(error.__traceback__)
+
+
+def of_program() -> BaseException | None:
+    """The exception that has ended the program."""
+    return getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
 
 
 def _cut(text: str) -> str:

@@ -19,6 +19,7 @@ from ringreduce.errors import RingreduceError
 
 _retired: list[Any] = []
 _finalizes = False  # MPI ends when our exit handler says so
+_lost = ""  # why MPI is not used any more: a rank is lost, and MPI would wait for it
 
 
 def load() -> tuple[Any, str]:
@@ -42,13 +43,26 @@ def load() -> tuple[Any, str]:
     return MPI, ""
 
 
-def finalize() -> None:
-    """End MPI, if it is ours to end."""
-    if _finalizes:
-        from mpi4py import MPI
+def give_up(why: str) -> None:
+    """A rank is lost: from here on MPI might wait for it for ever."""
+    global _lost
+    _lost = why
 
-        if not MPI.Is_finalized():
-            MPI.Finalize()
+
+def finalize() -> None:
+    """End MPI, if it is ours to end. Where it is not, and would wait for a lost rank, end the process."""
+    if not _lost and not _finalizes:
+        return
+    from mpi4py import MPI
+
+    if MPI.Is_finalized():
+        return
+    if not _lost:
+        MPI.Finalize()
+    elif not _finalizes:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
 
 
 def communicator(comm: Any) -> Any:
@@ -57,6 +71,8 @@ def communicator(comm: Any) -> Any:
     `comm` is an mpi4py communicator, a list of MPI world ranks, or None for all ranks, whose
     number is then compared with what the launcher says.
     """
+    if _lost and comm is None:
+        raise RingreduceError(f"ringreduce cannot start again in a job that has lost a rank: {_lost}")
     launcher.check_mark(os.environ)
     mpi, reason = load()
     if mpi is None:

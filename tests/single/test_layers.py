@@ -21,11 +21,12 @@ MAY_INCLUDE = {
     "ops": {"kernels", "common"},
     "collectives": _MOVING,
     "agreement": _MOVING | {"collectives"},
+    "liveness": {"common", "ops"},
     "mailbox": _MOVING | {"collectives"},
     "buckets": _MOVING | {"collectives", "agreement"},
     "gpu": _MOVING | {"collectives", "buckets"},
-    "engine": _MOVING | {"collectives", "agreement", "mailbox", "buckets", "gpu"},
-    "bindings": _MOVING | {"collectives", "agreement", "mailbox", "buckets", "gpu", "engine"},
+    "engine": _MOVING | {"collectives", "agreement", "mailbox", "buckets", "gpu", "liveness"},
+    "bindings": _MOVING | {"collectives", "agreement", "mailbox", "buckets", "gpu", "engine", "liveness"},
     # A library of its own, which the core reaches through one table only.
     "gpu/cuda": {"common", "gpu/cuda_api.h"},
 }

@@ -1,0 +1,30 @@
+#include "liveness/cause.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "common/show.h"
+
+namespace ringreduce {
+
+bool VerdictBoard::Slot::put(const Cause& cause) {
+  uint32_t empty = kEmpty;
+  if (!state_.compare_exchange_strong(empty, kWriting, std::memory_order_acquire)) return false;
+  const std::string text = cut(cause.text, Cause::kText);
+  rank_ = cause.rank;
+  certain_ = cause.certain;
+  bytes_ = static_cast<uint32_t>(text.size());
+  std::memcpy(text_, text.data(), text.size());
+  state_.store(kThere, std::memory_order_release);
+  return true;
+}
+
+bool VerdictBoard::Slot::get(Cause* cause) const {
+  if (!is_there()) return false;
+  cause->rank = rank_;
+  cause->certain = certain_ != 0;
+  cause->text.assign(text_, std::min<size_t>(bytes_, Cause::kText));
+  return true;
+}
+
+}  // namespace ringreduce
