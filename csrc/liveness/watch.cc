@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include "common/clock.h"
+#include "common/log.h"
 #include "common/show.h"
 
 namespace ringreduce {
@@ -111,7 +112,7 @@ void Watch::run() {
 int64_t Watch::consider() {
   Cause verdict;
   if (board_->verdict.get(&verdict)) {
-    if (!passed_on_) publish(verdict);
+    publish(verdict, false);
     return -1;
   }
   learn_from_board();
@@ -122,7 +123,7 @@ int64_t Watch::consider() {
   if (best == known_.end()) best = known_.begin();
   const int64_t left = decide(*best);
   if (left > 0) return left;
-  publish(best->cause);
+  publish(best->cause, true);
   return -1;
 }
 
@@ -135,8 +136,10 @@ int64_t Watch::decide(const Known& best) {
 }
 
 // The first one counts, on this host and, as the root is asked, on all.
-void Watch::publish(const Cause& cause) {
-  board_->verdict.put(cause);
+void Watch::publish(const Cause& cause, bool is_own) {
+  if (passed_on_) return;
+  // The launcher may end the job before any rank can raise it.
+  if (board_->verdict.put(cause) && is_own) log(kError, cause.text);
   Cause verdict;
   if (!board_->verdict.get(&verdict)) return;  // another rank is writing, and will tell
   if (lifeline_) lifeline_->send_verdict(verdict);
@@ -148,7 +151,7 @@ void Watch::hear(const Lifeline::News& news) {
   using What = Lifeline::News::What;
   switch (news.what) {
     case What::kCause: return learn(news.cause);
-    case What::kVerdict: return publish(news.cause);
+    case What::kVerdict: return publish(news.cause, false);
     case What::kClosed: return learn({news.peer, false, named(news.peer) + " has died: its connection was closed"});
     case What::kSilent:
       return learn({-1, true, named_host(news.peer) + " cannot be reached any more: nothing was acknowledged there for " +

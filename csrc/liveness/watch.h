@@ -58,7 +58,7 @@ class Watch {
   void run();
   int64_t consider();                // what is known by now; when to look again, in ns (-1: when there is news)
   int64_t decide(const Known& best);
-  void publish(const Cause& cause);
+  void publish(const Cause& cause, bool is_own);
   void hear(const Lifeline::News& news);
   void ended(int local);
   void learn(Cause cause);

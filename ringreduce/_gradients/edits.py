@@ -22,11 +22,13 @@ def _sample(gradient: Tensor) -> int:
     return _core.digest([(sample.data_ptr(), sample.nbytes)])[0]
 
 
-def _same_values(gradient: Tensor, before: Tensor) -> bool:
+def _was_only_converted(gradient: Tensor, before: Tensor) -> bool:
+    """Whether it has the same values, as far as its dtype, or one that it went through, can hold them."""
     if gradient.shape != before.shape:
         return False
     gradient, before = (t.to_dense() if t.is_sparse else t for t in (gradient, before))
-    return torch.allclose(gradient, before.to(gradient), rtol=0, atol=0, equal_nan=True)
+    ways = (gradient.dtype, torch.float32, torch.bfloat16, torch.float16)
+    return any(torch.allclose(gradient, before.to(way).to(gradient), rtol=0, atol=0, equal_nan=True) for way in ways)
 
 
 def note(slot: Slot) -> None:
@@ -46,7 +48,7 @@ def was_edited(slot: Slot) -> bool:
     if same_memory(grad, noted[0]):
         edited = _sample(grad) != noted[1]
     else:
-        edited = slot.aside is not None and not _same_values(grad, noted[0])
+        edited = slot.aside is not None and not _was_only_converted(grad, noted[0])
     if edited:
         slot.noted = None
     return edited
@@ -68,7 +70,7 @@ def was_rewritten(slot: Slot) -> bool:
 
 def was_converted(slot: Slot) -> bool:
     """Whether the model was converted, and with it a p.grad that the last step has used."""
-    kept = slot.version >= 0 and slot.parameter.grad is not None and not slot.delivered
+    kept = slot.version >= 0 and slot.parameter.grad is not None and not slot.delivered and not slot.local
     return kept and slot.layout != layout_of(slot.parameter)
 
 

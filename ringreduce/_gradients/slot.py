@@ -168,4 +168,4 @@ class Slot:
         """The gradient is being cleared: nothing of it counts any more."""
         self.settle()
         self.delivered = False
-        self.handed = None
+        self.handed, self.version = None, -1

@@ -13,7 +13,7 @@ using namespace ringreduce;
 namespace {
 
 const char* const kNames[] = {"RINGREDUCE_KERNELS", "RINGREDUCE_CHUNK_BYTES", "RINGREDUCE_FUSION_BYTES",
-                              "RINGREDUCE_TIMEOUT", "RINGREDUCE_STALL_WARNING", "RINGREDUCE_SPIN_US",
+                              "RINGREDUCE_TIMEOUT", "RINGREDUCE_HOST_TIMEOUT", "RINGREDUCE_STALL_WARNING", "RINGREDUCE_SPIN_US",
                               "RINGREDUCE_TREE_ARITY", "RINGREDUCE_LOG", "RINGREDUCE_DRIFT", "RINGREDUCE_SINGLE_COPY"};
 
 struct Variable {

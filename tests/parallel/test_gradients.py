@@ -426,6 +426,8 @@ MOVE = {
     "from single": lambda m: m.double(),
     "storage": swap_storage,
 }
+# Also what rounds, alike on all ranks.
+ROUND = MOVE | {"there and back": lambda m: m.bfloat16().double()}
 
 
 @pytest.mark.parametrize("accumulate", ["no_sync", "group"])
@@ -452,8 +454,9 @@ def test_converted_while_accumulating(how, accumulate):
     check(train, build=build, rtol=1e-4 if single else 1e-9, **options)
 
 
-@pytest.mark.parametrize("how", MOVE)
-def test_converted_beside_a_delivered_part(how):
+@pytest.mark.parametrize("op", [rr.Average, rr.Sum])
+@pytest.mark.parametrize("how", ROUND)
+def test_converted_beside_a_delivered_part(how, op, size):
     """Between the passes of a step whose gradients are added to those that an incomplete group has left."""
 
     def train(model, optimizer, part):
@@ -461,7 +464,7 @@ def test_converted_beside_a_delivered_part(how):
         for _ in range(3):
             for at in range(3):
                 x = torch.randn(12, 3, 8, 8, generator=generator).to(next(model.parameters()).dtype)
-                model(part(x)).square().mean().backward()
+                (model(part(x)).square().mean() / (size if op is rr.Sum and part is share else 1)).backward()
                 if at == 0:
                     optimizer.step()
                 elif at == 1:
@@ -471,7 +474,29 @@ def test_converted_beside_a_delivered_part(how):
 
     single = how == "from single"
     build = (lambda: convnet().float()) if single else convnet
-    check(train, build=build, rtol=1e-4 if single else 1e-9, backward_passes_per_step=2)
+    rtol = {"from single": 1e-4, "there and back": 0.05}.get(how, 1e-9)
+    check(train, build=build, rtol=rtol, op=op, backward_passes_per_step=2)
+
+
+@pytest.mark.parametrize("how", ROUND)
+def test_converted_after_zero_grad(how, size):
+    """What the last step has used is gone: the gradient that is converted is this rank's own."""
+
+    def train(model, optimizer, part):
+        generator = torch.Generator().manual_seed(1)
+        for _ in range(3):
+            for at in range(2):
+                x = torch.randn(12, 3, 8, 8, generator=generator).to(next(model.parameters()).dtype)
+                (model(part(x)).square().mean() / (size if part is share else 1)).backward()
+                if at == 0:
+                    ROUND[how](model)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    single = how == "from single"
+    build = (lambda: convnet().float()) if single else convnet
+    rtol = {"from single": 1e-4, "there and back": 0.05}.get(how, 1e-9)
+    check(train, build=build, rtol=rtol, op=rr.Sum, backward_passes_per_step=2)
 
 
 def test_exchanged():

@@ -125,6 +125,6 @@ def test_every_survivor_has_an_error(tmp_path, where):
         found = Path(tmp_path, f"{rank}.error")
         assert found.exists(), output
         assert "lost" in found.read_text()
-        died = r"rank 2 \(process \d+ on this host\) has died"
+        died = r"rank 2 \(process \d+ on host \S+\) has died"
         gone = r"rank 2 (has shut down )?after ValueError: no such batch: 7 \(script.py:\d+\)"
         assert re.search(gone if where == "raises" else died, found.read_text())
