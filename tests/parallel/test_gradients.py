@@ -468,7 +468,7 @@ def test_converted_beside_a_delivered_part(how, op, size):
                 if at == 0:
                     optimizer.step()
                 elif at == 1:
-                    MOVE[how](model)
+                    ROUND[how](model)
             optimizer.step()
             optimizer.zero_grad()
 
