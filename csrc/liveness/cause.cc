@@ -12,7 +12,7 @@ bool VerdictBoard::Slot::put(const Cause& cause) {
   if (!state_.compare_exchange_strong(empty, kWriting, std::memory_order_acquire)) return false;
   const std::string text = cut(cause.text, Cause::kText);
   rank_ = cause.rank;
-  certain_ = cause.certain;
+  certainty_ = cause.certainty;
   bytes_ = static_cast<uint32_t>(text.size());
   std::memcpy(text_, text.data(), text.size());
   state_.store(kThere, std::memory_order_release);
@@ -22,7 +22,7 @@ bool VerdictBoard::Slot::put(const Cause& cause) {
 bool VerdictBoard::Slot::get(Cause* cause) const {
   if (!is_there()) return false;
   cause->rank = rank_;
-  cause->certain = certain_ != 0;
+  cause->certainty = certainty_;
   cause->text.assign(text_, std::min<size_t>(bytes_, Cause::kText));
   return true;
 }

@@ -13,10 +13,16 @@
 
 namespace ringreduce {
 
+enum class Certainty : uint32_t {
+  kMayFollow,   // from another cause, of which news may come in a moment: MPI has failed
+  kHowUnknown,  // a rank has died; how, others may tell in a moment
+  kCertain,
+};
+
 struct Cause {
   static constexpr size_t kText = 1200;  // bytes at most; longer ones are cut
   int rank = -1;                         // of the world, which is lost; -1: none in particular
-  bool certain = true;                   // else it may follow from another one, of which news may come in a moment
+  Certainty certainty = Certainty::kCertain;
   std::string text;
 };
 
@@ -31,7 +37,8 @@ struct VerdictBoard {
    private:
     static constexpr uint32_t kEmpty = 0, kWriting = 1, kThere = 2;
     std::atomic<uint32_t> state_;
-    uint32_t certain_, bytes_;
+    Certainty certainty_;
+    uint32_t bytes_;
     int32_t rank_;
     char text_[Cause::kText];
   };

@@ -23,7 +23,7 @@ namespace {
 constexpr uint32_t kMagic = 0x72724c31;
 
 struct Header {
-  uint32_t magic, type, certain, bytes;
+  uint32_t magic, type, certainty, bytes;
   int32_t rank;
   uint32_t reserved;
   uint64_t checksum;  // of all of it but this, and of the text
@@ -118,7 +118,7 @@ void Lifeline::send(Open& link, Type type, const Cause& cause) {
   Header header{};
   header.magic = kMagic;
   header.type = static_cast<uint32_t>(type);
-  header.certain = cause.certain;
+  header.certainty = static_cast<uint32_t>(cause.certainty);
   header.bytes = static_cast<uint32_t>(text.size());
   header.rank = cause.rank;
   header.checksum = checksum(header, text.data());
@@ -171,11 +171,12 @@ bool Lifeline::parse(Open& link, std::vector<News>* news) {
   Header header;
   while (link.in.size() >= sizeof header) {
     std::memcpy(&header, link.in.data(), sizeof header);
-    if (header.magic != kMagic || header.bytes > Cause::kText) return false;
+    const bool is_one = header.magic == kMagic && header.certainty <= static_cast<uint32_t>(Certainty::kCertain);
+    if (!is_one || header.bytes > Cause::kText) return false;
     if (link.in.size() < sizeof header + header.bytes) return true;
     const char* text = link.in.data() + sizeof header;
     if (header.checksum != checksum(header, text)) return false;
-    const Cause cause{header.rank, header.certain != 0, std::string(text, header.bytes)};
+    const Cause cause{header.rank, static_cast<Certainty>(header.certainty), std::string(text, header.bytes)};
     link.in.erase(0, sizeof header + header.bytes);
     switch (static_cast<Type>(header.type)) {
       case Type::kCause:

@@ -1,6 +1,6 @@
 // News of life and death between hosts, apart from the messages that carry data: TCP connections in the tree of hosts
-// (agreement/host_tree.h). Two ranks of each host are its guardians, the lowest and the highest, with a tree each, so
-// that the death of one does not cut the host off. Connections come ready and authenticated (_lifecycle/lifeline.py).
+// (agreement/host_tree.h). Two ranks of each host are its guardians, the lowest and the highest, each connected to
+// both of the host above, so that the death of one does not cut a host off. Connections come ready and authenticated (_lifecycle/lifeline.py).
 //
 //        root ◄── cause ── host 1 ◄── cause ── host 9          what a guardian knows goes up;
 //        root ── verdict ─► host 1 ── verdict ─► host 9        the root decides, and that comes down

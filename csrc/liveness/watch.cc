@@ -119,17 +119,26 @@ int64_t Watch::consider() {
   if (known_.empty()) return -1;
   if (lifeline_)
     for (; sent_ < known_.size(); ++sent_) lifeline_->send_up(known_[sent_].cause);
-  auto best = std::find_if(known_.begin(), known_.end(), [](const Known& one) { return one.cause.certain; });
-  if (best == known_.end()) best = known_.begin();
-  const int64_t left = decide(*best);
+  const Known& cause = best();
+  const int64_t left = decide(cause);
   if (left > 0) return left;
-  publish(best->cause, true);
+  publish(cause.cause, true);
   return -1;
+}
+
+// The first one that does not follow from another one; if it does not say how a rank died, who says so.
+const Watch::Known& Watch::best() const {
+  const auto first = std::find_if(known_.begin(), known_.end(), [](const Known& one) { return one.cause.certainty != Certainty::kMayFollow; });
+  if (first == known_.end()) return known_.front();
+  const auto how = std::find_if(first, known_.end(), [first](const Known& one) {
+    return one.cause.rank == first->cause.rank && one.cause.certainty == Certainty::kCertain;
+  });
+  return how == known_.end() ? *first : *how;
 }
 
 // How much longer to wait with deciding, in ns.
 int64_t Watch::decide(const Known& best) {
-  int64_t patience = best.cause.certain ? 0 : kPatienceNs;
+  int64_t patience = best.cause.certainty == Certainty::kCertain ? 0 : kPatienceNs;
   if (config_.several_hosts && config_.guardian < 0) patience += kAnswerNs * 3 / 2;
   else if (lifeline_ && lifeline_->has_up()) patience += kAnswerNs;
   return best.since_ns + patience - now_ns();
@@ -152,9 +161,9 @@ void Watch::hear(const Lifeline::News& news) {
   switch (news.what) {
     case What::kCause: return learn(news.cause);
     case What::kVerdict: return publish(news.cause, false);
-    case What::kClosed: return learn({news.peer, false, named(news.peer) + " has died: its connection was closed"});
+    case What::kClosed: return learn({news.peer, Certainty::kHowUnknown, named(news.peer) + " has died: its connection was closed"});
     case What::kSilent:
-      return learn({-1, true, named_host(news.peer) + " cannot be reached any more: nothing was acknowledged there for " +
+      return learn({-1, Certainty::kCertain, named_host(news.peer) + " cannot be reached any more: nothing was acknowledged there for " +
                                   show_seconds(static_cast<int64_t>(config_.silence_s * 1e9))});
   }
 }
@@ -164,14 +173,14 @@ void Watch::ended(int local) {
   pidfds_[local] = -1;
   if (!left_(local)) {
     const std::string how = how_ended(fd, config_.pids[local], kills_);
-    learn({rank, true, named(rank) + " has died" + (how.empty() ? "" : ": " + how)});
+    learn({rank, Certainty::kCertain, named(rank) + " has died" + (how.empty() ? "" : ": " + how)});
   }
   if (fd >= 0) close(fd);
 }
 
 void Watch::learn(Cause cause) {
   const bool known = std::any_of(known_.begin(), known_.end(), [&cause](const Known& one) {
-    return one.cause.rank == cause.rank && one.cause.certain >= cause.certain;
+    return one.cause.rank == cause.rank && one.cause.certainty >= cause.certainty;
   });
   if (known || known_.size() == kMostKnown || cause.rank >= static_cast<int>(config_.host_of.size())) return;
   known_.push_back({std::move(cause), now_ns()});
@@ -194,7 +203,7 @@ Status Watch::verdict() const {
 
 Status Watch::failed(const Status& status, bool is_certain) {
   if (!thread_.joinable()) return status;
-  board_->said[config_.local].put({config_.rank, is_certain, named(config_.rank) + " cannot go on: " + status.text()});
+  board_->said[config_.local].put({config_.rank, is_certain ? Certainty::kCertain : Certainty::kMayFollow, named(config_.rank) + " cannot go on: " + status.text()});
   const uint64_t one = 1;
   (void)!write(wake_, &one, sizeof one);
   ring_guardians();

@@ -5,7 +5,8 @@
 //
 // Who decides: on one host whoever comes first. Between hosts the root's guardians; a guardian that has told them waits
 // for them, and decides itself if they do not answer; any other rank relies on its host's guardians in the same way.
-// A cause that is not certain (a connection was closed, MPI has failed) waits a moment for the one it may follow from.
+// The first cause counts. MPI's failure waits a moment for the one it may follow from, and a connection that was closed,
+// which means that its rank has died, for those who know how.
 #pragma once
 
 #include <atomic>
@@ -57,6 +58,7 @@ class Watch {
   void open();
   void run();
   int64_t consider();                // what is known by now; when to look again, in ns (-1: when there is news)
+  const Known& best() const;
   int64_t decide(const Known& best);
   void publish(const Cause& cause, bool is_own);
   void hear(const Lifeline::News& news);

@@ -54,10 +54,10 @@ def guardians(host_of: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def edges(host_of: Sequence[int], arity: int) -> list[Edge]:
-    """Two trees over the hosts; where both have the same two ranks, one connection."""
+    """A tree of hosts, with a connection from each guardian to each one of the host above."""
     on = guardians(host_of)
-    pairs = (Edge(on[host][which], on[(host - 1) // arity][which]) for host in range(1, len(on)) for which in (0, 1))
-    return list(dict.fromkeys(pairs))
+    above = [on[(host - 1) // arity] for host in range(1, len(on))]
+    return list(dict.fromkeys(Edge(b, a) for lower, upper in zip(on[1:], above, strict=True) for b in lower for a in upper))
 
 
 def connect(rank: int, host_of: Sequence[int], arity: int, exchange: Exchange) -> Lifeline:

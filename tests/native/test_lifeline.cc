@@ -146,6 +146,23 @@ TEST(a_connection_that_closes_is_a_rank_that_died) {
   CHECK_EQ(hosts.await_verdict(2), "rank 0 (process 1000 on host node0" + died);
 }
 
+// MPI may abort a healthy rank as its connection to the dead one closes.
+TEST(a_death_that_comes_later_does_not_hide_the_first) {
+  Hosts hosts({-1, 0, 0, 0});
+  CHECK_EQ(shutdown(hosts.raw(1), SHUT_RDWR), 0);
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  (void)hosts.watches[2]->failed(kMemory, true);
+  CHECK_EQ(hosts.await_verdict(3), "rank 1 (process 1001 on host node1) has died: its connection was closed");
+}
+
+TEST(who_knows_how_it_died_is_waited_for) {
+  Hosts hosts({-1, 0, 0, 0});
+  CHECK_EQ(shutdown(hosts.raw(1), SHUT_RDWR), 0);
+  CHECK(hosts.boards[2]->said[0].put({1, Certainty::kCertain, "rank 1 has died: killed by signal 9 (Killed)"}));
+  (void)hosts.watches[2]->failed(kMemory, true);  // it looks at its board
+  CHECK_EQ(hosts.await_verdict(3), "rank 1 has died: killed by signal 9 (Killed)");
+}
+
 TEST(whoever_says_goodbye_has_not_died) {
   Hosts hosts({-1, 0, 1});
   hosts.watches[1]->stop();
@@ -168,7 +185,7 @@ TEST(a_lifeline_survives_any_bytes) {
       int source[2];
       CHECK_EQ(socketpair(AF_UNIX, SOCK_STREAM, 0, source), 0);
       Lifeline sender({{source[0], 1, true}}, 10);
-      sender.send_up({3, true, std::string(random() % 100, 'x')});
+      sender.send_up({3, Certainty::kCertain, std::string(random() % 100, 'x')});
       bytes.resize(4096);
       bytes.resize(static_cast<size_t>(recv(source[1], bytes.data(), bytes.size(), 0)));
       close(source[1]);
@@ -192,8 +209,8 @@ TEST(a_text_that_is_torn_up_arrives_whole) {
   CHECK_EQ(socketpair(AF_UNIX, SOCK_STREAM, 0, ends), 0);
   CHECK_EQ(socketpair(AF_UNIX, SOCK_STREAM, 0, source), 0);
   Lifeline sender({{source[0], 1, true}}, 10), receiver({{ends[0], 1, false}}, 10);
-  sender.send_up({3, false, "first"});
-  sender.send_up({4, true, std::string(5000, 'y')});
+  sender.send_up({3, Certainty::kMayFollow, "first"});
+  sender.send_up({4, Certainty::kCertain, std::string(5000, 'y')});
   char byte;
   std::vector<Lifeline::News> news;
   while (recv(source[1], &byte, 1, MSG_DONTWAIT) == 1) {
@@ -205,7 +222,7 @@ TEST(a_text_that_is_torn_up_arrives_whole) {
   }
   CHECK_EQ(news.size(), 2u);
   CHECK_EQ(news[0].cause.text, "first");
-  CHECK(!news[0].cause.certain);
+  CHECK(news[0].cause.certainty == Certainty::kMayFollow);
   CHECK_EQ(news[1].cause.rank, 4);
   CHECK_EQ(news[1].cause.text, std::string(Cause::kText, 'y'));
   close(ends[1]);
