@@ -181,8 +181,16 @@ def _at_exit() -> None:
         return
     if running.current is not None:
         _stop(running.current, ends=True)
-    if not last_words.of_program():
-        return mpi.finalize()
-    deadline = Deadline(_FAILED_EXIT_S, f"ringreduce: process {os.getpid()} ends without MPI_Finalize, which waits for ranks that do not come")
-    mpi.finalize()
-    deadline.cancel()
+    with _bounded() if last_words.of_program() else contextlib.nullcontext():
+        mpi.finalize()
+
+
+@contextlib.contextmanager
+def _bounded() -> Iterator[None]:
+    """Ends the process if the block takes long, as MPI waits for ranks that do not come."""
+    why = "without MPI_Finalize, which waits for other ranks: an exception has ended this one"
+    deadline = Deadline(_FAILED_EXIT_S, f"ringreduce: process {os.getpid()} on {socket.gethostname()} ends {why}")
+    try:
+        yield
+    finally:
+        deadline.cancel()

@@ -2,8 +2,8 @@
 
     exchange ──► where each host's guardians listen, and a secret ──► connect, prove to know it ──► sockets for the core
 
-Each side sends a nonce and then HMAC-SHA256, by the secret, over its role, both nonces and both ranks, so that an answer
-is good for one connection in one direction. Nobody listens any more when `init` is over.
+Each side sends a nonce and then HMAC-SHA256, by the secret, over its role, both nonces and both ranks, so that an
+answer is good for one connection in one direction. Nobody listens any more when `init` is over.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def guardians(host_of: Sequence[int]) -> list[tuple[int, int]]:
 def edges(host_of: Sequence[int], arity: int) -> list[Edge]:
     """A tree of hosts, with a connection from each guardian to each one of the host above."""
     on = guardians(host_of)
-    above = [on[(host - 1) // arity] for host in range(1, len(on))]
-    return list(dict.fromkeys(Edge(b, a) for lower, upper in zip(on[1:], above, strict=True) for b in lower for a in upper))
+    hosts = range(1, len(on))
+    return list(dict.fromkeys(Edge(b, a) for host in hosts for b in on[host] for a in on[(host - 1) // arity]))
 
 
 def connect(rank: int, host_of: Sequence[int], arity: int, exchange: Exchange) -> Lifeline:
@@ -73,7 +73,7 @@ def connect(rank: int, host_of: Sequence[int], arity: int, exchange: Exchange) -
         offers = exchange((offer, secrets.token_bytes(32) if rank == 0 else b""))
         secret: bytes = offers[0][1]
         calls = [edge for edge in mine if edge.below == rank]
-        sockets = {edge.above: _call(edge, *offers[edge.above][0], secret) for edge in calls}
+        sockets = {edge.above: _call(edge, offers[edge.above][0], secret) for edge in calls}
         links = [(_detach(one), peer, True) for peer, one in sockets.items() if one]
         expected = {edge.below for edge in mine if edge.above == rank}
         if listener:
@@ -116,8 +116,9 @@ def _addresses() -> list[str]:
     return sorted(found - loopback) + sorted(loopback)
 
 
-def _call(edge: Edge, addresses: list[str], port: int, secret: bytes) -> socket.socket | None:
-    """A connection to whoever knows the secret; None if nobody answers."""
+def _call(edge: Edge, offer: tuple[list[str], int], secret: bytes) -> socket.socket | None:
+    """A connection to whoever listens at the addresses and the port, and knows the secret; None if nobody answers."""
+    addresses, port = offer
     end = time.monotonic() + _PATIENCE_S
     for at, address in enumerate(addresses):
         share = (end - time.monotonic()) / (len(addresses) - at)

@@ -69,7 +69,8 @@ class Job:
         paths = [self.directory / f"{rank}.{suffix}" for rank in ranks]
         end = time.monotonic() + PATIENCE
         while not all(path.exists() for path in paths):
-            assert time.monotonic() < end and self.process.poll() is None, self.output()
+            assert time.monotonic() < end, self.output()
+            assert self.process.poll() is None, self.output()
             time.sleep(0.05)
         return [path.read_text() for path in paths]
 
@@ -102,7 +103,8 @@ def test_death_on_another_host(tmp_path, count, ranks_per_host, victim):
     assert re.search(rf"^ ?ringreduce\[\d\]: {verdict}$", job.output(), re.MULTILINE), job.output()
     assert len(set(re.findall(verdict, job.output()))) == 1, job.output()
     for path in tmp_path.glob("*.text"):
-        assert re.fullmatch(rf"{victim} host{victim // ranks_per_host}: .+: {verdict}", path.read_text()), path.read_text()
+        text = path.read_text()
+        assert re.fullmatch(rf"{victim} host{victim // ranks_per_host}: .+: {verdict}", text), text
 
 
 def test_a_host_that_vanishes(tmp_path):
