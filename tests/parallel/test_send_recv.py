@@ -223,6 +223,7 @@ def test_autograd(rank, size):
     assert leaf.tolist() == [before] * 3
 
 
+@pytest.mark.once
 def test_a_handle_that_is_dropped(rank, size):
     """The message goes on, and its tensor lives as long as that takes."""
     behind, before = neighbours(rank, size)
@@ -259,6 +260,7 @@ def test_mismatches(rank, size, numel):
     assert around(rank, size, torch.full((3,), rank), tag=2).tolist() == [before] * 3
 
 
+@pytest.mark.once
 def test_bad_arguments(rank, size):
     x = torch.zeros(2)
     for call, error, match in (
@@ -297,6 +299,7 @@ def test_a_time_out_says_what_is_missing(rank, size):
     assert got.tolist() == [before] * 4
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("plain", [True, False])
 def test_an_interrupted_recv_takes_no_message(rank, size, plain):
     behind, before = neighbours(rank, size)
