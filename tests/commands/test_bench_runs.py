@@ -55,15 +55,16 @@ def test_collective(tmp_path):
 
 
 @needs_mpirun
-def test_step(tmp_path):
+@pytest.mark.parametrize("modes", ["none", pytest.param("none,ddp", marks=pytest.mark.thorough)])
+def test_step(tmp_path, modes):
     """Jobs of one rank: what is shown and written of several."""
     pytest.importorskip("matplotlib")
     file, picture = tmp_path / "result.json", tmp_path / "result.png"
-    few = ["--np", 1, "--models", "small", "--modes", "none,ddp", "--repeats", 1, "--steps", 1]
+    few = ["--np", 1, "--models", "small", "--modes", modes, "--repeats", 1, "--steps", 1]
     done = bench("step", *few, "--json", file, "--plot", picture)
     assert done.returncode == 0, done.stderr
     result = json.loads(file.read_text())
-    assert [row["mode"] for row in result["results"]] == ["none", "ddp"]
+    assert [row["mode"] for row in result["results"]] == modes.split(",")
     for row in result["results"]:
         assert row["jobs"] == [row["median"]]
         assert row["median"] > 0

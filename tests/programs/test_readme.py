@@ -25,7 +25,6 @@ def script(tmp_path_factory):
     return str(path)
 
 
-@pytest.mark.thorough  # tests/programs/test_fresh_environment.py does it on two, tests/single/test_api.py starts alone
 def test_script_on_one_rank_without_a_launcher(script):
     done = subprocess.run(
         [sys.executable, script], capture_output=True, text=True, env=clean_environment(), check=False
