@@ -16,14 +16,16 @@
     mpich      tests/parallel at N ranks under MPICH, with the same built core                     2, 4
     sanitize   native under AddressSanitizer and UBSan, and under ThreadSanitizer                   x
 
-What a level leaves out is the same code again: docs in CONTRIBUTING.md, "Testing". A stage that is named runs at all
-its numbers of ranks. One process stages run two at a time; the others need all cores. The last line has the totals;
-the exit status is 0 only if nothing failed. What each rank printed is in build/tests/STAGE/.
+What a level leaves out is the same code again: docs in CONTRIBUTING.md, "Testing". A stage that is named runs as in
+test-all, unless a level is named, too. Stages of one process run two at a time; the others need all cores. The last
+line has the totals; the exit status is 0 only if nothing failed. What each rank printed is in build/tests/STAGE/, and
+in RANK.events what each test took.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import signal
 import sys
 import time
@@ -36,11 +38,12 @@ from typing import NamedTuple
 from runner.commands import run_lint, run_native
 from runner.job import ending
 from runner.launch import Launcher, find_launcher
+from runner.marked import files_with
 from runner.mpich import mpich_launcher
 from runner.pytest_stage import PytestStage
 from runner.results import StageReport, show_failures, show_summary
 
-SINGLE = ("commands", "programs", "single", "hosts")  # folders whose tests a single process runs
+SINGLE = ("programs", "commands", "single", "hosts")  # folders whose tests a single process runs; the longest first
 KINDS = ("native", "sanitize", "lint", *SINGLE, "parallel", "split", "reads", "smoke", "mpich", "idioms", "gpu")
 SPLITS = {"1+1": "0,1", "2+2": "0,0,1,1", "1+3": "0,1,1,1"}
 WIDTH = 2  # stages side by side
@@ -58,6 +61,7 @@ QUICK = "smoke or quick"
 ELSEWHERE = f"not once or {QUICK}"  # at one rank, and on split hosts
 COLLECTIVES = "allgather allreduce alltoall broadcast gather grouped into process_sets reducescatter scatter"
 READING = [f"tests/parallel/test_{name}.py" for name in COLLECTIVES.split()]
+FILES = {"pair": files_with("pair"), QUICK: files_with("smoke", "quick")}  # marks -> what has them
 
 
 class Level(NamedTuple):
@@ -105,8 +109,8 @@ class Stage(NamedTuple):
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--level", choices=LEVELS, default="test", help="how much to run (test)")
-    parser.add_argument("--only", nargs="+", choices=KINDS, metavar="STAGE", help="run these stages only, wholly")
+    parser.add_argument("--level", choices=LEVELS, help="how much to run (test)")
+    parser.add_argument("--only", nargs="+", choices=KINDS, metavar="STAGE", help="only these stages (as in all)")
     parser.add_argument(
         "--np", nargs="+", type=int, metavar="N", help="run the parallel stages with these numbers of ranks only"
     )
@@ -149,11 +153,11 @@ def stages(options: argparse.Namespace) -> Iterator[Stage]:
             return skipped(name, under)
         limits = options.test_timeout * slow, options.stage_timeout
         stage = PytestStage(name, size, [*arguments, *select], under, hosts, environment, *limits)
-        return Stage(name, lambda: stage.run(sys.executable), is_alone=under is not None)
+        return Stage(name, lambda: stage.run(sys.executable), is_alone=size > 1)
 
-    level = LEVELS[options.level]
+    level = LEVELS[options.level or "test"]
     if options.only:
-        level = Level(options.only, ALL_SIZES, ALL_SPLITS)
+        level = (level if options.level else LEVELS["all"])._replace(kinds=options.only)
 
     def sizes(*most: int) -> list[int]:
         return [size for size in most if not options.np or size in options.np]
@@ -163,20 +167,22 @@ def stages(options: argparse.Namespace) -> Iterator[Stage]:
 
     wanted = set(level.kinds)
     if "native" in wanted:
-        programs = QUICK_NATIVE if options.level == "check" and not options.only else ()
-        yield Stage("native", lambda: run_native("native", select=options.k, programs=programs))
+        programs = QUICK_NATIVE if options.level == "check" else ()
+        yield Stage("native", lambda: run_native("native", "", options.k, programs, level.is_thorough))
     if "sanitize" in wanted:
         for sanitize in ("address,undefined", "thread"):
             name = f"native, {sanitize.replace(',', '+')} sanitizer"
-            yield Stage(name, lambda name=name, sanitize=sanitize: run_native(name, sanitize, options.k))
-    if "lint" in wanted:
-        yield Stage("lint", lambda: run_lint("lint"), is_alone=False)
+            yield Stage(name, lambda name=name, sanitize=sanitize: run_native(name, sanitize, options.k, (), True))
     for folder in SINGLE:
         if folder in wanted:
             yield pytest(folder, 1, f"tests/{folder}", *level.marks(""), under=None, slow=3)
+    if "lint" in wanted:
+        yield Stage("lint", lambda: run_lint("lint"), is_alone=False)
     if "parallel" in wanted:
         for size in sizes(*level.parallel):
-            yield pytest(f"parallel, {ranks(size)}", size, "tests/parallel", *level.marks(level.parallel[size]))
+            marks = level.parallel[size]
+            where = FILES.get(marks, ["tests/parallel"])
+            yield pytest(f"parallel, {ranks(size)}", size, *where, *level.marks(marks))
     if "split" in wanted:
         for split in options.hosts or level.splits:
             hosts = SPLITS[split]
@@ -187,21 +193,31 @@ def stages(options: argparse.Namespace) -> Iterator[Stage]:
                 yield pytest(f"parallel, hosts {split}", size, "tests/parallel", *chosen, hosts=hosts)
     if "reads" in wanted:
         for size in sizes(*level.reads):
-            cut = level.marks("" if level.is_thorough else "smoke or hosts")
+            cut = level.marks("" if level.is_thorough else "smoke or (hosts and not once)")
             yield pytest(f"single copy, {ranks(size)}", size, *READING, *cut, RINGREDUCE_SINGLE_COPY="always")
     if "smoke" in wanted:
         for size in sizes(*level.smoke):
-            yield pytest(f"smoke, {ranks(size)}", size, "tests/parallel", *level.marks("smoke"), slow=3)
+            yield pytest(f"smoke, {ranks(size)}", size, *files_with("smoke"), *level.marks("smoke"), slow=3)
     if "mpich" in wanted:
         mpich = mpich_launcher()
         for size in sizes(2, 4):
             yield pytest(f"MPICH, {ranks(size)}", size, "tests/parallel", under=mpich)
     if "idioms" in wanted:
         for size in sizes(*level.idioms):
-            yield pytest(f"idioms, {ranks(size)}", size, "tests/idioms", slow=2)
+            yield pytest(f"idioms, {ranks(size)}", size, "tests/idioms", *level.marks(""), slow=2)
     if "gpu" in wanted:
+        under = mpirun if has_cuda() else "there is no CUDA driver on this machine"
         for size in sizes(1, 2):
-            yield pytest(f"GPU, {ranks(size)}", size, "tests/gpu", slow=2)
+            yield pytest(f"GPU, {ranks(size)}", size, "tests/gpu", under=under, slow=2)
+
+
+def has_cuda() -> bool:
+    """Without its driver torch sees no GPU either."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
 def tell(text: str) -> None:

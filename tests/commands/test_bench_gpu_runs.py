@@ -46,6 +46,7 @@ def run_on_doubles(doubles, tmp_path, *arguments):
     return content, done.stdout
 
 
+@pytest.mark.thorough  # as the next one, which is shown and written by the same code
 def test_kernels_on_doubles(doubles, tmp_path):
     picture = tmp_path / "result.png"
     options = ["--parts", "kernels", "--size", "64K", "--repeats", "1"]

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 from hosts.netns import Hosts, why_not
+from runner.marked import files_with
 from runner.pytest_stage import PytestStage
 
 MIB = 1 << 20
@@ -55,7 +56,7 @@ def test_parallel_core(count: int, ranks_per_host: int, marks: str) -> None:
         stage = PytestStage(
             f"{count} hosts of {ranks_per_host}",
             count * ranks_per_host,
-            ["tests/parallel", "-m", marks],
+            [*files_with(*marks.split(" or ")), "-m", marks],
             hosts.launcher(ranks_per_host),
         )
         report = stage.run(sys.executable)

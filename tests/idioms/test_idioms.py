@@ -11,12 +11,18 @@ from program import Program
 from search import search, summary
 from source import source
 
-PROGRAMS, SEED = 100, 11
+
+@pytest.fixture(autouse=True)
+def _a_life_of_its_own(rr):
+    """The process sets of an earlier judge end with the one before."""
+    rr.shutdown()
+    rr.init()
 
 
-def test_random_programs(rr):
+@pytest.mark.parametrize("programs", [100, pytest.param(200, marks=pytest.mark.thorough)])
+def test_random_programs(rr, programs):
     failure, counts = "", Counter[str]()
-    with closing(search(PROGRAMS, SEED)) as batches:  # none on ranks other than 0, which only take part
+    with closing(search(programs, number=11)) as batches:  # none on ranks other than 0, which only take part
         for failure, counts in batches:  # noqa: B007
             if failure:
                 break
@@ -29,8 +35,6 @@ def test_who_skips_what_fails_elsewhere_is_told_in_one_more_pass(rr):
     """Rank 0 skips a step for which rank 1 has nothing but gradients that were unscaled too early."""
     if rr.size() == 1:
         pytest.skip("needs 2 ranks")
-    rr.shutdown()  # the sets of an earlier judge end with that life
-    rr.init()
     judge = Judge()
     verdict = judge(source(Program((("scaler", 0, 0),), passes=2)))
     judge.restart()

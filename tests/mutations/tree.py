@@ -77,7 +77,9 @@ class Tree:
             "parallel": ["--only", "parallel", "--np", size, "-k", word],
             "split": ["--only", "split", "--hosts", size, "-k", word],
         }[kind]
-        return self.run(sys.executable, "tests/run.py", *selected, "--test-timeout", str(LONGEST_TEST_S))
+        # With what `make test` has of them.
+        of_test = ("--level", "test", "--test-timeout", str(LONGEST_TEST_S))
+        return self.run(sys.executable, "tests/run.py", *selected, *of_test)
 
     def build(self, *command: str) -> None:
         done = self._started(command)

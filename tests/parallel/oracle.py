@@ -12,7 +12,9 @@ import ctypes
 import hashlib
 import math
 from collections.abc import Sequence
+from typing import Any
 
+import pytest
 import torch
 from mpi4py import MPI
 
@@ -26,12 +28,21 @@ FLOATS = (*HALVES, torch.float32, torch.float64)
 COMPLEX = (torch.complex64, torch.complex128)
 NUMBERS = (*INTEGERS, *FLOATS, *COMPLEX)
 DTYPES = (*NUMBERS, torch.bool)
+FEW = (torch.int8, torch.bfloat16, torch.float32)
 
 # After so many elements the inputs repeat (the least common multiple of all that the rule below
 # divides by), which spares most of the work for large tensors. No chunk is a multiple of it.
 PERIOD = 3 * 5 * 7 * 8 * 11 * 13
 
 OP_NAMES = {rr.Sum: "Sum", rr.Average: "Average", rr.Min: "Min", rr.Max: "Max", rr.Product: "Product"}
+
+
+def every_dtype(dtypes: Sequence[torch.dtype] = DTYPES) -> list[Any]:
+    """For parametrize: all dtypes where tests run that are marked `once`, elsewhere some of each kind.
+
+    What is done with the numbers is a matter of the kernels, however they came.
+    """
+    return [pytest.param(dtype, marks=[pytest.mark.once] * (dtype not in FEW)) for dtype in dtypes]
 
 
 def ops_for(dtype: torch.dtype) -> tuple[int, ...]:

@@ -8,7 +8,6 @@ import pytest
 import torch
 from oracle import (
     COMPLEX,
-    DTYPES,
     FLOATS,
     HALVES,
     INTEGERS,
@@ -17,6 +16,7 @@ from oracle import (
     Digest,
     assert_same,
     average_ulps,
+    every_dtype,
     make,
     ops_for,
     reduced,
@@ -28,7 +28,7 @@ import ringreduce as rr
 
 
 @pytest.mark.hosts
-@pytest.mark.parametrize("dtype", DTYPES, ids=short)
+@pytest.mark.parametrize("dtype", every_dtype(), ids=short)
 def test_exact(rank, size, dtype):
     digest = Digest()
     for op in ops_for(dtype):
@@ -58,7 +58,7 @@ def test_average_is_the_default(rank, size):
     assert_same(result, torch.tensor([(size + 1) / 2]), "default operation", ulps=average_ulps(size))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=short)
+@pytest.mark.parametrize("dtype", every_dtype(), ids=short)
 def test_in_place(rank, size, dtype):
     for numel in sizes(dtype, size):
         tensor = make(rank, numel, dtype)
@@ -140,7 +140,7 @@ def test_in_place_while_others_are_in_flight(rank, size):
         assert_same(rr.synchronize(handle), expected, "in flight before")
 
 
-@pytest.mark.parametrize("dtype", [*INTEGERS, *FLOATS, *COMPLEX], ids=short)
+@pytest.mark.parametrize("dtype", every_dtype([*INTEGERS, *FLOATS, *COMPLEX]), ids=short)
 def test_scale_factors(rank, size, dtype):
     digest = Digest()
     for numel in (0, 1, 10_007):
@@ -186,7 +186,7 @@ def random_inputs(size: int, dtype: torch.dtype, numel: int) -> list[torch.Tenso
     return [torch.randn(numel, generator=generator, dtype=torch.float64).to(dtype) for _ in range(size)]
 
 
-@pytest.mark.parametrize("dtype", [*FLOATS, torch.complex64], ids=short)
+@pytest.mark.parametrize("dtype", every_dtype([*FLOATS, torch.complex64]), ids=short)
 def test_random_floats(rank, size, dtype):
     """Within the bound of any summation order, the same bits on all ranks and run after run."""
     digest = Digest()

@@ -126,6 +126,7 @@ def test_handles_keep_their_buffers_alive(rank, size):
         assert_same(rr.synchronize(handle), expected, f"kept {k}")
 
 
+@pytest.mark.once
 def test_dropped_handles(rank, size):
     """The operation still runs for the peers, its buffers stay until it is done, its name is free."""
     numel = several_chunks(torch.float32)

@@ -8,8 +8,6 @@ from typing import Any
 import pytest
 import torch
 from oracle import assert_same, make, reduced
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.testing._internal.two_tensor import TwoTensor
 
 import ringreduce as rr
 
@@ -20,11 +18,31 @@ SPARSE = torch.eye(3).to_sparse()
 META = torch.ones(3, device="meta")
 UNSUPPORTED = torch.ones(3).to(torch.float8_e4m3fn)
 LEAF = torch.ones(3, requires_grad=True)
-NESTED = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
-ZEROS = torch._efficientzerotensor(4)  # as in forward-mode differentiation: no memory behind it
-WRAPPER = TwoTensor(torch.ones(4), torch.ones(4))
-with FakeTensorMode() as mode:
-    FAKE = mode.from_tensor(torch.ones(4))
+
+
+# What is made here makes torch load more of itself, for seconds: not where the tests are only collected.
+
+
+def nested() -> torch.Tensor:
+    return torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
+
+
+def wrapper() -> torch.Tensor:
+    from torch.testing._internal.two_tensor import TwoTensor
+
+    return TwoTensor(torch.ones(4), torch.ones(4))
+
+
+def fake() -> torch.Tensor:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode() as mode:
+        return mode.from_tensor(torch.ones(4))
+
+
+def zeros() -> torch.Tensor:
+    """As in forward-mode differentiation."""
+    return torch._efficientzerotensor(4)
 
 
 def freed() -> torch.Tensor:
@@ -88,8 +106,8 @@ CASES: dict[str, dict[str, Callable[[], Any]]] = {
         "scalar in alltoall": lambda: rr.alltoall(torch.tensor(1.0)),
         "requires grad, in place": lambda: rr.allreduce_(LEAF),
         "requires grad, broadcast in place": lambda: rr.broadcast_(LEAF, 0),
-        "nested": lambda: rr.allreduce(NESTED),
-        "nested, in place": lambda: rr.allreduce_(NESTED),
+        "nested": lambda: rr.allreduce(nested()),
+        "nested, in place": lambda: rr.allreduce_(nested()),
         "quantized, in place": lambda: rr.allreduce_(torch.quantize_per_tensor(ONE, 0.1, 0, torch.quint8)),
         "compressed rows, in place": lambda: rr.allreduce_(torch.eye(3).to_sparse_csr()),
         "half complex, in place": lambda: rr.allreduce_(torch.ones(3, dtype=torch.complex32)),
@@ -157,10 +175,9 @@ def test_the_message_says_what_was_given_and_what_is_allowed(size):
             assert word in str(info.value), f"{word} is missing in: {info.value}"
 
 
-@pytest.mark.parametrize("kind", ["zeros", "fake", "wrapper", "freed"])
-def test_tensors_without_memory(kind):
-    tensor = {"zeros": ZEROS, "fake": FAKE, "wrapper": WRAPPER, "freed": freed()}[kind]
-    for what, call in every_collective(tensor).items():
+@pytest.mark.parametrize("made", [zeros, fake, wrapper, freed], ids=lambda made: made.__name__)
+def test_tensors_without_memory(made):
+    for what, call in every_collective(made()).items():
         with pytest.raises(ValueError, match=r"^tensor.*without memory") as info:
             call()
         assert not isinstance(info.value, rr.RingreduceError), what

@@ -242,7 +242,7 @@ def predivided(rr, model):
 
 PROGRAMS = [
     plain, wrapped_before_the_broadcast, scaled, sharpness_aware, in_passes, thawed, grown, converted,
-    with_16_bits_on_the_way, summed, predivided,
+    *(pytest.param(one, marks=pytest.mark.thorough) for one in (with_16_bits_on_the_way, summed, predivided)),
 ]  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from oracle import DTYPES, assert_same, make, several_chunks, short
+from oracle import assert_same, every_dtype, make, several_chunks, short
 
 import ringreduce as rr
 
@@ -24,7 +24,7 @@ def expected(rank: int, size: int, root: int, rows, row_shape: tuple[int, ...], 
 
 
 @pytest.mark.hosts
-@pytest.mark.parametrize("dtype", DTYPES, ids=short)
+@pytest.mark.parametrize("dtype", every_dtype(), ids=short)
 def test_rows_of_all_sizes(rank, size, dtype):
     for number, (what, rows) in enumerate(ROWS.items()):
         root = number % size

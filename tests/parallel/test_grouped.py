@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from oracle import DTYPES, Digest, assert_same, average_ulps, make, reduced, several_chunks, short
+from oracle import Digest, assert_same, average_ulps, every_dtype, make, reduced, several_chunks, short
 
 import ringreduce as rr
 
 SHAPES = [(3,), (), (0,), (2, 5), (10_007,), (1,), (4, 0)]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=short)
+@pytest.mark.parametrize("dtype", every_dtype(), ids=short)
 def test_exact(rank, size, dtype):
     digest = Digest()
     inputs = [make(rank + 16 * k, shape, dtype) for k, shape in enumerate(SHAPES)]

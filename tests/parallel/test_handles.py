@@ -99,6 +99,7 @@ def alarm() -> Iterator[Callable[[], None]]:
     signal.signal(signal.SIGALRM, before)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("numel", [SMALL, LARGE])
 def test_an_interrupted_call_leaves_its_tensor_to_the_core(rank, size, numel, alarm):
     if late(rank, size):
@@ -117,6 +118,7 @@ def test_an_interrupted_call_leaves_its_tensor_to_the_core(rank, size, numel, al
     assert_released(memory)
 
 
+@pytest.mark.once
 def test_results_and_inputs_are_released(rank, size):
     """Nothing of an operation stays once its result is gone."""
     tensor, memory = owned(make(rank, LARGE, torch.float32))
@@ -127,6 +129,7 @@ def test_results_and_inputs_are_released(rank, size):
     assert memory() is None
 
 
+@pytest.mark.once
 def test_a_wait_that_times_out_can_be_repeated(rank, size):
     mine = make(rank, 100, torch.float32)
     if late(rank, size):
@@ -146,6 +149,7 @@ def test_a_wait_that_times_out_can_be_repeated(rank, size):
     assert_same(rr.allreduce(mine, name="again", op=rr.Sum), total(size, 100), "the name is free")
 
 
+@pytest.mark.once
 def test_a_time_without_end_and_bad_ones(rank, size):
     handle = rr.allreduce_async(make(rank, 100, torch.float32), op=rr.Sum)
     for timeout in (-1, float("nan")):
@@ -154,6 +158,7 @@ def test_a_time_without_end_and_bad_ones(rank, size):
     assert_same(rr.synchronize(handle, timeout=float("inf")), total(size, 100), "sum")
 
 
+@pytest.mark.once
 def test_what_the_limit_counts_from(rank, size, monkeypatch):
     """The submission; after a time-out the next call, for all operations of the handle.
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from oracle import DTYPES, assert_same, make, several_chunks, short
+from oracle import assert_same, every_dtype, make, several_chunks, short
 
 import ringreduce as rr
 
@@ -32,7 +32,7 @@ def check(call: Callable[[object], object], expected: torch.Tensor) -> None:
 
 
 @pytest.mark.hosts
-@pytest.mark.parametrize("dtype", DTYPES, ids=short)
+@pytest.mark.parametrize("dtype", every_dtype(), ids=short)
 def test_every_dtype(rank, size, dtype):
     for rows, row in ((2, (3,)), (1_001, ())):
         mine = make(rank, (rows + rank, *row), dtype)

@@ -130,6 +130,7 @@ class Squares(Dataset):
         return torch.tensor(index * index)
 
 
+@pytest.mark.once
 def test_dataloader_with_workers(rank, size):
     """Its worker processes are forked from a process in which the library runs."""
     for _ in range(2):
@@ -159,6 +160,7 @@ def in_forked_child(function) -> str:
     return text
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "call",
     [
@@ -178,6 +180,7 @@ def test_a_forked_child_is_told(rank, size, call):
     assert_works(rank, size)
 
 
+@pytest.mark.once
 def test_fork_with_an_operation_in_flight(rank, size):
     if size == 1:
         pytest.skip("needs a peer")

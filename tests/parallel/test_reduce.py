@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from oracle import DTYPES, assert_same, average_ulps, make, ops_for, reduced, short, sizes
+from oracle import assert_same, average_ulps, every_dtype, make, ops_for, reduced, short, sizes
 
 import ringreduce as rr
 
 
 @pytest.mark.hosts
-@pytest.mark.parametrize("dtype", DTYPES, ids=short)
+@pytest.mark.parametrize("dtype", every_dtype(), ids=short)
 def test_every_operation_and_size(rank, size, dtype):
     for op in ops_for(dtype):
         for numel in sizes(dtype, size):

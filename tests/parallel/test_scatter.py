@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from oracle import DTYPES, assert_same, make, several_chunks, short
+from oracle import assert_same, every_dtype, make, several_chunks, short
 
 import ringreduce as rr
 
@@ -19,7 +19,7 @@ SPLITS = {
 
 
 @pytest.mark.hosts
-@pytest.mark.parametrize("dtype", DTYPES, ids=short)
+@pytest.mark.parametrize("dtype", every_dtype(), ids=short)
 def test_splits(rank, size, dtype):
     for number, (what, rows) in enumerate(SPLITS.items()):
         root, splits = number % size, [rows(target) for target in range(size)]

@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 import torch
-from oracle import DTYPES, WORLD, make, raw, short
+from oracle import DTYPES, WORLD, every_dtype, make, raw, short
 
 import ringreduce as rr
 from ringreduce._runtime import running
@@ -33,9 +33,12 @@ def numbers(source: int, dest: int, index: int, numel: int) -> torch.Tensor:
     return (torch.arange(numel) * 7 + source * 100_003 + dest * 1_009 + index).to(torch.int64)
 
 
+OTHERS = [dtype for dtype in DTYPES if dtype is not torch.bfloat16]
+
+
 @pytest.mark.hosts
 @pytest.mark.parametrize(
-    "dtype", [pytest.param(d, marks=[pytest.mark.smoke] * (d is torch.bfloat16)) for d in DTYPES], ids=short
+    "dtype", [*every_dtype(OTHERS), pytest.param(torch.bfloat16, marks=pytest.mark.smoke)], ids=short
 )
 def test_dtypes_and_sizes(rank, size, dtype):
     small = SMALL // dtype.itemsize
@@ -220,6 +223,7 @@ def test_autograd(rank, size):
     assert leaf.tolist() == [before] * 3
 
 
+@pytest.mark.once
 def test_a_handle_that_is_dropped(rank, size):
     """The message goes on, and its tensor lives as long as that takes."""
     behind, before = neighbours(rank, size)
@@ -256,6 +260,7 @@ def test_mismatches(rank, size, numel):
     assert around(rank, size, torch.full((3,), rank), tag=2).tolist() == [before] * 3
 
 
+@pytest.mark.once
 def test_bad_arguments(rank, size):
     x = torch.zeros(2)
     for call, error, match in (
@@ -294,6 +299,7 @@ def test_a_time_out_says_what_is_missing(rank, size):
     assert got.tolist() == [before] * 4
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("plain", [True, False])
 def test_an_interrupted_recv_takes_no_message(rank, size, plain):
     behind, before = neighbours(rank, size)

@@ -33,8 +33,9 @@ def test_hello():
 
 
 @needs_mpirun
-def test_digits_reaches_its_accuracy():
-    done = LAUNCHER.run(2, "examples/train_digits.py")
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.thorough)])
+def test_digits_reaches_its_accuracy(size):
+    done = LAUNCHER.run(size, "examples/train_digits.py")
     assert done.returncode == 0, done.stderr
     found = re.search(r"test accuracy ([\d.]+)%", done.stdout)
     assert found, done.stdout

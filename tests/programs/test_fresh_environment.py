@@ -9,6 +9,8 @@ import pytest
 from runner.launch import ROOT, find_launcher
 from runner.source_tree import bare_python, command, link_installed, run, site_packages
 
+pytestmark = pytest.mark.thorough  # installing takes half a minute and seldom changes
+
 README = (ROOT / "README.md").read_text()
 MISSING = {"torch": "pip install torch", "mpi4py": "mpi4py>=", "click": "click>=", "rich": "rich>="}
 
@@ -73,7 +75,6 @@ def test_the_command_line(fresh):
     assert launcher.mpirun == str(fresh.parent / "mpirun")
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("program", [("ringreduce",), ("python", "-m", "ringreduce")])
 def test_doctor_speaks_where_nothing_else_is_installed(alone, program):
     done = command(alone, *program, "doctor")
@@ -94,7 +95,6 @@ def test_doctor_speaks_where_nothing_else_is_installed(alone, program):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.thorough
 def test_doctor_tries_what_there_is(alone):
     """With torch, but without MPI and the command line's libraries."""
     link_installed("torch", site_packages(alone))
@@ -104,7 +104,6 @@ def test_doctor_tries_what_there_is(alone):
     assert re.search(r"collectives on CPU tensors +ok", done.stdout)
 
 
-@pytest.mark.thorough
 def test_a_broken_torch_or_core_is_named(alone, tmp_path):
     """As where a library that torch needs is missing."""
     (tmp_path / "torch.py").write_text("raise OSError('libgomp.so.1: cannot open shared object file')")

@@ -72,34 +72,24 @@ def start(tmp_path: Path) -> Iterator:
         job.process.wait()
 
 
-def test_exit_without_shutdown(start):
-    """And with an operation that nobody else has."""
-    status, output = start(
+@pytest.mark.parametrize("status", [3, pytest.param(0, marks=pytest.mark.thorough)])
+def test_exit_without_shutdown(start, status):
+    """And with an operation that nobody else has. sys.exit() gives its status."""
+    found, output = start(
         2,
-        """
+        f"""
         rr.init()
         print("sum", rr.allreduce(torch.ones(1), op=rr.Sum).item())
         if rr.rank() == 0:
             handle = rr.allreduce_async(torch.ones(1), name="nobody else has this")
         rr.barrier()
         print("end of program")
+        sys.exit({status})
         """,
     ).finish()
-    assert status == 0, output
+    assert found == status, output
     assert output.count("sum 2.0") == 2
     assert output.count("end of program") == 2
-
-
-def test_sys_exit_gives_its_status(start):
-    status, output = start(
-        2,
-        """
-        rr.init()
-        rr.barrier()
-        sys.exit(3)
-        """,
-    ).finish()
-    assert status == 3, output
 
 
 def test_an_exception_on_one_rank_ends_the_job(start):
@@ -196,7 +186,8 @@ def test_a_rank_that_shuts_down_while_peers_wait(start):
     assert all("waiting" in line and "2" in line for line in told)
 
 
-def test_every_run_gives_the_same_bits(start):
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.thorough)])
+def test_every_run_gives_the_same_bits(start, jobs):
     """On one host and on two, each twice. Random floats, so that any other order of summation would show."""
     code = """
         import hashlib
@@ -213,9 +204,9 @@ def test_every_run_gives_the_same_bits(start):
             print("digest on", hosts, digest.hexdigest())
             rr.shutdown()
         """
-    output = start(3, code).finish()[1]
-    digests = [line for line in output.splitlines() if line.startswith("digest")]
-    assert len(digests) == 12, output
+    outputs = [start(3, code).finish()[1] for _ in range(jobs)]
+    digests = [line for output in outputs for line in output.splitlines() if line.startswith("digest")]
+    assert len(digests) == 12 * jobs, outputs
     assert len(set(digests)) == 2
 
 

@@ -1,4 +1,4 @@
-"""Ranks that cannot read each other's memory stage large tensors, and say why."""
+"""Ranks that cannot read each other's memory stage large tensors, and say why. One job, one life of it a case."""
 
 from __future__ import annotations
 
@@ -31,37 +31,45 @@ SCRIPT = """
     import ringreduce as rr
     from ringreduce._runtime import running
 
-    if os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("PMI_RANK")) == os.environ["REFUSED"]:
+    def live(case, setting):
+        os.environ["RINGREDUCE_SINGLE_COPY"] = setting
+        rr.init()
+        print(f"{case}: rank {rr.rank()}: '{running.require().staged_because}'")
+        each = [torch.arange(1 << 20, dtype=torch.float32) + r for r in range(rr.size())]
+        assert torch.equal(rr.allgather(each[rr.rank()]), torch.cat(each))
+        assert torch.equal(rr.allreduce(each[rr.rank()], op=rr.Sum), torch.stack(each).sum(0))
+        rr.shutdown()
+
+    live("off", "off")
+    live("always", "always")
+    if os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("PMI_RANK")) == "1":
         refuse_process_vm_readv()
-    rr.init()
-    print(f"rank {rr.rank()}: '{running.require().staged_because}'")
-    each = [torch.arange(1 << 20, dtype=torch.float32) + r for r in range(rr.size())]
-    assert torch.equal(rr.allgather(each[rr.rank()]), torch.cat(each))
-    assert torch.equal(rr.allreduce(each[rr.rank()], op=rr.Sum), torch.stack(each).sum(0))
+    live("refused to rank 1", "always")
 """
 
 
-def said(tmp_path, size, **environment: str) -> list[str]:
-    script = tmp_path / "script.py"
+@pytest.fixture(scope="module")
+def said(tmp_path_factory):
+    """said(case): a line of each rank."""
+    script = tmp_path_factory.mktemp("single_copy") / "script.py"
     script.write_text(textwrap.dedent(REFUSE) + textwrap.dedent(SCRIPT))
     assert LAUNCHER is not None
-    done = LAUNCHER.run(size, str(script), **{"RINGREDUCE_SINGLE_COPY": "always", "REFUSED": "", **environment})
+    done = LAUNCHER.run(3, str(script))
     assert done.returncode == 0, done.stdout + done.stderr
-    return sorted(line for line in done.stdout.splitlines() if line.startswith("rank "))
+    lines = sorted(done.stdout.splitlines())
+    return lambda case: [line.removeprefix(f"{case}: ") for line in lines if line.startswith(f"{case}: ")]
 
 
-def test_all_read_each_other(tmp_path):
-    assert said(tmp_path, 3) == ["rank 0: ''", "rank 1: ''", "rank 2: ''"]
+def test_all_read_each_other(said):
+    assert said("always") == ["rank 0: ''", "rank 1: ''", "rank 2: ''"]
 
 
-def test_what_is_refused_to_one_rank_nobody_does(tmp_path):
-    lines = said(tmp_path, 3, REFUSED="1")
+def test_what_is_refused_to_one_rank_nobody_does(said):
+    lines = said("refused to rank 1")
     assert len(lines) == 3
     for line in lines:
         assert "rank 1: the memory of rank 0 cannot be read: process_vm_readv: Operation not permitted" in line
 
 
-def test_it_can_be_turned_off(tmp_path):
-    assert said(tmp_path, 2, RINGREDUCE_SINGLE_COPY="off") == [
-        f"rank {rank}: 'RINGREDUCE_SINGLE_COPY is off'" for rank in (0, 1)
-    ]
+def test_it_can_be_turned_off(said):
+    assert said("off") == [f"rank {rank}: 'RINGREDUCE_SINGLE_COPY is off'" for rank in range(3)]

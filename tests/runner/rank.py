@@ -73,7 +73,7 @@ class Reporter:
         self.file = (directory / f"{rank}.events").open("a")
         finished = directory / "finished"
         self.finished = set(finished.read_text().splitlines()) if finished.exists() else set()
-        self.outcome, self.text, self.began = "passed", "", 0.0
+        self.outcome, self.text, self.began, self.cpu = "passed", "", 0.0, 0.0
 
     def event(self, kind: str, **fields: Any) -> None:
         self.file.write(json.dumps({"event": kind, "time": time.time(), **fields}) + "\n")
@@ -92,7 +92,7 @@ class Reporter:
             self.event("result", test=report.nodeid, outcome=report.outcome, text=text, seconds=0.0)
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
-        self.outcome, self.text, self.began = "passed", "", time.monotonic()
+        self.outcome, self.text, self.began, self.cpu = "passed", "", time.monotonic(), cpu_seconds()
         self.event("start", test=nodeid)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -104,7 +104,8 @@ class Reporter:
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
         seconds = time.monotonic() - self.began
-        self.event("result", test=nodeid, outcome=self.outcome, text=self.text, seconds=seconds)
+        cpu = cpu_seconds() - self.cpu
+        self.event("result", test=nodeid, outcome=self.outcome, text=self.text, seconds=seconds, cpu=cpu)
         if self.outcome == "failed" and not self.peers_finish(nodeid):
             end_job()
 
@@ -119,6 +120,11 @@ class Reporter:
             peers = [peer for peer in peers if not has_result(peer.read(), nodeid)]
             time.sleep(0.05)
         return not peers
+
+
+def cpu_seconds() -> float:
+    """Of this process and of its children that have ended."""
+    return sum(os.times()[:4])
 
 
 def has_result(events: list[dict[str, Any]], nodeid: str) -> bool:

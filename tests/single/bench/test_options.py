@@ -148,7 +148,7 @@ def test_help(monkeypatch, capsys, arguments):
     assert "ringreduce" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("missing", ["click", "rich"])
+@pytest.mark.parametrize("missing", ["click", pytest.param("rich", marks=pytest.mark.thorough)])
 def test_works_without_click_and_rich_but_for_the_command_line(missing):
     block = f"import sys; sys.modules[{missing!r}] = None; import ringreduce; "
     run = "import runpy; runpy.run_module('ringreduce', run_name='__main__')"
