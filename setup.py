@@ -50,7 +50,7 @@ FLAGS = shlex.split(
     "-O2 -std=c++17 -fPIC -pthread -g0 -ffp-contract=off -fvisibility=hidden -ffunction-sections -fdata-sections"
 )
 # Folders whose headers cost more than their sources.
-BELOW_THE_ENGINE = ("agreement", "buckets", "collectives", "common", "net", "ops", "shm")
+BELOW_THE_ENGINE = ("agreement", "buckets", "collectives", "common", "liveness", "net", "ops", "shm")
 OWN_FLAGS = ["-Wall", "-Wextra"]
 KERNEL_FLAGS = ["-O3"]
 # Sources that see Python and nanobind. NDEBUG and the compact assertions are nanobind's release

@@ -3,7 +3,7 @@
 Tensors pass as addresses (`data_ptr()`), element counts and dtype codes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 class RingreduceError(RuntimeError): ...
@@ -175,6 +175,11 @@ class Engine:
     # One plan after the other on a rank: until it is made or given up, another offer would lead to the same tags.
     def offer_channel(self) -> str: ...
 
+    # The status pages of this host (csrc/liveness/status_page.h), by local index: rank, pid, state ("running", "failed", "shutting
+    # down", "gone", "unknown"), since_ns, steps, submitters, blocked, last, failure, waits: [what, set, since_ns, title, place].
+    def statuses(self) -> list[dict[str, Any]]: ...
+    def count_step(self) -> None: ...  # of an optimizer, on this rank's page
+
     def state(self) -> str: ...  # multi-line: what is pending, since when, who is missing (for hang reports)
 
 class Plan:
@@ -186,6 +191,7 @@ class Plan:
     # Until the bucket's last launch is complete on this rank; raises RingreduceError. On the GPU `stream` waits for it, the
     # host at most until it is enqueued.
     def wait(self, bucket: int, stream: int = 0) -> None: ...
+    def set_contents(self, contents: list[str]) -> None: ...  # of its buckets, for texts
     # This rank's backward pass has failed, and `why` (at most 960 bytes of it) says how: on every rank launch() and wait()
     # of a bucket that is not complete raise PlanLeftError at once. Returns at once, and raises nothing where the engine is
     # broken anyway. Close the plan afterwards and agree on a new one. Until then other ranks may still read and write
@@ -219,6 +225,8 @@ class GpuPlan(Plan):
     def stream(self) -> int: ...  # on which the reductions run
     def set_buffer(self, bucket: int, data: int) -> None: ...  # its device address from its next launch on
 
+# Says where the program has called: asked once a thread has waited for 20 ms.
+def set_place_finder(finder: Callable[[], str]) -> None: ...
 # Reads tensors of the type through DLPack's C exchange API, if the type has it (torch from 2.10 on). Plain are then
 # tensors of the very type, on the CPU, contiguous, of real numbers (no bool), and without requires_grad.
 def use_exchange_api(tensor_type: type) -> None: ...

@@ -128,6 +128,7 @@ void bind_engine(nb::module_& m) {
   bind_submissions(c);
   bind_message_calls(c);
   bind_gpu_engine(c);
+  bind_status_engine(c);
 }
 
 }  // namespace
@@ -183,4 +184,5 @@ NB_MODULE(_core, m) {
   bind_gpu(m);
   bind_plans(m);
   bind_digest(m);
+  bind_status(m);
 }

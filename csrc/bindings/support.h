@@ -91,13 +91,20 @@ auto without_gil(Call call) {
   return call();
 }
 
-// Waits in slices, so that Ctrl-C works.
+// Where the program has called: what Python has set for it, a function without arguments that returns a text.
+std::string place_of_call();
+
+// Waits in slices, so that Ctrl-C works. After the first, short one it is worth while to say where the program waits.
 template <typename Wait>
 void wait_with_signals(Wait wait) {
-  constexpr double kSliceS = 0.1;
-  for (bool done = false; !done;) {
-    raise_if(without_gil([&] { return wait(kSliceS, &done); }));
-    if (!done && PyErr_CheckSignals()) throw nb::python_error();
+  constexpr double kFirstS = 2 * kAnnounceS, kSliceS = 0.1;
+  Waiting waiting;
+  double slice = kFirstS;
+  for (bool done = false; !done; slice = kSliceS) {
+    raise_if(without_gil([&] { return wait(slice, &done, &waiting); }));
+    if (done) break;
+    if (PyErr_CheckSignals()) throw nb::python_error();
+    if (waiting.announced() && !waiting.placed()) waiting.place(place_of_call());
   }
 }
 
@@ -144,6 +151,10 @@ void bind_gpu_op(nb::class_<PyOp>& c);
 
 void bind_plans(nb::module_& m);   // plans.cc
 void bind_digest(nb::module_& m);  // digest.cc
+
+// status.cc
+void bind_status(nb::module_& m);
+void bind_status_engine(nb::class_<PyEngine>& c);
 
 // messages.cc
 void bind_messages(nb::module_& m);

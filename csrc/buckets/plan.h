@@ -45,6 +45,13 @@ class Plan {
   virtual ~Plan() = default;
 
   const PlanId& id() const { return id_; }
+  // Names of what is in each bucket, for texts.
+  void set_contents(std::vector<std::string> contents) { contents_ = std::move(contents); }
+  // "gradient bucket 4 (layer4.weight and 3 more)"
+  std::string title(int bucket) const {
+    const std::string named = bucket < static_cast<int>(contents_.size()) ? " (" + contents_[bucket] + ")" : "";
+    return "gradient bucket " + std::to_string(bucket) + named;
+  }
   int bucket_count() const { return static_cast<int>(last_.size()); }
   bool includes(int rank) const { return std::find(ranks_.begin(), ranks_.end(), rank) != ranks_.end(); }
 
@@ -101,6 +108,7 @@ class Plan {
     int64_t ns = 0;
   };
   std::vector<Launch> last_;  // by bucket
+  std::vector<std::string> contents_;
 };
 
 }  // namespace ringreduce

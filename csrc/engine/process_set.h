@@ -16,6 +16,7 @@
 #include "engine/op.h"
 #include "mailbox/mailboxes.h"
 #include "agreement/op_table.h"
+#include "liveness/status_page.h"
 #include "shm/segment.h"
 
 namespace ringreduce {
@@ -42,10 +43,13 @@ struct SetConfig {
   int channel = 0;
   size_t chunk_bytes = 0, small_chunk_bytes = SIZE_MAX, fusion_bytes = 0;
   int tree_arity = 8;
+  LastDone* last = nullptr;  // of the rank, over all its sets
 };
 
 class ProcessSet {
  public:
+  // Where the status pages of its ranks lie in the segment: the same whatever the sizes are.
+  static size_t pages_offset();
   static size_t segment_bytes(int local_size, size_t chunk_bytes);
   // The part of it that is reserved from the start: what most programs touch.
   static size_t reserved_bytes(int local_size, size_t chunk_bytes);
@@ -67,6 +71,8 @@ class ProcessSet {
   int id() const { return config_.id; }
   const Topology& topology() const { return config_.topology; }
   Bell* bell() const { return config_.bell; }
+  // Of a rank of this host, by local index; in use in the world only.
+  StatusPage* status_page(int local) const;
   Net* net() const { return config_.net; }
   bool idle() const { return in_flight_.empty() && !machine_ && mail_->idle(); }
   // Decided operations that this rank has not finished, or not told other hosts of: its peers rely on it.

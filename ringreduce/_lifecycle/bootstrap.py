@@ -16,17 +16,18 @@ import socket
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from ringreduce._core import Deadline, Engine, load_settings, setting_texts, wire_format
+from ringreduce._core import Deadline, Engine, load_settings, set_place_finder, setting_texts, wire_format
 from ringreduce._lifecycle import last_words, roster, single_copy
 from ringreduce._lifecycle.membership import add_process_set
 from ringreduce._placement import placement
-from ringreduce._runtime import mpi, running, segments
+from ringreduce._runtime import mpi, place, running, segments
 from ringreduce._runtime.process_set import ProcessSet, global_process_set
 from ringreduce._version import __version__
 from ringreduce.errors import RingreduceError
 
 _CLOSE_TIMEOUT_S = 10.0  # how long shutdown lets the engine's thread finish what it does
 _START_TIMEOUT_S = 20.0  # what init has at least: starting MPI takes some seconds
+set_place_finder(place.of_this_call)
 _initialised_by: int | None = None  # pid that registered the exit handler
 
 

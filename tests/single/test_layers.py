@@ -24,8 +24,9 @@ MAY_INCLUDE = {
     "mailbox": _MOVING | {"collectives"},
     "buckets": _MOVING | {"collectives", "agreement"},
     "gpu": _MOVING | {"collectives", "buckets"},
-    "engine": _MOVING | {"collectives", "agreement", "mailbox", "buckets", "gpu"},
-    "bindings": _MOVING | {"collectives", "agreement", "mailbox", "buckets", "gpu", "engine"},
+    "liveness": _MOVING | {"collectives", "agreement"},
+    "engine": _MOVING | {"collectives", "agreement", "mailbox", "buckets", "gpu", "liveness"},
+    "bindings": _MOVING | {"collectives", "agreement", "mailbox", "buckets", "gpu", "liveness", "engine"},
     # A library of its own, which the core reaches through one table only.
     "gpu/cuda": {"common", "gpu/cuda_api.h"},
 }
