@@ -3,7 +3,7 @@
 Tensors pass as addresses (`data_ptr()`), element counts and dtype codes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 class RingreduceError(RuntimeError): ...
@@ -176,8 +176,13 @@ class Engine:
     def offer_channel(self) -> str: ...
 
     # The status pages of this host (csrc/liveness/status_page.h), by local index: rank, pid, state ("running", "failed", "shutting
-    # down", "gone", "unknown"), since_ns, steps, submitters, blocked, last, failure, waits: [what, set, since_ns, title, place].
+    # down", "gone", "unknown"), since_ns, steps, submitters, blocked, last, failure, verdict, verdict_ns, waits: [what, set,
+    # since_ns, title, place]. since_ns: of time.monotonic_ns().
     def statuses(self) -> list[dict[str, Any]]: ...
+    # Whether this rank is to report a stall, or a time-out, for all of its host, and who does. Another one's claim holds for so
+    # long.
+    def claim_report(self, timed_out: bool, seconds: float) -> tuple[bool, int]: ...
+    def say_verdict(self, verdict: str) -> None: ...  # on this rank's page
     def count_step(self) -> None: ...  # of an optimizer, on this rank's page
 
     def state(self) -> str: ...  # multi-line: what is pending, since when, who is missing (for hang reports)
@@ -225,8 +230,10 @@ class GpuPlan(Plan):
     def stream(self) -> int: ...  # on which the reductions run
     def set_buffer(self, bucket: int, data: int) -> None: ...  # its device address from its next launch on
 
-# Says where the program has called: asked once a thread has waited for 20 ms.
-def set_place_finder(finder: Callable[[], str]) -> None: ...
+# Engine.statuses() of another job, in the segment of its world on this host.
+def statuses(world: Segment, ranks: int) -> list[dict[str, Any]]: ...
+# What is called for a thread that waits: ringreduce/_runtime/watcher.py.
+def set_watcher(watcher: object) -> None: ...
 # Reads tensors of the type through DLPack's C exchange API, if the type has it (torch from 2.10 on). Plain are then
 # tensors of the very type, on the CPU, contiguous, of real numbers (no bool), and without requires_grad.
 def use_exchange_api(tensor_type: type) -> None: ...

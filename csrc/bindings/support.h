@@ -91,20 +91,30 @@ auto without_gil(Call call) {
   return call();
 }
 
-// Where the program has called: what Python has set for it, a function without arguments that returns a text.
+// What Python does for a thread that waits long (status.cc).
 std::string place_of_call();
+void report_stall(const Waiting& waiting, const Missing& missing);
+Status explain_late(const Status& late, const Waiting& waiting, const Missing& missing);
 
-// Waits in slices, so that Ctrl-C works. After the first, short one it is worth while to say where the program waits.
-template <typename Wait>
-void wait_with_signals(Wait wait) {
+// Waits in slices, so that Ctrl-C works. After the first, short one it is worth while to say where the program waits;
+// when it takes too long, who holds it up. `missing`: who. `own_limit`: the caller has set the time, and asks for no more.
+template <typename Wait, typename Who>
+void wait_with_signals(Engine& engine, Wait wait, Who missing, bool own_limit = false) {
   constexpr double kFirstS = 2 * kAnnounceS, kSliceS = 0.1;
-  Waiting waiting;
+  Waiting waiting(!own_limit);
   double slice = kFirstS;
+  bool reported = false;
   for (bool done = false; !done; slice = kSliceS) {
-    raise_if(without_gil([&] { return wait(slice, &done, &waiting); }));
+    const Status status = without_gil([&] { return wait(slice, &done, &waiting); });
+    if (status.code() == Code::kTimeout && waiting.announced() && waiting.reports()) raise_if(explain_late(status, waiting, without_gil(missing)));
+    raise_if(status);
     if (done) break;
     if (PyErr_CheckSignals()) throw nb::python_error();
-    if (waiting.announced() && !waiting.placed()) waiting.place(place_of_call());
+    if (!waiting.announced()) continue;
+    if (!waiting.placed()) waiting.place(place_of_call());
+    if (reported || !waiting.reports() || waiting.age_s() < engine.stall_warning_s()) continue;
+    reported = true;
+    report_stall(waiting, without_gil(missing));
   }
 }
 

@@ -65,6 +65,7 @@ class Plan {
   virtual bool complete(int bucket) const = 0;       // its last launch
   virtual Status join(int, void*) { return Status::ok(); }  // the stream waits for a complete bucket
   virtual std::string missing(int bucket) const = 0; // what a bucket that is not complete waits for
+  virtual std::vector<int> missing_ranks(int) const { return {}; }  // of the world: known to hold it up
   int64_t launched_ns(int bucket) const { return last_[bucket].ns; }
   int64_t moved_ns() const { return moved_ns_; }     // last progress, or launch
   Status failure;                                    // of the last wait

@@ -22,6 +22,7 @@ struct Settings {
   size_t result_bytes = 260 << 20;        // RINGREDUCE_RESULT_BYTES: memory of dropped results to keep
   double timeout_s = 300;                 // RINGREDUCE_TIMEOUT: seconds until a wait fails
   double stall_warning_s = 30;            // RINGREDUCE_STALL_WARNING: seconds until a warning
+  int stack_signal = 45;                  // RINGREDUCE_STACK_SIGNAL: asks for Python stacks, 0 off
   double spin_us = 200;                   // RINGREDUCE_SPIN_US: spin before sleeping
   std::string cuda_library;               // RINGREDUCE_CUDA_LIBRARY: instead of the one installed
   std::string nccl_library;               // RINGREDUCE_NCCL: the libnccl.so to use

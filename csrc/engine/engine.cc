@@ -6,6 +6,9 @@
 
 namespace ringreduce {
 
+// A report is of use while an engine hangs, too, with its mutex held.
+constexpr std::chrono::milliseconds kPatienceOfReports{500};
+
 Engine::Engine(EngineConfig config)
     : config_(std::move(config)),
       out_of_memory_(Code::kSystem, "memory ran out on rank " + std::to_string(config_.rank) +
@@ -117,6 +120,18 @@ Status Engine::submit(ProcessSet& set, const std::vector<OpRef>& group) {
   return status;
 }
 
+Missing Engine::missing(const Op& op) {
+  Lock lock(mutex_, kPatienceOfReports);
+  ProcessSet* set = lock.owns_lock() && !closed_ ? sets_.find(op.set_id) : nullptr;
+  return set && !op.is_done() ? set->missing(op) : Missing();
+}
+
+bool Engine::claim_report(ReportKind kind, double seconds, int* by) {
+  Lock lock(mutex_, kPatienceOfReports);
+  if (!lock.owns_lock() || closed_) return false;
+  return status_.claim_report(sets_.world().status_page(0), kind, to_ns(seconds), by);
+}
+
 static WaitRecord record_of(const Op& op) {
   WaitRecord wait;
   wait.set = op.set_id;
@@ -132,6 +147,7 @@ Status Engine::wait(const Op& op, double timeout_s, double slice_s, bool* done, 
   const int64_t limit = liveness_.limit_ns(timeout_s, since_ns ? since_ns : op.limit_since_ns.load());
   // Whoever comes late with the usual limit still looks for a moment.
   if (timeout_s >= 0) slice_s = std::clamp((limit - now_ns()) * 1e-9, 0.0, slice_s);
+  op.awaited = waiting && waiting->reports();
   if (!op.is_done()) block(lock, [&op] { return op.is_done(); }, slice_s, waiting, [&op] { return record_of(op); });
   *done = op.is_done();
   if (*done) return op.status;
@@ -143,17 +159,16 @@ void Engine::keep(const OpRef& op, std::shared_ptr<void> memory) {
   if (!op->is_done() || op->kept_for_good) op->submission.keep = std::move(memory);
 }
 
-// A report is of use while an engine hangs, too, with its mutex held.
-constexpr std::chrono::milliseconds kPatienceOfReports{500};
-
 std::vector<StatusReading> Engine::statuses() {
   Lock lock(mutex_, kPatienceOfReports);
-  std::vector<StatusReading> readings;
-  if (!lock.owns_lock() || closed_) return readings;
-  const ProcessSet& world = sets_.world();
-  readings.resize(world.topology().local_size());
-  for (int i = 0; i < world.topology().local_size(); ++i)
-    if (!read_status(*world.status_page(i), &readings[i])) readings[i] = StatusReading();
+  if (!lock.owns_lock() || closed_) return {};
+  return statuses(*config_.segment, sets_.world().topology().local_size());
+}
+
+std::vector<StatusReading> Engine::statuses(const Segment& world, int ranks) {
+  std::vector<StatusReading> readings(ranks);
+  for (int i = 0; i < ranks; ++i)
+    if (!read_status(*ProcessSet::status_page(world, i), &readings[i])) readings[i] = StatusReading();
   return readings;
 }
 

@@ -100,9 +100,19 @@ class Engine : Work {
   // `stream` waits for an operation that is done. An error if the library has failed since.
   Status join(const Op& op, void* stream);
 
+  // Who holds up what a caller waits for.
+  Missing missing(const Op& op);
+  Missing missing(const Message& message);
+  Missing missing(const Plan& plan, int bucket);
+  double stall_warning_s() const { return config_.settings.stall_warning_s; }
+  // One rank of a host reports a stall: whether it is this one. Another's claim holds for `seconds`; *by: whose it is.
+  bool claim_report(ReportKind kind, double seconds, int* by);
+  void say_verdict(const std::string& verdict) { status_.verdict(verdict); }
+
   std::string state();
   // The status pages of this host, by local index; a rank that has none yet is unknown.
   std::vector<StatusReading> statuses();
+  static std::vector<StatusReading> statuses(const Segment& world, int ranks);
   void count_step() { status_.step(); }  // of an optimizer
 
  private:

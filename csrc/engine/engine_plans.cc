@@ -80,6 +80,15 @@ Status Engine::launch(Plan& plan, int bucket, Plan::Where where) {
   return plan.lost(bucket) ? plan.left() : broken_;  // others may have completed it, and left in their next step
 }
 
+Missing Engine::missing(const Plan& plan, int bucket) {
+  Lock lock(mutex_);
+  Missing missing;
+  if (closed_ || plan.complete(bucket)) return missing;
+  missing.text = plan.missing(bucket);
+  missing.ranks = plan.missing_ranks(bucket);
+  return missing;
+}
+
 static WaitRecord record_of(const Plan& plan, int bucket, int64_t since_ns) {
   WaitRecord wait;
   wait.what = WaitRecord::What::kBucket;

@@ -22,6 +22,16 @@ Status Engine::post(int set_id, MessageSpec spec, bool wake, MessageRef* message
   return Status::ok();
 }
 
+Missing Engine::missing(const Message& message) {
+  Lock lock(mutex_);
+  Missing missing;
+  ProcessSet* set = closed_ ? nullptr : sets_.find(message.set_id);
+  if (!set || message.is_done()) return missing;
+  missing.text = set->mail().missing(message);
+  if (message.peer >= 0) missing.ranks = {message.peer};
+  return missing;
+}
+
 static WaitRecord record_of(const Message& message) {
   WaitRecord wait;
   wait.what = WaitRecord::What::kMessage;
@@ -35,6 +45,7 @@ Status Engine::wait(const Message& message, double timeout_s, double slice_s, bo
   Lock lock(mutex_);
   const int64_t limit = liveness_.limit_ns(timeout_s, since_ns ? since_ns : message.limit_since_ns.load());
   if (timeout_s >= 0) slice_s = std::clamp((limit - now_ns()) * 1e-9, 0.0, slice_s);
+  message.awaited = waiting && waiting->reports();
   if (!message.is_done()) block(lock, [&message] { return message.is_done(); }, slice_s, waiting, [&] { return record_of(message); });
   *done = message.is_done();
   if (*done) return message.status;

@@ -52,6 +52,7 @@ struct Op {
   int64_t submitted_ns = 0;
   std::atomic<int64_t> limit_since_ns{0};  // what the time for it counts from: the submission, or renew()
   uint32_t entry = 0;     // in the table of its set, once posted
+  mutable bool awaited = false;  // by a caller that says itself what holds it up
   bool posted = false, decided = false, warned = false;
   bool kept_for_good = false;  // transfers in flight may still touch its memory
   Output output;

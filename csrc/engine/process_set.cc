@@ -45,7 +45,6 @@ Status ProcessSet::damaged() {
   return {Code::kPeerLost, "the table of operations in the host's memory is damaged; a rank of this host has written over it"};
 }
 
-size_t ProcessSet::pages_offset() { return layout(0, 0).pages; }
 size_t ProcessSet::segment_bytes(int local_size, size_t chunk_bytes) { return layout(local_size, chunk_bytes).total; }
 size_t ProcessSet::reserved_bytes(int local_size, size_t chunk_bytes) {
   return layout(local_size, chunk_bytes).data + OpTable::data_bytes(local_size, kFirstEntries);
@@ -79,8 +78,8 @@ ProcessSet::ProcessSet(const SetConfig& config) : config_(config), by_entry_(kMa
     tree_ = std::make_unique<HostTree>(channel_, config_.tree_arity, config_.fusion_bytes);
 }
 
-StatusPage* ProcessSet::status_page(int local) const {
-  return reinterpret_cast<StatusPage*>(config_.segment->data() + pages_offset() + local * kStatusPageBytes);
+StatusPage* ProcessSet::status_page(const Segment& segment, int local) {
+  return reinterpret_cast<StatusPage*>(segment.data() + layout(0, 0).pages + local * kStatusPageBytes);
 }
 
 Status ProcessSet::enlist(const std::vector<OpRef>& group) {
@@ -88,7 +87,7 @@ Status ProcessSet::enlist(const std::vector<OpRef>& group) {
   const uint64_t unnamed = unnamed_;
   for (size_t i = 0; i < group.size(); ++i) {
     if (enlist(group[i])) continue;
-    const std::string why = missing(*in_flight_.at(group[i]->key));
+    const std::string why = missing(*in_flight_.at(group[i]->key)).text;
     for (size_t k = 0; k < i; ++k) in_flight_.erase(group[k]->key);
     unnamed_ = unnamed;
     return {Code::kInvalid, group[i]->title() + " is in flight already" + (why.empty() ? "" : " (" + why + ")") +

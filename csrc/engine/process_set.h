@@ -48,8 +48,6 @@ struct SetConfig {
 
 class ProcessSet {
  public:
-  // Where the status pages of its ranks lie in the segment: the same whatever the sizes are.
-  static size_t pages_offset();
   static size_t segment_bytes(int local_size, size_t chunk_bytes);
   // The part of it that is reserved from the start: what most programs touch.
   static size_t reserved_bytes(int local_size, size_t chunk_bytes);
@@ -72,7 +70,8 @@ class ProcessSet {
   const Topology& topology() const { return config_.topology; }
   Bell* bell() const { return config_.bell; }
   // Of a rank of this host, by local index; in use in the world only.
-  StatusPage* status_page(int local) const;
+  StatusPage* status_page(int local) const { return status_page(*config_.segment, local); }
+  static StatusPage* status_page(const Segment& segment, int local);
   Net* net() const { return config_.net; }
   bool idle() const { return in_flight_.empty() && !machine_ && mail_->idle(); }
   // Decided operations that this rank has not finished, or not told other hosts of: its peers rely on it.
@@ -96,7 +95,7 @@ class ProcessSet {
   Status take_departures(std::vector<Departure>* departures);
   bool leads_hosts() const { return tree_ != nullptr; }
   Status listen(bool* moved) { return tree_ ? agree(moved) : Status::ok(); }
-  std::string missing(const Op& op);           // who has not submitted it
+  Missing missing(const Op& op);               // who has not submitted it
   std::string state(int64_t now);
   void warn_of_stalls(int64_t now, int64_t after_ns);  // once for each operation
 

@@ -30,6 +30,7 @@ void PageText<N>::set(const std::string& text) {
 }
 template struct PageText<144>;
 template struct PageText<512>;
+template struct PageText<1024>;
 
 // Words are stored with release and loaded with acquire: whoever sees a word of a later write sees the version that
 // was raised before that write began.
@@ -69,6 +70,27 @@ void OwnStatus::state(RankState state, const Status& why) noexcept {
   } catch (const std::exception&) {
     this->state(state, std::string());  // there is no memory for the text
   }
+}
+
+void OwnStatus::verdict(const std::string& text) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  record_.verdict.set(text);
+  record_.verdict_ns = now_ns();
+  publish();
+}
+
+// Milliseconds, and 20 bits of the rank.
+bool OwnStatus::claim_report(StatusPage* first, ReportKind kind, int64_t holds_ns, int* by) {
+  constexpr int kRankBits = 20;
+  const uint64_t now_ms = static_cast<uint64_t>(now_ns() / kMillisecond);
+  std::atomic<uint64_t>& shared = first->claims[static_cast<int>(kind)];
+  uint64_t claim = shared.load(std::memory_order_acquire);
+  const uint64_t mine = now_ms << kRankBits | static_cast<uint64_t>(record_.rank);
+  do {
+    *by = static_cast<int>(claim & ((1u << kRankBits) - 1));
+    if (claim && now_ms < (claim >> kRankBits) + static_cast<uint64_t>(holds_ns / kMillisecond)) return false;
+  } while (!shared.compare_exchange_weak(claim, mine, std::memory_order_acq_rel));
+  return *by = record_.rank, true;
 }
 
 uint64_t OwnStatus::begin_wait(const WaitRecord& wait, const std::string& last) {

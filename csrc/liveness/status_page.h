@@ -18,12 +18,14 @@
 #include <string>
 #include <vector>
 
+#include "common/clock.h"
 #include "common/status.h"
 
 namespace ringreduce {
 
 constexpr double kAnnounceS = 0.01;
 
+enum class ReportKind { kStall, kTimeout };
 enum class RankState : uint32_t { kUnknown, kRunning, kFailed, kClosing, kGone };
 
 // Text in shared memory: cut where it is too long. What a peer has written may be anything.
@@ -54,6 +56,8 @@ struct StatusRecord {
   WaitRecord waits[kWaits] = {};
   PageText<144> last = {};       // title of the operation that was finished last, as of the last wait
   PageText<512> failure = {};    // why it failed, or ends early
+  PageText<1024> verdict = {};   // on a stall that it has reported last
+  int64_t verdict_ns = 0;
 };
 
 // In shared memory. One writer; zeroed it is empty.
@@ -61,10 +65,11 @@ struct alignas(64) StatusPage {
   static constexpr size_t kWords = (sizeof(StatusRecord) + 7) / 8;
   std::atomic<uint64_t> version;
   std::atomic<uint64_t> steps;       // of optimizers
+  std::atomic<uint64_t> claims[2];   // of the host's first page: who reports, and since when (claim_report)
   std::atomic<uint32_t> submitters;  // threads that have ever submitted anything
   std::atomic<uint64_t> copies[2][kWords];
 };
-constexpr size_t kStatusPageBytes = 4096;
+constexpr size_t kStatusPageBytes = 8192;
 static_assert(sizeof(StatusPage) <= kStatusPageBytes, "a page of status");
 
 // What a reader gets. `version`: equal later means that nothing has been written since.
@@ -86,6 +91,9 @@ class OwnStatus {
 
   void state(RankState state, const std::string& why = "");  // of several whys the first one counts
   void state(RankState state, const Status& why) noexcept;
+  void verdict(const std::string& text);
+  // Whoever comes first reports, for all of its host.
+  bool claim_report(StatusPage* first, ReportKind kind, int64_t holds_ns, int* by);
   void step() { page_->steps.fetch_add(1, std::memory_order_relaxed); }
   // By each thread that submits; all but its first call are a comparison.
   void submits() {
@@ -118,7 +126,8 @@ class OwnStatus {
 // One call's wait, over all its slices: on the page from when it is announced until the call is over.
 class Waiting {
  public:
-  Waiting() = default;
+  // `reports`: the caller says itself what holds it up.
+  explicit Waiting(bool reports = false) : reports_(reports) {}
   ~Waiting() {
     if (status_) status_->end_wait(ticket_);
   }
@@ -126,10 +135,15 @@ class Waiting {
   Waiting& operator=(const Waiting&) = delete;
 
   bool announced() const { return status_ != nullptr; }
+  bool reports() const { return reports_; }
   bool placed() const { return placed_; }
+  const std::string& title() const { return title_; }
+  double age_s() const { return (now_ns() - since_ns_) * 1e-9; }
   void announce(OwnStatus* status, const WaitRecord& wait, const std::string& last) {
     ticket_ = status->begin_wait(wait, last);
     status_ = status;
+    title_ = wait.title.get();
+    since_ns_ = wait.since_ns;
   }
   void place(const std::string& place) {
     placed_ = true;
@@ -139,7 +153,10 @@ class Waiting {
  private:
   OwnStatus* status_ = nullptr;
   uint64_t ticket_ = 0;
+  const bool reports_;
   bool placed_ = false;
+  std::string title_;
+  int64_t since_ns_ = 0;
 };
 
 }  // namespace ringreduce

@@ -16,18 +16,18 @@ import socket
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from ringreduce._core import Deadline, Engine, load_settings, set_place_finder, setting_texts, wire_format
+from ringreduce._core import Deadline, Engine, load_settings, set_watcher, setting_texts, wire_format
 from ringreduce._lifecycle import last_words, roster, single_copy
 from ringreduce._lifecycle.membership import add_process_set
 from ringreduce._placement import placement
-from ringreduce._runtime import mpi, place, running, segments
+from ringreduce._runtime import mpi, running, segments, stacks, watcher
 from ringreduce._runtime.process_set import ProcessSet, global_process_set
 from ringreduce._version import __version__
 from ringreduce.errors import RingreduceError
 
 _CLOSE_TIMEOUT_S = 10.0  # how long shutdown lets the engine's thread finish what it does
 _START_TIMEOUT_S = 20.0  # what init has at least: starting MPI takes some seconds
-set_place_finder(place.of_this_call)
+set_watcher(watcher)
 _initialised_by: int | None = None  # pid that registered the exit handler
 
 
@@ -154,7 +154,11 @@ def _meet(comm: Any) -> running.Context:
     problems = [p for p in exchange(problem) if p is not None]
     if engine is None or problems:
         raise RingreduceError("the engine cannot be started: " + "; ".join(problems))
-    context = running.Context(engine, rank, size, host_of, comm, shared.kind, staged_because)
+    context = running.Context(engine, rank, size, host_of, comm, shared.kind, staged_because, pids)
+    mark = {
+        "rank": rank, "size": size, "local_size": len(local), "segment": shared.segment.offer, "nbytes": nbytes,
+    }  # fmt: skip
+    stacks.install(mark)
     context.sets[0] = global_process_set
     global_process_set.bind(0, list(range(size)), engine, rank)
     if everyone[rank].gpus is not None:

@@ -154,7 +154,7 @@ ORDER = [
     ["collectives", "p2p", "objects", "handle", "process_set", "topology"],
     ["state", "_lifecycle", "_gradients"],
     ["optimizer", "drift"],
-    ["doctor"],
+    ["doctor", "observe"],
     ["bench"],
     ["cli"],
     ["__init__", "__main__"],
