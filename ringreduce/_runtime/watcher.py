@@ -45,7 +45,8 @@ def stalled(title: str, seconds: float, ranks: Sequence[int], elsewhere: Sequenc
     if context is None:
         return ""
     stall = stall_report.Stall(title, seconds, list(ranks), list(elsewhere), missing)
-    own, by = context.engine.claim_report(False, _CLAIM_S)
+    soon = float(dict(_core.setting_texts())["RINGREDUCE_STALL_WARNING"]) / 2
+    own, by = context.engine.claim_report(False, min(_CLAIM_S, soon))
     if own:
         _report(context, stall)
     else:
