@@ -39,9 +39,12 @@ def read_memory(pid: int, word: tuple[int, int]) -> str: ...  # "", or why the w
 def wire_format() -> str: ...  # what must be equal on all ranks for them to understand each other
 
 class Deadline:
-    """Ends the process with `message`, from a thread of its own, unless it is cancelled in time."""
+    """Ends the process with `message`, from a thread of its own, unless it is cancelled in time.
 
-    def __init__(self, seconds: float, message: str) -> None: ...
+    questions: what to run after how many seconds (command line), in their order; it writes to standard error.
+    """
+
+    def __init__(self, seconds: float, message: str, questions: list[tuple[float, list[str]]]) -> None: ...
     def say(self, message: str) -> None: ...  # instead of the message before
     def cancel(self) -> None: ...
 

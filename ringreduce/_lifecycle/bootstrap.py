@@ -20,7 +20,7 @@ from ringreduce._core import Deadline, Engine, load_settings, set_watcher, setti
 from ringreduce._lifecycle import last_words, roster, single_copy
 from ringreduce._lifecycle.membership import add_process_set
 from ringreduce._placement import placement
-from ringreduce._runtime import mpi, running, segments, stacks, watcher
+from ringreduce._runtime import arrivals, mpi, running, segments, stacks, watcher
 from ringreduce._runtime.process_set import ProcessSet, global_process_set
 from ringreduce._version import __version__
 from ringreduce.errors import RingreduceError
@@ -44,7 +44,8 @@ def init(comm: Any = None, process_sets: Iterable[ProcessSet | Iterable[int]] | 
     that a rank started and that is none itself; ValueError for a bad `comm`, and while running
     for another `comm` or for `process_sets` that are not registered. If it raises, the library
     is not running. The process ends with a message if other ranks do not come to `init` within
-    RINGREDUCE_TIMEOUT (20 s at least), as nothing can interrupt MPI while it waits for them.
+    RINGREDUCE_TIMEOUT (20 s at least), as nothing can interrupt MPI while it waits for them. Before it, and before
+    that at RINGREDUCE_STALL_WARNING, those ranks of this host are named that have not come, and what they do.
     """
     chosen = list(process_sets or ())
     if running.current is not None:
@@ -87,7 +88,11 @@ def _deadline() -> Iterator[Callable[[str], None]]:
     """Ends the process if the block takes too long; what is yielded says what is being done."""
     with contextlib.suppress(ValueError):  # of a setting: told when the ranks meet
         load_settings()
-    seconds = max(float(dict(setting_texts())["RINGREDUCE_TIMEOUT"]), _START_TIMEOUT_S)
+    texts = dict(setting_texts())
+    seconds = max(float(texts["RINGREDUCE_TIMEOUT"]), _START_TIMEOUT_S)
+    warning = float(texts["RINGREDUCE_STALL_WARNING"])
+    questions = [(warning, arrivals.question(warning, "first"))] if warning < seconds else []
+    questions.append((seconds, arrivals.question(seconds, "each")))
 
     def message(doing: str) -> str:
         return (
@@ -96,11 +101,12 @@ def _deadline() -> Iterator[Callable[[str], None]]:
             "MPI cannot be interrupted, so this process ends"
         )
 
-    deadline = Deadline(seconds, message("beginning"))
-    try:
-        yield lambda doing: deadline.say(message(doing))
-    finally:
-        deadline.cancel()
+    with arrivals.marked():
+        deadline = Deadline(seconds, message("beginning"), questions)
+        try:
+            yield lambda doing: deadline.say(message(doing))
+        finally:
+            deadline.cancel()
 
 
 def shutdown() -> None:
