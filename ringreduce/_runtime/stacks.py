@@ -42,16 +42,24 @@ def install(mark: Mapping[str, Any]) -> None:
     """
     global _installed
     number = int(dict(setting_texts())["RINGREDUCE_STACK_SIGNAL"])
-    with contextlib.suppress(OSError, ValueError):  # no memfd, no such signal
+    with contextlib.suppress(OSError):  # there are no memfds here
         if _installed is None:
-            if number and signal.getsignal(number) is not signal.SIG_DFL:
-                number = 0
-            file = os.memfd_create(f"{_NAME}-{number}-{os.getpid()}", os.MFD_CLOEXEC)
-            fcntl.fcntl(file, fcntl.F_SETFL, os.O_APPEND)
-            if number:
-                faulthandler.register(number, file=file, all_threads=True, chain=False)
-            _installed = file
+            taken = bool(number) and signal.getsignal(number) is not signal.SIG_DFL
+            _installed = _open(0 if taken else number)
         os.write(_installed, f"{_MARK}{json.dumps(mark)}\n".encode())
+
+
+def _open(number: int) -> int:
+    """The memfd, and a handler that writes into it; none for 0, or a signal that can have none."""
+    file = os.memfd_create(f"{_NAME}-{number}-{os.getpid()}", os.MFD_CLOEXEC)
+    fcntl.fcntl(file, fcntl.F_SETFL, os.O_APPEND)
+    try:
+        if number:
+            faulthandler.register(number, file=file, all_threads=True, chain=False)
+    except (OSError, ValueError, RuntimeError):
+        os.close(file)
+        return _open(0)
+    return file
 
 
 def find(pid: int) -> tuple[Path, int] | None:

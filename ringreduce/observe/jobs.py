@@ -47,14 +47,18 @@ def find(only: int | None = None) -> list[Job]:
         mark = stacks.mark_of(pid)
         if mark is None:
             continue
-        offer = tuple(mark["segment"])
-        job = jobs.get(offer)
-        if job is None:
-            job = jobs[offer] = Job(mark["size"], mark["local_size"])
-            with contextlib.suppress(RingreduceError, OSError, ValueError):
-                job.segment = _core.Segment.open(offer, mark["nbytes"])
-        job.pids[mark["rank"]] = pid
+        with contextlib.suppress(KeyError, TypeError):  # another build's
+            offer = tuple(mark["segment"])
+            if offer not in jobs:
+                jobs[offer] = Job(mark["size"], mark["local_size"], segment=_open(offer, mark["nbytes"]))
+            jobs[offer].pids[mark["rank"]] = pid
     return list(jobs.values())
+
+
+def _open(offer: Any, nbytes: int) -> _core.Segment | None:
+    with contextlib.suppress(RingreduceError, OSError, ValueError):
+        return _core.Segment.open(offer, nbytes)
+    return None
 
 
 def _own_processes() -> Iterator[int]:
