@@ -42,9 +42,12 @@ def read_memory(pid: int, word: tuple[int, int]) -> str: ...  # "", or why the w
 def wire_format() -> str: ...  # what must be equal on all ranks for them to understand each other
 
 class Deadline:
-    """Ends the process with `message`, from a thread of its own, unless it is cancelled in time."""
+    """Ends the process with `message`, from a thread of its own, unless it is cancelled in time.
 
-    def __init__(self, seconds: float, message: str) -> None: ...
+    questions: what to run after how many seconds (command line), in their order; it writes to standard error.
+    """
+
+    def __init__(self, seconds: float, message: str, questions: list[tuple[float, list[str]]]) -> None: ...
     def say(self, message: str) -> None: ...  # instead of the message before
     def cancel(self) -> None: ...
 
@@ -181,6 +184,16 @@ class Engine:
     # One plan after the other on a rank: until it is made or given up, another offer would lead to the same tags.
     def offer_channel(self) -> str: ...
 
+    # The status pages of this host (csrc/liveness/status_page.h), by local index: rank, pid, state ("running", "failed", "shutting
+    # down", "gone", "unknown"), since_ns, steps, submitters, blocked, last, failure, verdict, verdict_ns, waits: [what, set,
+    # since_ns, title, place]. since_ns: of time.monotonic_ns().
+    def statuses(self) -> list[dict[str, Any]]: ...
+    # Whether this rank is to report a stall, or a time-out, for all of its host, and who does. Another one's claim holds for so
+    # long.
+    def claim_report(self, timed_out: bool, seconds: float) -> tuple[bool, int]: ...
+    def say_verdict(self, verdict: str) -> None: ...  # on this rank's page
+    def count_step(self) -> None: ...  # of an optimizer, on this rank's page
+
     def state(self) -> str: ...  # multi-line: what is pending, since when, who is missing (for hang reports)
 
 class Plan:
@@ -192,6 +205,7 @@ class Plan:
     # Until the bucket's last launch is complete on this rank; raises RingreduceError. On the GPU `stream` waits for it, the
     # host at most until it is enqueued.
     def wait(self, bucket: int, stream: int = 0) -> None: ...
+    def set_contents(self, contents: list[str]) -> None: ...  # of its buckets, for texts
     # This rank's backward pass has failed, and `why` (at most 960 bytes of it) says how: on every rank launch() and wait()
     # of a bucket that is not complete raise PlanLeftError at once. Returns at once, and raises nothing where the engine is
     # broken anyway. Close the plan afterwards and agree on a new one. Until then other ranks may still read and write
@@ -225,6 +239,10 @@ class GpuPlan(Plan):
     def stream(self) -> int: ...  # on which the reductions run
     def set_buffer(self, bucket: int, data: int) -> None: ...  # its device address from its next launch on
 
+# Engine.statuses() of another job, in the segment of its world on this host.
+def statuses(world: Segment, ranks: int) -> list[dict[str, Any]]: ...
+# What is called for a thread that waits: ringreduce/_runtime/watcher.py.
+def set_watcher(watcher: object) -> None: ...
 # Reads tensors of the type through DLPack's C exchange API, if the type has it (torch from 2.10 on). Plain are then
 # tensors of the very type, on the CPU, contiguous, of real numbers (no bool), and without requires_grad.
 def use_exchange_api(tensor_type: type) -> None: ...

@@ -1,4 +1,4 @@
-"""The command line: `ringreduce bench ...`, `ringreduce doctor`."""
+"""The command line: `ringreduce bench ...`, `ringreduce doctor`, `ringreduce stacks`, `ringreduce top`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from ringreduce.bench import launch
 from ringreduce.bench.commands import bench
 from ringreduce.bench.job import Refused
 from ringreduce.errors import RingreduceError
+from ringreduce.observe.commands import stacks, top
 
 
 def main() -> int:
@@ -57,3 +58,5 @@ def doctor(arguments: tuple[str, ...]) -> int:
 
 
 cli.add_command(bench)
+cli.add_command(stacks)
+cli.add_command(top)

@@ -25,6 +25,7 @@ from ringreduce._gradients.averaging import Averaging
 from ringreduce._gradients.exchange import GradientExchange, MakeExchange
 from ringreduce._gradients.options import Options, check_groups, check_passes, check_reduction, named_parameters_of
 from ringreduce._ops.compiled import untraced
+from ringreduce._runtime import running
 from ringreduce._runtime.process_set import ProcessSet, global_process_set
 from ringreduce.compression import Compression, Compressor
 from ringreduce.errors import RingreduceError
@@ -96,7 +97,10 @@ class DistributedMixin(torch.optim.Optimizer):
         args, kwargs = _with_closure(self._ringreduce_plain, exchange, args, kwargs)
         if not self._ringreduce_skip:
             exchange.before_step()
-        return exchange.step(self, functools.partial(super().step, *args, **kwargs))
+        result = exchange.step(self, functools.partial(super().step, *args, **kwargs))
+        if running.current is not None:
+            running.current.engine.count_step()
+        return result
 
     # torch wraps `step` of a class to run hooks, whenever an optimizer is made, loaded or copied: the plain class's
     # step runs them.

@@ -23,7 +23,7 @@ size_t packed(const Record& record) { return kFixed + round_up(record.inline_byt
 }  // namespace
 
 HostTree::HostTree(const Channel& channel, int arity, size_t fusion_bytes)
-    : channel_(channel), fusion_bytes_(fusion_bytes) {
+    : channel_(channel), arity_(arity), fusion_bytes_(fusion_bytes) {
   const int host = channel.topology->host(), hosts = channel.topology->host_count();
   root_ = host == 0;
   auto link = [&](int other, int send_tag) {
@@ -286,13 +286,16 @@ bool HostTree::owing() const {
   });
 }
 
-std::string HostTree::missing(const Key& key) const {
+// A child reports for all hosts below it.
+std::vector<int> HostTree::missing(const Key& key) const {
+  std::vector<int> hosts;
   const auto at = pending_.find(key);
-  if (at == pending_.end()) return "";
-  std::string text;
   for (int child = 0; child < children_; ++child)
-    if (!at->second.reported[child + 1]) text += (text.empty() ? "" : ", ") + std::to_string(links_[child].host);
-  return text;
+    if (at == pending_.end() || !at->second.reported[child + 1]) hosts.push_back(links_[child].host);
+  for (size_t i = 0; i < hosts.size(); ++i)
+    for (int below = hosts[i] * arity_ + 1; below <= hosts[i] * arity_ + arity_ && below < channel_.topology->host_count(); ++below)
+      hosts.push_back(below);
+  return hosts;
 }
 
 }  // namespace ringreduce

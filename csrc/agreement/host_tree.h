@@ -86,7 +86,7 @@ class HostTree {
   const std::map<int, std::string>& gone_ranks() const { return gone_; }  // and why
   bool sending() const;
   bool owing() const;  // decisions that another host has not received: it relies on them
-  std::string missing(const Key& key) const;  // " (hosts below that have not reported: ...)"
+  std::vector<int> missing(const Key& key) const;  // hosts below of which not all have reported; of this host's not known
 
  private:
   static constexpr size_t kMessageRecords = 64;
@@ -123,6 +123,7 @@ class HostTree {
   void decide();
 
   Channel channel_;
+  int arity_;
   size_t fusion_bytes_;
   bool root_;
   std::vector<Link> links_;  // children, then the parent (if not root)

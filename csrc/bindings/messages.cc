@@ -22,7 +22,8 @@ struct PyMessage {
 };
 
 void wait(Engine& engine, const Message& message, double timeout, int64_t since_ns) {
-  wait_with_signals([&](double slice, bool* done) { return engine.wait(message, timeout, slice, done, since_ns); });
+  wait_with_signals(engine, [&](double slice, bool* done, Waiting* waiting) { return engine.wait(message, timeout, slice, done, since_ns, waiting); },
+                    [&] { return engine.missing(message); }, timeout >= 0);
 }
 
 // Of a plain tensor, until it is done; null for any other.

@@ -66,7 +66,12 @@ void bind_start(nb::module_& m) {
     return status.text();
   }, "pid"_a, "word"_a);
   nb::class_<Deadline>(m, "Deadline")
-      .def(nb::init<double, std::string>(), "seconds"_a, "message"_a)
+      .def("__init__", [](Deadline* self, double seconds, std::string message,
+                          const std::vector<std::pair<double, std::vector<std::string>>>& questions) {
+        std::vector<Deadline::Question> asked;
+        for (const auto& [after, command] : questions) asked.push_back({after, command});
+        new (self) Deadline(seconds, std::move(message), std::move(asked));
+      }, "seconds"_a, "message"_a, "questions"_a)
       .def("say", &Deadline::say, "message"_a)
       .def("cancel", &Deadline::cancel);
 }
@@ -155,6 +160,7 @@ void bind_engine(nb::module_& m) {
   bind_submissions(c);
   bind_message_calls(c);
   bind_gpu_engine(c);
+  bind_status_engine(c);
 }
 
 }  // namespace
@@ -210,4 +216,5 @@ NB_MODULE(_core, m) {
   bind_gpu(m);
   bind_plans(m);
   bind_digest(m);
+  bind_status(m);
 }

@@ -54,11 +54,15 @@ void bind_plan(nb::module_& m) {
       .def("wait", [](const PyPlan& self, int bucket, size_t stream) {
         Engine& engine = self.engine->get();
         const int64_t since_ns = now_ns();
-        wait_with_signals([&](double slice, bool* done) {
-          return engine.wait_bucket(*self.plan, bucket, slice, done, since_ns, pointer(stream));
-        });
+        wait_with_signals(engine, [&](double slice, bool* done, Waiting* waiting) {
+          return engine.wait_bucket(*self.plan, bucket, slice, done, since_ns, pointer(stream), waiting);
+        }, [&] { return engine.missing(*self.plan, bucket); });
         release_kept();
       }, "bucket"_a, "stream"_a = 0)
+      .def("set_contents", [](const PyPlan& self, std::vector<std::string> contents) {
+        Engine& engine = self.engine->get();
+        without_gil([&] { engine.set_contents(*self.plan, std::move(contents)); });
+      }, "contents"_a)
       .def("leave", [](const PyPlan& self, const std::string& why) {
         Engine& engine = self.engine->get();
         raise_if(without_gil([&] { return engine.leave(self.plan->id(), why); }));

@@ -177,7 +177,8 @@ nb::object call_plain(EngineObject self, int set_id, const char* kind, nb::handl
   if (!rest) return result();
   std::shared_ptr<void> kept = keep(nb::make_tuple(tensor, result()));  // as far as it is needed
   try {
-    wait_with_signals([&](double slice, bool* done) { return engine.wait(*rest, -1, slice, done); });
+    wait_with_signals(engine, [&](double slice, bool* done, Waiting* waiting) { return engine.wait(*rest, -1, slice, done, 0, waiting); },
+                      [&] { return engine.missing(*rest); });
   } catch (...) {
     without_gil([&] { engine.keep(rest, std::move(kept)); });
     throw;
@@ -202,9 +203,9 @@ void bind_op(nb::module_& m) {
         if (!self.op->is_done()) {
           Engine& engine = self.engine->get();
           const int64_t since_ns = timeout ? now_ns() : 0;
-          wait_with_signals([&](double slice, bool* done) {
-            return engine.wait(*self.op, timeout.value_or(-1), slice, done, since_ns);
-          });
+          wait_with_signals(engine, [&](double slice, bool* done, Waiting* waiting) {
+            return engine.wait(*self.op, timeout.value_or(-1), slice, done, since_ns, waiting);
+          }, [&] { return engine.missing(*self.op); }, timeout.has_value());
         }
         release_kept();
         raise_if(self.op->status);

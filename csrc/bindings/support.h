@@ -92,13 +92,30 @@ auto without_gil(Call call) {
   return call();
 }
 
-// Waits in slices, so that Ctrl-C works.
-template <typename Wait>
-void wait_with_signals(Wait wait) {
-  constexpr double kSliceS = 0.1;
-  for (bool done = false; !done;) {
-    raise_if(without_gil([&] { return wait(kSliceS, &done); }));
-    if (!done && PyErr_CheckSignals()) throw nb::python_error();
+// What Python does for a thread that waits long (status.cc).
+std::string place_of_call();
+void report_stall(const Waiting& waiting, const Missing& missing);
+Status explain_late(const Status& late, const Waiting& waiting, const Missing& missing);
+
+// Waits in slices, so that Ctrl-C works. After the first, short one it is worth while to say where the program waits;
+// when it takes too long, who holds it up. `missing`: who. `own_limit`: the caller has set the time, and asks for no more.
+template <typename Wait, typename Who>
+void wait_with_signals(Engine& engine, Wait wait, Who missing, bool own_limit = false) {
+  constexpr double kFirstS = 2 * kAnnounceS, kSliceS = 0.1;
+  Waiting waiting(!own_limit);
+  double slice = kFirstS;
+  bool reported = false;
+  for (bool done = false; !done; slice = kSliceS) {
+    const Status status = without_gil([&] { return wait(slice, &done, &waiting); });
+    if (status.code() == Code::kTimeout && waiting.announced() && waiting.reports()) raise_if(explain_late(status, waiting, without_gil(missing)));
+    raise_if(status);
+    if (done) break;
+    if (PyErr_CheckSignals()) throw nb::python_error();
+    if (!waiting.announced()) continue;
+    if (!waiting.placed()) waiting.place(place_of_call());
+    if (reported || !waiting.reports() || waiting.age_s() < engine.stall_warning_s()) continue;
+    reported = true;
+    report_stall(waiting, without_gil(missing));
   }
 }
 
@@ -145,6 +162,10 @@ void bind_gpu_op(nb::class_<PyOp>& c);
 
 void bind_plans(nb::module_& m);   // plans.cc
 void bind_digest(nb::module_& m);  // digest.cc
+
+// status.cc
+void bind_status(nb::module_& m);
+void bind_status_engine(nb::class_<PyEngine>& c);
 
 // messages.cc
 void bind_messages(nb::module_& m);

@@ -12,13 +12,14 @@ struct ArenaPlan::Shared {
 namespace {
 
 struct Layout {
-  size_t shared, launched, data, stride, total;
+  size_t shared, launched, reduced, data, stride, total;
 };
 
 Layout layout(int local_size, const std::vector<BucketSpec>& buckets) {
   Layout at{};
   at.launched = round_up(buckets.size() * 2 * sizeof(Counter), kLine);
-  at.data = round_up(at.launched + local_size * round_up(buckets.size() * 8, kLine), 4096);
+  at.reduced = at.launched + local_size * round_up(buckets.size() * 8, kLine);
+  at.data = round_up(at.reduced + local_size * round_up(buckets.size() * 8, kLine), 4096);
   for (const BucketSpec& bucket : buckets) at.stride += round_up(bucket.bytes(), kLine);
   at.stride = round_up(at.stride, 4096);
   at.total = at.data + local_size * ArenaPlan::kSides * at.stride;
@@ -45,14 +46,14 @@ ArenaPlan::ArenaPlan(const Topology& topology, const std::vector<BucketSpec>& bu
     : Plan(id, topology.world, buckets.size()), topology_(topology), reduction_(reduction), scale_(scale),
       segment_(std::move(segment)), bell_(bell), one_host_(topology.host_count() == 1), departures_(std::move(departures)) {
   const int locals = topology_.local_size(), local = topology_.local();
-  const int reducers = one_host_ ? locals : topology_.rails;
-  weight_ = local == 0 ? locals - reducers + 1 : local < reducers ? 1 : 0;
+  weight_ = local == 0 ? locals - reducers() + 1 : local < reducers() ? 1 : 0;
   channel_.topology = &topology_;
   channel_.first_tag = PlanChannel::slot(id.channel) * Channel::kTags;
   const Layout at = layout(locals, buckets);
   stride_ = at.stride;
   shared_ = reinterpret_cast<Shared*>(segment_->data());
   launched_ = reinterpret_cast<std::atomic<uint64_t>*>(segment_->data() + at.launched);
+  reduced_ = reinterpret_cast<std::atomic<uint64_t>*>(segment_->data() + at.reduced);
   data_ = segment_->data() + at.data;
   size_t offset = 0;
   for (const BucketSpec& spec : buckets) {
@@ -60,7 +61,7 @@ ArenaPlan::ArenaPlan(const Topology& topology, const std::vector<BucketSpec>& bu
     bucket.offset = offset;
     bucket.bytes = spec.bytes();
     bucket.dtype = spec.dtype;
-    if (weight_) bucket.own = slice(bucket.bytes, reducers, local);
+    if (weight_) bucket.own = slice(bucket.bytes, reducers(), local);
     buckets_.push_back(bucket);
     offset += round_up(bucket.bytes, kLine);
   }
@@ -85,8 +86,7 @@ size_t ArenaPlan::largest_message() const {
 }
 
 char* ArenaPlan::data(int bucket, int local) const {
-  const size_t row = round_up(buckets_.size() * 8, kLine) / 8;
-  return data(bucket, local, static_cast<int>(launched_[local * row + bucket].load(std::memory_order_relaxed) % kSides));
+  return data(bucket, local, static_cast<int>(of(launched_, local, bucket).load(std::memory_order_relaxed) % kSides));
 }
 
 Status ArenaPlan::launch(int index, Where where) {
@@ -97,9 +97,8 @@ Status ArenaPlan::launch(int index, Where where) {
   count_launch(index);
   bucket.next = bucket.own.begin;
   queue_.push_back(index);
-  const size_t row = round_up(buckets_.size() * 8, kLine) / 8;
   // Ordered before the arrival, behind which the peers read it.
-  launched_[topology_.local() * row + index].store(bucket.launches * kSides + bucket.side, std::memory_order_relaxed);
+  of(launched_, topology_.local(), index).store(bucket.launches * kSides + bucket.side, std::memory_order_relaxed);
   const uint64_t now = shared_[index].arrived.value.fetch_add(1, std::memory_order_acq_rel) + 1;
   if (now == bucket.launches * topology_.local_size()) bell_->ring();
   return Status::ok();
@@ -225,22 +224,43 @@ void ArenaPlan::publish(int index, Range range) {
 void ArenaPlan::finish_if_done(int index) {
   const Bucket& bucket = buckets_[index];
   if (bucket.in_flight || bucket.next < bucket.own.end || !weight_ || given_up(index)) return;
+  of(reduced_, topology_.local(), index).store(bucket.launches, std::memory_order_relaxed);
   const uint64_t now = shared_[index].finished.value.fetch_add(weight_, std::memory_order_acq_rel) + weight_;
   if (now == bucket.launches * topology_.local_size()) bell_->ring();
 }
 
+// Of the first `ranks` of this host, as local indices: who has counted less than this rank's launches.
+std::vector<int> ArenaPlan::behind(std::atomic<uint64_t>* counts, int ranks, int index, uint64_t unit) const {
+  std::vector<int> locals;
+  for (int i = 0; i < ranks; ++i)
+    if (of(counts, i, index).load(std::memory_order_relaxed) / unit < buckets_[index].launches) locals.push_back(i);
+  return locals;
+}
+
+std::vector<int> ArenaPlan::missing_ranks(int index) const {
+  std::vector<int> locals = behind(launched_, topology_.local_size(), index, kSides);
+  if (locals.empty() && one_host_) locals = behind(reduced_, reducers(), index, 1);
+  for (int& at : locals) at = channel_.world(topology_.local_ranks()[at]);
+  return locals;
+}
+
 std::string ArenaPlan::missing(int index) const {
+  const std::string bucket = "bucket " + std::to_string(index);
+  const auto world = [this](int local) { return channel_.world(topology_.local_ranks()[local]); };
   std::string text;
-  const size_t row = round_up(buckets_.size() * 8, kLine) / 8;
-  for (int i = 0; i < topology_.local_size(); ++i) {
-    const uint64_t at = launched_[i * row + index].load(std::memory_order_relaxed) / kSides;
-    if (at >= buckets_[index].launches) continue;
-    text += (text.empty() ? "rank " : ", rank ") + std::to_string(channel_.world(topology_.local_ranks()[i])) +
-            " has launched bucket " + std::to_string(index) + " " + std::to_string(at) + " times, this rank " +
+  for (int i : behind(launched_, topology_.local_size(), index, kSides))
+    text += (text.empty() ? "rank " : ", rank ") + std::to_string(world(i)) + " has launched " + bucket + " " +
+            std::to_string(of(launched_, i, index).load(std::memory_order_relaxed) / kSides) + " times, this rank " +
             std::to_string(buckets_[index].launches) + " times";
-  }
-  if (text.empty()) text = "every rank of this host has launched bucket " + std::to_string(index) + "; another host is late";
-  return text;
+  if (!text.empty()) return text;
+  std::vector<int> ranks = behind(reduced_, reducers(), index, 1), others;
+  for (int& at : ranks) at = world(at);
+  text = "every rank of this host has launched " + bucket;
+  if (!ranks.empty()) text += ", " + show_ranks(ranks) + (ranks.size() == 1 ? " has" : " have") + " not reduced a part of it";
+  if (one_host_ || ranks.empty()) return text;
+  for (int rank = 0; rank < topology_.size; ++rank)
+    if (topology_.host_of[rank] != topology_.host()) others.push_back(channel_.world(rank));
+  return text + ": not all of " + show_ranks(others) + " on other hosts have sent theirs";
 }
 
 }  // namespace ringreduce

@@ -60,7 +60,9 @@ class ArenaPlan final : public Plan {
   // Launched by all local ranks and not yet reduced here.
   bool committed() const override { return in_flight_ > 0 || (!queue_.empty() && arrived(queue_.front())); }
   bool complete(int bucket) const override;
-  std::string missing(int bucket) const override;  // who has not launched it as often as this rank
+  // Who has not launched it as often as this rank; if all have, who has not reduced its slice.
+  std::string missing(int bucket) const override;
+  std::vector<int> missing_ranks(int bucket) const override;
   uint64_t over() const override;
   int first_open() const override;
   std::shared_ptr<PlanNet> net() const override { return net_; }  // null on one host and where this rank sends nothing
@@ -91,6 +93,11 @@ class ArenaPlan final : public Plan {
   }
   // Where a rank of this host has a bucket that all of them have launched.
   char* data(int bucket, int local) const;
+  std::atomic<uint64_t>& of(std::atomic<uint64_t>* counts, int local, int bucket) const {
+    return counts[local * round_up(buckets_.size() * 8, kLine) / 8 + bucket];
+  }
+  std::vector<int> behind(std::atomic<uint64_t>* counts, int ranks, int bucket, uint64_t unit) const;
+  int reducers() const { return one_host_ ? topology_.local_size() : topology_.rails; }
   Status drop_lost() override;
   Status drain_if_over();
   bool given_up(int bucket) const;
@@ -117,6 +124,7 @@ class ArenaPlan final : public Plan {
   Shared* shared_ = nullptr;   // [bucket]
   // [local][bucket]: launches * kSides + side of the last one.
   std::atomic<uint64_t>* launched_ = nullptr;
+  std::atomic<uint64_t>* reduced_ = nullptr;  // [local][bucket]: launches of which the rank's slice is in place
   char* data_ = nullptr;
   std::deque<int> queue_;      // launched, not yet fully reduced here
   uint64_t started_ = 0;       // segments, ever

@@ -45,6 +45,13 @@ class Plan {
   virtual ~Plan() = default;
 
   const PlanId& id() const { return id_; }
+  // Names of what is in each bucket, for texts.
+  void set_contents(std::vector<std::string> contents) { contents_ = std::move(contents); }
+  // "gradient bucket 4 (layer4.weight and 3 more)"
+  std::string title(int bucket) const {
+    const std::string named = bucket < static_cast<int>(contents_.size()) ? " (" + contents_[bucket] + ")" : "";
+    return "gradient bucket " + std::to_string(bucket) + named;
+  }
   int bucket_count() const { return static_cast<int>(last_.size()); }
   bool includes(int rank) const { return std::find(ranks_.begin(), ranks_.end(), rank) != ranks_.end(); }
 
@@ -58,6 +65,7 @@ class Plan {
   virtual bool complete(int bucket) const = 0;       // its last launch
   virtual Status join(int, void*) { return Status::ok(); }  // the stream waits for a complete bucket
   virtual std::string missing(int bucket) const = 0; // what a bucket that is not complete waits for
+  virtual std::vector<int> missing_ranks(int) const { return {}; }  // of the world: known to hold it up
   int64_t launched_ns(int bucket) const { return last_[bucket].ns; }
   int64_t moved_ns() const { return moved_ns_; }     // last progress, or launch
   Status failure;                                    // of the last wait
@@ -101,6 +109,7 @@ class Plan {
     int64_t ns = 0;
   };
   std::vector<Launch> last_;  // by bucket
+  std::vector<std::string> contents_;
 };
 
 }  // namespace ringreduce

@@ -119,6 +119,7 @@ const std::vector<Row>& rows() {
       {"RINGREDUCE_TIMEOUT", Number{&Settings::timeout_s, 0.1, kYear, "seconds"}},
       {"RINGREDUCE_HOST_TIMEOUT", Number{&Settings::host_timeout_s, 1, kYear, "seconds"}},
       {"RINGREDUCE_STALL_WARNING", Number{&Settings::stall_warning_s, 0.1, kYear, "seconds"}},
+      {"RINGREDUCE_STACK_SIGNAL", Whole{&Settings::stack_signal, 0, 64}},
       {"RINGREDUCE_SPIN_US", Number{&Settings::spin_us, 0, 1e6, "microseconds"}},
       {"RINGREDUCE_HOST_ID", Text{&Settings::host_id, "any text"}},
       {"RINGREDUCE_CUDA_LIBRARY", Text{&Settings::cuda_library, "a path"}},

@@ -23,6 +23,7 @@ struct Settings {
   double timeout_s = 300;                 // RINGREDUCE_TIMEOUT: seconds until a wait fails
   double stall_warning_s = 30;            // RINGREDUCE_STALL_WARNING: seconds until a warning
   double host_timeout_s = 10;             // RINGREDUCE_HOST_TIMEOUT: seconds of silence until a host is lost
+  int stack_signal = 45;                  // RINGREDUCE_STACK_SIGNAL: asks for Python stacks, 0 off
   double spin_us = 200;                   // RINGREDUCE_SPIN_US: spin before sleeping
   std::string cuda_library;               // RINGREDUCE_CUDA_LIBRARY: instead of the one installed
   std::string nccl_library;               // RINGREDUCE_NCCL: the libnccl.so to use

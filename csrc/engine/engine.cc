@@ -6,6 +6,9 @@
 
 namespace ringreduce {
 
+// A report is of use while an engine hangs, too, with its mutex held.
+constexpr std::chrono::milliseconds kPatienceOfReports{500};
+
 Engine::Engine(EngineConfig config)
     : config_(std::move(config)),
       out_of_memory_(Code::kSystem, "memory ran out on rank " + std::to_string(config_.rank) +
@@ -13,6 +16,7 @@ Engine::Engine(EngineConfig config)
                                         "be used on this rank any more"),
       mutex_([this] { fail(out_of_memory_, true); }),
       sets_(config_),
+      status_(sets_.world().status_page(sets_.world().topology().local()), config_.rank),
       plans_(&sets_),
       gpu_(config_.settings.timeout_s),
       bell_(sets_.world().bell()),
@@ -95,6 +99,7 @@ Status Engine::submit(int set_id, std::vector<Submission> group, bool wake, std:
   Lock lock(mutex_);
   ProcessSet* set;
   RR_TRY(find(set_id, &set));
+  status_.submits();
   for (const OpRef& op : *ops) {
     if (!op->submission.on_gpu) continue;
     std::shared_ptr<Device> device;
@@ -115,12 +120,35 @@ Status Engine::submit(ProcessSet& set, const std::vector<OpRef>& group) {
   return status;
 }
 
-Status Engine::wait(const Op& op, double timeout_s, double slice_s, bool* done, int64_t since_ns) {
+Missing Engine::missing(const Op& op) {
+  Lock lock(mutex_, kPatienceOfReports);
+  ProcessSet* set = lock.owns_lock() && !closed_ ? sets_.find(op.set_id) : nullptr;
+  return set && !op.is_done() ? set->missing(op) : Missing();
+}
+
+bool Engine::claim_report(ReportKind kind, double seconds, int* by) {
+  Lock lock(mutex_, kPatienceOfReports);
+  if (!lock.owns_lock() || closed_) return false;
+  return status_.claim_report(sets_.world().status_page(0), kind, to_ns(seconds), by);
+}
+
+static WaitRecord record_of(const Op& op) {
+  WaitRecord wait;
+  wait.set = op.set_id;
+  wait.since_ns = op.submitted_ns;
+  wait.key[0] = op.key.a;
+  wait.key[1] = op.key.b;
+  wait.title.set(op.title());
+  return wait;
+}
+
+Status Engine::wait(const Op& op, double timeout_s, double slice_s, bool* done, int64_t since_ns, Waiting* waiting) {
   Lock lock(mutex_);
   const int64_t limit = liveness_.limit_ns(timeout_s, since_ns ? since_ns : op.limit_since_ns.load());
   // Whoever comes late with the usual limit still looks for a moment.
   if (timeout_s >= 0) slice_s = std::clamp((limit - now_ns()) * 1e-9, 0.0, slice_s);
-  if (!op.is_done()) driver_.wait_until(lock, [&op] { return op.is_done(); }, slice_s);
+  op.awaited = waiting && waiting->reports();
+  if (!op.is_done()) block(lock, [&op] { return op.is_done(); }, slice_s, waiting, [&op] { return record_of(op); });
   *done = op.is_done();
   if (*done) return op.status;
   return broken() ? broken_ : liveness_.late(op, limit, sets_.find(op.set_id));
@@ -137,8 +165,18 @@ Status Engine::failure() {
   return broken_.code() == Code::kShutdown ? Status::ok() : broken_;
 }
 
-// A report is of use while an engine hangs, too, with its mutex held.
-constexpr std::chrono::milliseconds kPatienceOfReports{500};
+std::vector<StatusReading> Engine::statuses() {
+  Lock lock(mutex_, kPatienceOfReports);
+  if (!lock.owns_lock() || closed_) return {};
+  return statuses(*config_.segment, sets_.world().topology().local_size());
+}
+
+std::vector<StatusReading> Engine::statuses(const Segment& world, int ranks) {
+  std::vector<StatusReading> readings(ranks);
+  for (int i = 0; i < ranks; ++i)
+    if (!read_status(*ProcessSet::status_page(world, i), &readings[i])) readings[i] = StatusReading();
+  return readings;
+}
 
 std::string Engine::state() {
   Lock lock(mutex_, kPatienceOfReports);

@@ -15,6 +15,8 @@
 // whole then. In a thread that drives it is the engine's failure like any other.
 #pragma once
 
+#include <algorithm>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -26,6 +28,7 @@
 #include "engine/plans.h"
 #include "engine/sets.h"
 #include "gpu/gpu_watch.h"
+#include "liveness/status_page.h"
 
 namespace ringreduce {
 
@@ -49,15 +52,16 @@ class Engine : Work {
   // world. False in *plain_here: nothing was done; ask for it as a Submission.
   Status call(int set_id, PlainCall plain, bool* plain_here, OpRef* op);
   // Returns in at most `slice_s` with *done false, so that the caller can look at signals. An error once
-  // `timeout_s` (< 0: the setting's) have passed since `since_ns`, by default the submission.
-  Status wait(const Op& op, double timeout_s, double slice_s, bool* done, int64_t since_ns = 0);
+  // `timeout_s` (< 0: the setting's) have passed since `since_ns`, by default the submission. `waiting`: of a call that
+  // waits in several slices.
+  Status wait(const Op& op, double timeout_s, double slice_s, bool* done, int64_t since_ns = 0, Waiting* waiting = nullptr);
   // `memory` lives until the operation is done, and longer where it has failed and transfers still touch it.
   void keep(const OpRef& op, std::shared_ptr<void> memory);
 
   // Messages from rank to rank (messages.cc). wait() and keep() as for operations. *message also where post() has failed,
   // if a transfer may touch its memory.
   Status post(int set_id, MessageSpec spec, bool wake, MessageRef* message);
-  Status wait(const Message& message, double timeout_s, double slice_s, bool* done, int64_t since_ns = 0);
+  Status wait(const Message& message, double timeout_s, double slice_s, bool* done, int64_t since_ns = 0, Waiting* waiting = nullptr);
   void keep(const MessageRef& message, std::shared_ptr<void> memory);
   // For a caller that waits no longer: false for anything but a receive that nothing has come for.
   bool take_back(const MessageRef& message);
@@ -75,9 +79,11 @@ class Engine : Work {
                       std::shared_ptr<GpuPlan>* plan);
   void remove_plan(const std::shared_ptr<Plan>& plan);
   void set_buffer(GpuPlan& plan, int bucket, char* data);  // where it lies from its next launch on
+  void set_contents(Plan& plan, std::vector<std::string> contents);  // of its buckets, for texts
   Status launch(Plan& plan, int bucket, Plan::Where where = {});
   // Until the bucket's last launch is complete; on the GPU `stream` waits for it then. Time as Liveness::late has it.
-  Status wait_bucket(Plan& plan, int bucket, double slice_s, bool* done, int64_t since_ns = 0, void* stream = nullptr);
+  Status wait_bucket(Plan& plan, int bucket, double slice_s, bool* done, int64_t since_ns = 0, void* stream = nullptr,
+                     Waiting* waiting = nullptr);
   // This rank's backward pass has failed: whoever waits for a bucket of the plan, or launches one, on any rank,
   // gets an error that says so. All else goes on.
   Status leave(const PlanId& plan, const std::string& why);
@@ -94,8 +100,21 @@ class Engine : Work {
   // `stream` waits for an operation that is done. An error if the library has failed since.
   Status join(const Op& op, void* stream);
 
+  // Who holds up what a caller waits for.
+  Missing missing(const Op& op);
+  Missing missing(const Message& message);
+  Missing missing(const Plan& plan, int bucket);
+  double stall_warning_s() const { return config_.settings.stall_warning_s; }
+  // One rank of a host reports a stall: whether it is this one. Another's claim holds for `seconds`; *by: whose it is.
+  bool claim_report(ReportKind kind, double seconds, int* by);
+  void say_verdict(const std::string& verdict) { status_.verdict(verdict); }
+
   std::string state();
   Status failure();                  // why nothing works any more; ok: it does
+  // The status pages of this host, by local index; a rank that has none yet is unknown.
+  std::vector<StatusReading> statuses();
+  static std::vector<StatusReading> statuses(const Segment& world, int ranks);
+  void count_step() { status_.step(); }  // of an optimizer
 
  private:
   using Lock = Mutex::Lock;
@@ -123,6 +142,9 @@ class Engine : Work {
   Status submit(ProcessSet& set, const std::vector<OpRef>& group);
   Status call_now(int set_id, PlainCall* call, int64_t* counts, bool* plain_here, bool* at_once, OpRef* op);
   Status say_left(const PlanId& plan, const std::string& why);
+  // Drives until `done`, as the driver does; on the status page if it takes long. `record`: what is waited for.
+  template <typename Record>
+  void block(Lock& lock, const std::function<bool()>& done, double slice_s, Waiting* waiting, Record record);
   void finish(Lock& lock, double timeout_s, const std::string& why);
   void fail(const Status& status, bool is_certain = false);  // certain: it follows from nothing that other ranks know
   void end_with(const Status& status);
@@ -131,6 +153,7 @@ class Engine : Work {
   const Status out_of_memory_;       // made while there is some
   Mutex mutex_;                      // guards all that follows
   Sets sets_;
+  OwnStatus status_;
   Plans plans_;
   GpuWatch gpu_;
   Bell* const bell_;                 // of the host
@@ -142,5 +165,20 @@ class Engine : Work {
   int64_t listened_ns_ = 0;
   Driver driver_;
 };
+
+template <typename Record>
+void Engine::block(Lock& lock, const std::function<bool()>& done, double slice_s, Waiting* waiting, Record record) {
+  Waiting only;
+  if (!waiting) waiting = &only;
+  double left = slice_s;
+  if (!waiting->announced()) {
+    const double first = std::min(slice_s, kAnnounceS);
+    driver_.wait_until(lock, done, first);
+    left -= first;
+    if (left <= 0 || done() || broken()) return;
+    waiting->announce(&status_, record(), sets_.last().title());
+  }
+  driver_.wait_until(lock, done, left);
+}
 
 }  // namespace ringreduce

@@ -13,10 +13,12 @@ void Engine::close(double timeout_s, const std::string& why) {
   Lock lock(mutex_);
   if (closed_) return;
   closing_ = true;
+  status_.state(RankState::kClosing, why);
   finish(lock, timeout_s, why);
   const bool unfinished = config_.net && (sets_.committed() || plans_.committed());  // by peers that are late, or gone
   fail({Code::kShutdown, "ringreduce was shut down on this rank while the operation was in flight"});
   closed_ = true;
+  status_.state(RankState::kGone);
   drop_kept_results();
   driver_.stop(lock);
   liveness_.stop();

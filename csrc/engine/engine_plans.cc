@@ -59,9 +59,15 @@ void Engine::set_buffer(GpuPlan& plan, int bucket, char* data) {
   plan.set_buffer(bucket, data);
 }
 
+void Engine::set_contents(Plan& plan, std::vector<std::string> contents) {
+  Lock lock(mutex_);
+  plan.set_contents(std::move(contents));
+}
+
 Status Engine::launch(Plan& plan, int bucket, Plan::Where where) {
   Lock lock(mutex_);
   RR_TRY(usable());
+  status_.submits();
   Status status = hear();
   if (status.is_ok() && !plan.may_launch()) return plan.left();
   if (status.is_ok()) status = plan.launch(bucket, where);
@@ -74,12 +80,33 @@ Status Engine::launch(Plan& plan, int bucket, Plan::Where where) {
   return plan.lost(bucket) ? plan.left() : broken_;  // others may have completed it, and left in their next step
 }
 
-Status Engine::wait_bucket(Plan& plan, int bucket, double slice_s, bool* done, int64_t since_ns, void* stream) {
+Missing Engine::missing(const Plan& plan, int bucket) {
+  Lock lock(mutex_);
+  Missing missing;
+  if (closed_ || plan.complete(bucket)) return missing;
+  missing.text = plan.missing(bucket);
+  missing.ranks = plan.missing_ranks(bucket);
+  return missing;
+}
+
+static WaitRecord record_of(const Plan& plan, int bucket, int64_t since_ns) {
+  WaitRecord wait;
+  wait.what = WaitRecord::What::kBucket;
+  wait.set = plan.id().set;
+  wait.since_ns = since_ns;
+  wait.key[0] = static_cast<uint64_t>(plan.id().channel);
+  wait.key[1] = static_cast<uint64_t>(bucket);
+  wait.title.set(plan.title(bucket));
+  return wait;
+}
+
+Status Engine::wait_bucket(Plan& plan, int bucket, double slice_s, bool* done, int64_t since_ns, void* stream, Waiting* waiting) {
   Lock lock(mutex_);
   Status status = hear();
   if (!status.is_ok()) fail(status);
   ++bucket_waiters_;
-  driver_.wait_until(lock, [&] { return plan.complete(bucket) || plan.lost(bucket); }, slice_s);
+  block(lock, [&] { return plan.complete(bucket) || plan.lost(bucket); }, slice_s, waiting,
+        [&] { return record_of(plan, bucket, since_ns ? since_ns : now_ns()); });
   --bucket_waiters_;
   *done = plan.complete(bucket) && !(plan.on_gpu() && broken());
   if (*done) return plan.join(bucket, stream);

@@ -84,6 +84,7 @@ void Engine::end_with(const Status& status) {
   if (broken()) return;
   broken_ = status;
   lost_transfers_ = config_.net && !closing_;
+  if (!closing_) status_.state(RankState::kFailed, status);
   try {
     gpu_.abort(status.code() == Code::kShutdown);
   } catch (const std::exception&) {

@@ -35,7 +35,7 @@ int64_t Liveness::limit_ns(double timeout_s, int64_t since_ns) const {
 Status Liveness::late(const Op& op, int64_t limit_ns, ProcessSet* set) const {
   const int64_t now = now_ns();
   if (now < limit_ns) return Status::ok();
-  const std::string missing = set ? set->missing(op) : "";
+  const std::string missing = set ? set->missing(op).text : "";
   return {Code::kTimeout, op.title() + " has not completed in " + show_seconds(now - op.submitted_ns) + ": " +
                               (missing.empty() ? "all ranks have submitted it, but it does not finish" : missing)};
 }
@@ -57,7 +57,7 @@ Status Liveness::late(const Plan& plan, int bucket, int64_t since_ns, Status why
     bucket_timed_out_ns_ = now;
     why = {Code::kTimeout, "no progress for " + show_seconds(now - launched)};
   }
-  return why.because("gradient bucket " + std::to_string(bucket) + " cannot complete (" + plan.missing(bucket) + ")");
+  return why.because(plan.title(bucket) + " cannot complete (" + plan.missing(bucket) + ")");
 }
 
 // A plan has no messages of its own to say that a rank has shut down; the world's set has.

@@ -14,6 +14,7 @@ Status Engine::post(int set_id, MessageSpec spec, bool wake, MessageRef* message
   RR_TRY(find(set_id, &set));
   RR_TRY(set->mail().enlist(made));
   *message = made;
+  status_.submits();
   if (const Status status = set->mail().post(made); !status.is_ok()) return fail(status), status;
   if (driver_.driven() && set->net()) bell_->ring();  // asleep for longer, perhaps, than the new message should wait
   // What was handed over may still have to leave, though nobody waits for it.
@@ -21,11 +22,31 @@ Status Engine::post(int set_id, MessageSpec spec, bool wake, MessageRef* message
   return Status::ok();
 }
 
-Status Engine::wait(const Message& message, double timeout_s, double slice_s, bool* done, int64_t since_ns) {
+Missing Engine::missing(const Message& message) {
+  Lock lock(mutex_);
+  Missing missing;
+  ProcessSet* set = closed_ ? nullptr : sets_.find(message.set_id);
+  if (!set || message.is_done()) return missing;
+  missing.text = set->mail().missing(message);
+  if (message.peer >= 0) missing.ranks = {message.peer};
+  return missing;
+}
+
+static WaitRecord record_of(const Message& message) {
+  WaitRecord wait;
+  wait.what = WaitRecord::What::kMessage;
+  wait.set = message.set_id;
+  wait.since_ns = message.submitted_ns;
+  wait.title.set(message.title());
+  return wait;
+}
+
+Status Engine::wait(const Message& message, double timeout_s, double slice_s, bool* done, int64_t since_ns, Waiting* waiting) {
   Lock lock(mutex_);
   const int64_t limit = liveness_.limit_ns(timeout_s, since_ns ? since_ns : message.limit_since_ns.load());
   if (timeout_s >= 0) slice_s = std::clamp((limit - now_ns()) * 1e-9, 0.0, slice_s);
-  if (!message.is_done()) driver_.wait_until(lock, [&message] { return message.is_done(); }, slice_s);
+  message.awaited = waiting && waiting->reports();
+  if (!message.is_done()) block(lock, [&message] { return message.is_done(); }, slice_s, waiting, [&] { return record_of(message); });
   *done = message.is_done();
   if (*done) return message.status;
   return broken() ? broken_ : liveness_.late(message, limit, sets_.find(message.set_id));

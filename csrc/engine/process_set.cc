@@ -21,14 +21,16 @@ constexpr int kStepsPerCall = 16;
 // Of synchronous programs, and some more.
 constexpr size_t kFirstEntries = 16;
 
-// header, table, state of the mailboxes | staging | data of the table's entries | rings of the mailboxes
+// header | status pages | table, state of the mailboxes | staging | data of the table's entries | rings of the mailboxes
 struct Layout {
-  size_t mail, staging, data, rings, total;
+  size_t pages, table, mail, staging, data, rings, total;
 };
 
 Layout layout(int local_size, size_t chunk_bytes) {
   Layout at{};
-  at.mail = round_up(sizeof(SetHeader) + OpTable::bytes(), kLine);
+  at.pages = round_up(sizeof(SetHeader), kStatusPageBytes);
+  at.table = at.pages + local_size * kStatusPageBytes;
+  at.mail = round_up(at.table + OpTable::bytes(), kLine);
   at.staging = round_up(at.mail + MailMemory::state_bytes(local_size), 4096);
   at.data = round_up(at.staging + Stream::staging_bytes(local_size, chunk_bytes), 4096);
   at.rings = round_up(at.data + OpTable::data_bytes(local_size), 4096);
@@ -59,7 +61,7 @@ ProcessSet::ProcessSet(const SetConfig& config) : config_(config), by_entry_(kMa
   if (!config_.bell) config_.bell = &header_->bell;
   const int locals = topology().local_size();
   const Layout at = layout(locals, config_.chunk_bytes);
-  table_ = OpTable(config_.segment.get(), sizeof(SetHeader), at.data, locals, topology().local(), config_.bell);
+  table_ = OpTable(config_.segment.get(), at.table, at.data, locals, topology().local(), config_.bell);
   channel_.topology = &config_.topology;
   channel_.stream = Stream(&header_->stream, memory + at.staging, locals, config_.chunk_bytes, config_.small_chunk_bytes, config_.bell);
   channel_.net = config_.net;
@@ -76,12 +78,16 @@ ProcessSet::ProcessSet(const SetConfig& config) : config_(config), by_entry_(kMa
     tree_ = std::make_unique<HostTree>(channel_, config_.tree_arity, config_.fusion_bytes);
 }
 
+StatusPage* ProcessSet::status_page(const Segment& segment, int local) {
+  return reinterpret_cast<StatusPage*>(segment.data() + layout(0, 0).pages + local * kStatusPageBytes);
+}
+
 Status ProcessSet::enlist(const std::vector<OpRef>& group) {
   for (const OpRef& op : group) RR_TRY(validate(op->submission.call(), topology().size));
   const uint64_t unnamed = unnamed_;
   for (size_t i = 0; i < group.size(); ++i) {
     if (enlist(group[i])) continue;
-    const std::string why = missing(*in_flight_.at(group[i]->key));
+    const std::string why = missing(*in_flight_.at(group[i]->key)).text;
     for (size_t k = 0; k < i; ++k) in_flight_.erase(group[k]->key);
     unnamed_ = unnamed;
     return {Code::kInvalid, group[i]->title() + " is in flight already" + (why.empty() ? "" : " (" + why + ")") +
@@ -268,6 +274,7 @@ void ProcessSet::finish(const OpRef& op, Status status) {
   std::shared_ptr<void>& keep = op->submission.keep;
   if (keep && op->gpu && op->gpu->finished) gpu_.communicator->watch(op->gpu->finished, op->title(), std::move(keep));
   in_flight_.erase(op->key);
+  config_.last->set(*op->submission.kind, op->submission.name, op->key.b, id());
   op->finish(std::move(status));
 }
 

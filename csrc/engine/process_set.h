@@ -17,6 +17,7 @@
 #include "liveness/cause.h"
 #include "mailbox/mailboxes.h"
 #include "agreement/op_table.h"
+#include "liveness/status_page.h"
 #include "shm/segment.h"
 
 namespace ringreduce {
@@ -47,6 +48,7 @@ struct SetConfig {
   int channel = 0;
   size_t chunk_bytes = 0, small_chunk_bytes = SIZE_MAX, fusion_bytes = 0;
   int tree_arity = 8;
+  LastDone* last = nullptr;  // of the rank, over all its sets
 };
 
 class ProcessSet {
@@ -72,6 +74,9 @@ class ProcessSet {
   int id() const { return config_.id; }
   const Topology& topology() const { return config_.topology; }
   Bell* bell() const { return config_.bell; }
+  // Of a rank of this host, by local index; in use in the world only.
+  StatusPage* status_page(int local) const { return status_page(*config_.segment, local); }
+  static StatusPage* status_page(const Segment& segment, int local);
   Net* net() const { return config_.net; }
   bool idle() const { return in_flight_.empty() && !machine_ && mail_->idle(); }
   // Decided operations that this rank has not finished, or not told other hosts of: its peers rely on it.
@@ -96,7 +101,7 @@ class ProcessSet {
   Status take_departures(std::vector<Departure>* departures);
   bool leads_hosts() const { return tree_ != nullptr; }
   Status listen(bool* moved) { return tree_ ? agree(moved) : Status::ok(); }
-  std::string missing(const Op& op);           // who has not submitted it
+  Missing missing(const Op& op);               // who has not submitted it
   std::string state(int64_t now);
   void warn_of_stalls(int64_t now, int64_t after_ns);  // once for each operation
 

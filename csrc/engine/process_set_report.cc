@@ -1,4 +1,5 @@
 // What a process set says about its operations: how the ranks disagree, who is missing, what waits.
+#include <algorithm>
 #include <map>
 
 #include "common/log.h"
@@ -19,27 +20,36 @@ Status ProcessSet::mismatch() const {
   return {Code::kMismatch, text};
 }
 
-std::string ProcessSet::missing(const Op& op) {
-  if (op.decided) return "";
-  if (!op.posted) return "the table of operations in flight is full";
-  std::vector<int> ranks;
+// A leader knows which of the hosts below it have not reported; of all other hosts a rank knows nothing.
+Missing ProcessSet::missing(const Op& op) {
+  Missing missing;
+  if (op.decided) return missing;
+  if (!op.posted) return missing.text = "the table of operations in flight is full", missing;
   std::vector<bool> posted;
-  if (!table_.who_posted(op.entry, &posted).is_ok()) return "";
+  if (!table_.who_posted(op.entry, &posted).is_ok()) return missing;
   for (int i = 0; i < topology().local_size(); ++i)
-    if (!posted[i]) ranks.push_back(channel_.world(topology().local_ranks()[i]));
-  std::string text;
-  if (!ranks.empty()) text = show_ranks(ranks) + (ranks.size() == 1 ? " has" : " have") + " not submitted it";
-  const std::string hosts = tree_ ? tree_->missing(op.key) : "";
-  if (!hosts.empty()) text += (text.empty() ? "" : "; ") + ("ranks on hosts " + hosts + " of the set (or below) have not submitted it");
-  if (text.empty() && topology().host_count() > 1) text = "ranks on another host have not submitted it";
-  return text;
+    if (!posted[i]) missing.ranks.push_back(channel_.world(topology().local_ranks()[i]));
+  if (!missing.ranks.empty())
+    missing.text = show_ranks(missing.ranks) + (missing.ranks.size() == 1 ? " has" : " have") + " not submitted it";
+  std::vector<int> hosts = tree_ ? tree_->missing(op.key) : std::vector<int>();
+  if (hosts.empty() && missing.ranks.empty())
+    for (int host = 0; host < topology().host_count(); ++host)
+      if (host != topology().host()) hosts.push_back(host);
+  for (int host : hosts)
+    for (int rank : topology().hosts[host]) missing.elsewhere.push_back(channel_.world(rank));
+  std::sort(missing.elsewhere.begin(), missing.elsewhere.end());
+  if (missing.elsewhere.size() == 1) missing.ranks.push_back(missing.elsewhere[0]);
+  if (!missing.elsewhere.empty())
+    missing.text += (missing.text.empty() ? "" : "; ") + show_ranks(missing.elsewhere) +
+                    (missing.elsewhere.size() == 1 ? " has not submitted it" : " on other hosts have not all submitted it");
+  return missing;
 }
 
 void ProcessSet::warn_of_stalls(int64_t now, int64_t after_ns) {
   for (auto& [key, op] : in_flight_) {
-    if (op->warned || now - op->submitted_ns < after_ns) continue;
+    if (op->warned || op->awaited || now - op->submitted_ns < after_ns) continue;
     op->warned = true;
-    const std::string why = missing(*op);
+    const std::string why = missing(*op).text;
     log(kWarning, op->title() + " has waited for " + std::to_string((now - op->submitted_ns) / 1'000'000'000) + " s" +
                       (why.empty() ? "" : ": " + why));
   }
@@ -52,7 +62,7 @@ std::string ProcessSet::state(int64_t now) {
   int shown = 0;
   for (const auto& [key, op] : in_flight_) {
     if (++shown > 20) break;
-    const std::string why = missing(*op);
+    const std::string why = missing(*op).text;
     text += "  " + op->title() + ", " + std::to_string((now - op->submitted_ns) / 1000000) + " ms: " +
             (op->decided ? "decided" : why.empty() ? "waiting" : why) + "\n";
   }

@@ -37,7 +37,7 @@ Sets::Sets(const EngineConfig& config) : config_(config) {
   sets_[0] = std::make_unique<ProcessSet>(make(0, all_ranks(config), config.segment));
 }
 
-SetConfig Sets::make(int id, const std::vector<int>& ranks, std::shared_ptr<Segment> segment) const {
+SetConfig Sets::make(int id, const std::vector<int>& ranks, std::shared_ptr<Segment> segment) {
   SetConfig set;
   set.id = set.channel = id;
   set.topology = make_topology(config_.rank, ranks, config_.host_of);
@@ -51,6 +51,7 @@ SetConfig Sets::make(int id, const std::vector<int>& ranks, std::shared_ptr<Segm
   if (set.topology.host_count() == 1 && !config_.settings.chunk_bytes) set.small_chunk_bytes = kSmallChunk;
   set.fusion_bytes = config_.settings.fusion_bytes;
   set.tree_arity = config_.settings.tree_arity;
+  set.last = &last_;
   return set;
 }
 

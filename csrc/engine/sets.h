@@ -19,6 +19,7 @@ class Sets {
   // What the constructor relies on; an error text for what a user can mend.
   static Status check(const EngineConfig& config);
 
+  const LastDone& last() const { return last_; }
   ProcessSet& world() const { return *sets_.at(0); }
   ProcessSet* find(int id) const;              // null: this rank has no such set
   Status get(int id, ProcessSet** set) const;  // or an error
@@ -50,9 +51,10 @@ class Sets {
       if (test(*set)) return true;
     return false;
   }
-  SetConfig make(int id, const std::vector<int>& ranks, std::shared_ptr<Segment> segment) const;
+  SetConfig make(int id, const std::vector<int>& ranks, std::shared_ptr<Segment> segment);
 
   const EngineConfig& config_;
+  LastDone last_;
   std::unique_ptr<PeerMemory> peers_;  // null: nobody's can be read
   std::map<int, std::unique_ptr<ProcessSet>> sets_;
 };

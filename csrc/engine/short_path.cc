@@ -23,6 +23,7 @@ Status ProcessSet::take(const PlainCall& call, uint32_t entry, bool* done) {
   if (*done) RR_TRY(take_small(call, entry, done));
   if (!*done) return Status::ok();
   ++position_;
+  config_.last->set(*call.kind, call.name, unnamed_, id());
   if (call.name.empty()) ++unnamed_;
   return table_.release(entry);
 }
@@ -63,6 +64,7 @@ Status Engine::call_now(int set_id, PlainCall* call, int64_t* counts, bool* plai
   Lock lock(mutex_);
   ProcessSet* set;
   RR_TRY(find(set_id, &set));
+  status_.submits();
   *plain_here = set->complete(call, counts);
   *at_once = *plain_here && is_small(*call, true) && set->quiet();
   if (!*at_once) return Status::ok();

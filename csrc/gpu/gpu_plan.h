@@ -63,6 +63,7 @@ class GpuPlan final : public Plan {
   // `stream` waits for the bucket's last launch.
   Status join(int bucket, void* stream) override;
   std::string missing(int bucket) const override;
+  std::vector<int> missing_ranks(int bucket) const override { return host_ ? host_->missing_ranks(bucket) : std::vector<int>(); }
   // What NCCL has enqueued goes on. What is in the queue would need this plan, which may be closed next, and the
   // caller's memory; what goes through host memory must be complete, as the memory is the caller's again.
   uint64_t over() const override { return host_ ? host_->over() : launches_ - queue_.size(); }

@@ -43,6 +43,7 @@ struct Message : MessageSpec {
   size_t moved = 0;             // bytes
   uint64_t sent_as = 0;         // of a receive: the number that its sender has given the message
   Request transfer;             // between hosts
+  mutable bool awaited = false;  // by a caller that says itself what holds it up
   bool warned = false;
   size_t seen_moved = 0;        // as withdraw() saw it last, since:
   int64_t still_since_ns = 0;

@@ -31,7 +31,7 @@ std::string Mailboxes::missing(const Message& message) const {
 
 void Mailboxes::warn_of_stalls(int64_t now, int64_t after_ns) {
   for (auto& [number, message] : in_flight_) {
-    if (message->warned || now - message->submitted_ns < after_ns) continue;
+    if (message->warned || message->awaited || now - message->submitted_ns < after_ns) continue;
     message->warned = true;
     log(kWarning, message->title() + " has waited for " + std::to_string((now - message->submitted_ns) / 1'000'000'000) +
                       " s: " + missing(*message));

@@ -45,6 +45,13 @@ inline std::string show_ranks(const std::vector<int>& ranks) {
   return ranks.size() > kMost ? text + " and " + std::to_string(ranks.size() - kMost) + " more" : text;
 }
 
+// Who has not come to what others wait for.
+struct Missing {
+  std::vector<int> ranks;      // of the world: sure to be missing, as far as this rank can know
+  std::vector<int> elsewhere;  // of other hosts: at least one of them is missing
+  std::string text;            // "" where nobody is
+};
+
 // `members`: the set's world ranks; `world_host_of`: world rank -> host.
 inline Topology make_topology(int world_rank, std::vector<int> members,
                               const std::vector<int>& world_host_of) {

@@ -47,6 +47,7 @@ class Arena:
         self.flat = [self._part(at, 0, 0, bucket.elements) for at, bucket in enumerate(buckets)]
         self.wait = plan.wait
         self.close = plan.close
+        self.set_contents = plan.set_contents
 
     def _part(self, bucket: int, side: int, offset: int, elements: int) -> Tensor:
         """A part of a bucket with a storage of its own."""

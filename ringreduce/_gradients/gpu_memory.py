@@ -62,6 +62,7 @@ class GpuMemory:
         self.flat = [self._allocate(bucket.elements, bucket.dtype) for bucket in buckets]
         native = [(flat.data_ptr(), *each) for flat, each in zip(self.flat, spec, strict=True)]
         self._plan = GpuPlan(engine, set_id, infos, native, op, prescale, postscale, self._host, channel)
+        self.set_contents = self._plan.set_contents
         for flat in self.flat:
             gpus.backend.record(flat, self._plan.stream, index)
         self._offsets: dict[int, int] = {}  # slot -> element of its bucket at which the view begins

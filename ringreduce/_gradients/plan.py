@@ -30,6 +30,9 @@ class BucketMemory(Protocol):
     flat: list[Tensor]  # each bucket as a whole
     reads_at_once: bool  # tails can be read when a reduction is over, without holding anything up
 
+    def set_contents(self, contents: list[str], /) -> None:
+        """Say what is in each bucket, for texts."""
+
     def assign(self, slot: Slot, offset: int) -> None:
         """Give the slot its view, from element `offset` of its bucket on."""
 
@@ -58,6 +61,12 @@ class BucketMemory(Protocol):
         """Give the memory up; what was handed out stays valid."""
 
 
+def _names(slots: Sequence[Slot]) -> str:
+    """As many as fit into a text."""
+    rest = f" and {len(slots) - 1} more" if len(slots) > 1 else ""
+    return f"{slots[0].name}{rest}" if slots else "no parameters"
+
+
 class GradientPlan:
     """The buckets and the state of their current step.
 
@@ -84,6 +93,7 @@ class GradientPlan:
                 slot.assign(at, place)
                 if slot.kind is Kind.DENSE:
                     memory.assign(slot, bucket.offsets[place])
+        memory.set_contents([_names(members) for members in self._members])
         self.begin_step()
 
     def begin_step(self) -> None:

@@ -16,11 +16,11 @@ import socket
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from ringreduce._core import Deadline, Engine, load_settings, setting_texts, wire_format
+from ringreduce._core import Deadline, Engine, load_settings, set_watcher, setting_texts, wire_format
 from ringreduce._lifecycle import last_words, lifeline, roster, single_copy
 from ringreduce._lifecycle.membership import add_process_set
 from ringreduce._placement import placement
-from ringreduce._runtime import mpi, running, segments
+from ringreduce._runtime import arrivals, mpi, running, segments, stacks, watcher
 from ringreduce._runtime.process_set import ProcessSet, global_process_set
 from ringreduce._version import __version__
 from ringreduce.errors import RingreduceError
@@ -28,6 +28,7 @@ from ringreduce.errors import RingreduceError
 _CLOSE_TIMEOUT_S = 10.0  # how long shutdown lets the engine's thread finish what it does
 _START_TIMEOUT_S = 20.0  # what init has at least: starting MPI takes some seconds
 _FAILED_EXIT_S = 2.0  # how long a program that an exception has ended waits for the others to end MPI
+set_watcher(watcher)
 _initialised_by: int | None = None  # pid that registered the exit handler
 
 
@@ -44,7 +45,8 @@ def init(comm: Any = None, process_sets: Iterable[ProcessSet | Iterable[int]] | 
     that a rank started and that is none itself; ValueError for a bad `comm`, and while running
     for another `comm` or for `process_sets` that are not registered. If it raises, the library
     is not running. The process ends with a message if other ranks do not come to `init` within
-    RINGREDUCE_TIMEOUT (20 s at least), as nothing can interrupt MPI while it waits for them.
+    RINGREDUCE_TIMEOUT (20 s at least), as nothing can interrupt MPI while it waits for them. Before it, and before
+    that at RINGREDUCE_STALL_WARNING, those ranks of this host are named that have not come, and what they do.
     """
     chosen = list(process_sets or ())
     if running.current is not None:
@@ -87,7 +89,11 @@ def _deadline() -> Iterator[Callable[[str], None]]:
     """Ends the process if the block takes too long; what is yielded says what is being done."""
     with contextlib.suppress(ValueError):  # of a setting: told when the ranks meet
         load_settings()
-    seconds = max(float(dict(setting_texts())["RINGREDUCE_TIMEOUT"]), _START_TIMEOUT_S)
+    texts = dict(setting_texts())
+    seconds = max(float(texts["RINGREDUCE_TIMEOUT"]), _START_TIMEOUT_S)
+    warning = float(texts["RINGREDUCE_STALL_WARNING"])
+    questions = [(warning, arrivals.question(warning, "first"))] if warning < seconds else []
+    questions.append((seconds, arrivals.question(seconds, "each")))
 
     def message(doing: str) -> str:
         return (
@@ -96,11 +102,12 @@ def _deadline() -> Iterator[Callable[[str], None]]:
             "MPI cannot be interrupted, so this process ends"
         )
 
-    deadline = Deadline(seconds, message("beginning"))
-    try:
-        yield lambda doing: deadline.say(message(doing))
-    finally:
-        deadline.cancel()
+    with arrivals.marked():
+        deadline = Deadline(seconds, message("beginning"), questions)
+        try:
+            yield lambda doing: deadline.say(message(doing))
+        finally:
+            deadline.cancel()
 
 
 def shutdown() -> None:
@@ -160,7 +167,11 @@ def _meet(comm: Any) -> running.Context:
     problems = [p for p in exchange(problem) if p is not None]
     if engine is None or problems:
         raise RingreduceError("the engine cannot be started: " + "; ".join(problems))
-    context = running.Context(engine, rank, size, host_of, comm, shared.kind, staged_because)
+    context = running.Context(engine, rank, size, host_of, comm, shared.kind, staged_because, pids)
+    mark = {
+        "rank": rank, "size": size, "local_size": len(local), "segment": shared.segment.offer, "nbytes": nbytes,
+    }  # fmt: skip
+    stacks.install(mark)
     context.sets[0] = global_process_set
     global_process_set.bind(0, list(range(size)), engine, rank)
     if everyone[rank].gpus is not None:

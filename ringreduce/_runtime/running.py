@@ -42,6 +42,7 @@ class Context:
     comm: Any  # our duplicate of the MPI communicator, None without MPI
     sharing: str = "memfd"  # how the job's ranks share memory, see segments.py
     staged_because: str = ""  # why ranks of this host do not read each other's tensors; "" if they do
+    pids: list[int] = field(default_factory=list)  # of this host's ranks, by local rank; none: not known
     sets: dict[int, Registered] = field(default_factory=dict)
     # The handles that live and were not synchronized, by (kind, set, name).
     names: dict[tuple[str, int, str], ref[Any]] = field(default_factory=dict)

@@ -43,6 +43,17 @@ TEST(a_deadline_that_passes_ends_the_process_with_its_last_message) {
   CHECK_EQ(status, 1);
 }
 
+// It finds the questions' words on its standard error, one after the other.
+TEST(questions_are_asked_in_their_time) {
+  const auto [text, status] = outcome([] {
+    const auto say = [](const char* words) { return std::vector<std::string>{"/bin/sh", "-c", std::string("echo ") + words + " >&2"}; };
+    Deadline deadline(0.3, "over", {{0.05, say("first")}, {0.1, {"/no/such/program"}}, {0.3, say("second")}});
+    std::this_thread::sleep_for(std::chrono::seconds(60));
+  });
+  CHECK(text == "first\nsecond\nover\n");
+  CHECK_EQ(status, 1);
+}
+
 TEST(a_deadline_that_is_cancelled_does_nothing) {
   const auto [text, status] = outcome([] {
     Deadline deadline(0.05, "never");

@@ -14,7 +14,8 @@ namespace {
 
 const char* const kNames[] = {"RINGREDUCE_KERNELS", "RINGREDUCE_CHUNK_BYTES", "RINGREDUCE_FUSION_BYTES",
                               "RINGREDUCE_TIMEOUT", "RINGREDUCE_HOST_TIMEOUT", "RINGREDUCE_STALL_WARNING", "RINGREDUCE_SPIN_US",
-                              "RINGREDUCE_TREE_ARITY", "RINGREDUCE_LOG", "RINGREDUCE_DRIFT", "RINGREDUCE_SINGLE_COPY"};
+                              "RINGREDUCE_TREE_ARITY", "RINGREDUCE_LOG", "RINGREDUCE_DRIFT", "RINGREDUCE_SINGLE_COPY",
+                              "RINGREDUCE_STACK_SIGNAL"};
 
 struct Variable {
   const char* name;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import textwrap
@@ -220,3 +221,18 @@ def soon():
     assert done.returncode != 0, done.stdout
     assert "init() has waited for 2 s (RINGREDUCE_TIMEOUT)" in done.stderr + done.stdout
     assert "not all ranks of the job call init()" in done.stderr + done.stdout
+
+
+def test_who_has_not_come_is_named(run):
+    """Before the end, and as a warning; on one rank, though two wait."""
+    soon = "from ringreduce._lifecycle import bootstrap\nbootstrap._START_TIMEOUT_S = 8.0\n"
+    come = "time.sleep(3600 * (RANK == 1))\nrr.init()"
+    done = run(3, soon + come, RINGREDUCE_TIMEOUT="1", RINGREDUCE_STALL_WARNING="4")
+    text = done.stderr + done.stdout
+    warnings = re.findall(r"ringreduce: init\(\) has waited for 4 s on \S+: (.*)", text)
+    assert 1 <= len(warnings) <= 2, text  # the first rank may come later than the other's warning
+    for warning in [*warnings, *re.findall(r"ringreduce: init\(\) has waited for 8 s on \S+: (.*)", text)]:
+        assert re.match(
+            r"(rank [02] \(pid \d+\) has not called init\(\): .*; )?rank 1 \(pid \d+\) has not called init\(\): ",
+            warning,
+        )

@@ -21,12 +21,12 @@ MAY_INCLUDE = {
     "ops": {"kernels", "common"},
     "collectives": _MOVING,
     "agreement": _MOVING | {"collectives"},
-    "liveness": {"common", "ops"},
     "mailbox": _MOVING | {"collectives"},
     "buckets": _MOVING | {"collectives", "agreement"},
     "gpu": _MOVING | {"collectives", "buckets"},
+    "liveness": _MOVING | {"collectives", "agreement"},
     "engine": _MOVING | {"collectives", "agreement", "mailbox", "buckets", "gpu", "liveness"},
-    "bindings": _MOVING | {"collectives", "agreement", "mailbox", "buckets", "gpu", "engine", "liveness"},
+    "bindings": _MOVING | {"collectives", "agreement", "mailbox", "buckets", "gpu", "liveness", "engine"},
     # A library of its own, which the core reaches through one table only.
     "gpu/cuda": {"common", "gpu/cuda_api.h"},
 }
@@ -154,7 +154,7 @@ ORDER = [
     ["collectives", "p2p", "objects", "handle", "process_set", "topology"],
     ["state", "_lifecycle", "_gradients"],
     ["optimizer", "drift"],
-    ["doctor"],
+    ["doctor", "observe"],
     ["bench"],
     ["cli"],
     ["__init__", "__main__"],
