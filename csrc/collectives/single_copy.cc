@@ -28,7 +28,7 @@ size_t reduce_piece_bytes(int ranks) {
 struct SingleCopy::Published {
   const char* in;
   const char* result;  // null: nobody reads it
-  bool readable;
+  bool offered;
   bool word;           // of the first rank: how the next one goes
   uint32_t last;       // what the last one has taken
   int64_t counts[];    // bytes for each rank, where the ranks tell each other
@@ -60,7 +60,7 @@ SingleCopy::SingleCopy(Channel* channel, const Submission& submission, Output* o
       record_(channel->ways->of(submission.kind->number, submission.bytes())) {
   // What is known to be too small needs no meeting.
   if (!tells_counts()) reads_ = plan_(topology_, submission_, output_, {});
-  if (!tells_counts() && !is_enough()) stage({});
+  if (!tells_counts() && !is_enough()) stage();
   else step_ = channel_->stream.reserve(1);
 }
 
@@ -68,14 +68,14 @@ SingleCopy::~SingleCopy() {
   if (timed_ && done()) record_.took(!staged_, now_ns() - begun_ns_);
 }
 
-void SingleCopy::stage(const Matrix& counts) {
-  staged_ = make_staged_(channel_, submission_, output_, counts);
+void SingleCopy::stage() {
+  staged_ = make_staged_(channel_, submission_, output_, counts_);
 }
 
 bool SingleCopy::is_enough() const { return reads_.largest >= (any_size_ ? 1 : kLeastRead); }
 
 bool SingleCopy::done() const {
-  return staged_ ? staged_->done() : phase_ == Phase::kDrained && channel_->stream.drained(step_);
+  return staged_ ? staged_->done() : phase_ == Phase::kDrained && channel_->stream.drained(step_) && !channel_->stream.refused(step_);
 }
 
 const SingleCopy::Published* SingleCopy::published(int local) const {
@@ -98,15 +98,18 @@ Status SingleCopy::advance(bool* moved) {
       RR_TRY(meet());
       break;
     case Phase::kInputs:
-      if (next_ < reads_.inputs.size()) RR_TRY(read_on(reads_.inputs));
+      if (next_ < reads_.inputs.size() && !stream.refused(step_)) RR_TRY(read_on(reads_.inputs));
       else settle();
       break;
     case Phase::kResults:
       if (!stream.settled(step_)) return Status::ok();
-      if (next_ < reads_.results.size()) RR_TRY(read_on(reads_.results));
+      if (next_ < reads_.results.size() && !stream.refused(step_)) RR_TRY(read_on(reads_.results));
       else drain();
       break;
-    case Phase::kDrained: return Status::ok();
+    case Phase::kDrained:
+      if (!stream.drained(step_) || !stream.refused(step_)) return Status::ok();
+      stage();
+      break;
   }
   *moved = true;
   return Status::ok();
@@ -118,51 +121,49 @@ void SingleCopy::publish() {
   const Piece& piece = submission_.pieces[0];
   mine->in = piece.in;
   mine->result = piece.out;
-  mine->readable = readable();
+  mine->offered = offers();
   mine->word = record_.word();
   mine->last = record_.last();
   std::copy(submission_.counts.begin(), submission_.counts.end(), mine->counts);
   channel_->stream.fill(step_);
 }
 
-// A broadcast and a scatter read of the root only.
-bool SingleCopy::is_read() const {
-  return submission_.kind->root != Kind::Root::kFrom || topology_.rank == submission_.root;
+// Inputs that are reduced in place cannot be staged any more once reading them has begun.
+bool SingleCopy::overwrites() const {
+  return submission_.kind->reduces && submission_.pieces[0].in == submission_.pieces[0].out;
 }
 
-// To try takes some microseconds, which staging can do without.
-bool SingleCopy::readable() const {
+// To try takes some microseconds.
+bool SingleCopy::offers() const {
   if (!any_size_ && !record_.reads()) return false;
   const Piece& piece = submission_.pieces[0];
-  return (!is_read() || channel_->peers->readable(piece.in, piece.bytes)) &&
-         (reads_.results.empty() || channel_->peers->readable(piece.out, piece.bytes));
+  return !overwrites() || channel_->peers->readable(piece.in, piece.bytes);
 }
 
 Status SingleCopy::meet() {
   const int n = topology_.size;
-  bool readable = true, sane = true;
+  bool offered = true, sane = true;
   uint32_t slowest = 0;
   for (int i = 0; i < n; ++i) {
-    readable = readable && published(i)->readable;
+    offered = offered && published(i)->offered;
     slowest = std::max(slowest, published(i)->last);
   }
   record_.slowest(slowest);
   record_.hear(published(0)->word);
-  Matrix bytes;
   if (tells_counts()) {
     for (int from = 0; from < n; ++from)
       for (int to = 0; to < n; ++to) {
         const int64_t count = published(from)->counts[to];
         sane = sane && count >= 0 && count <= kMostBytes / n;
-        bytes.push_back(static_cast<size_t>(count));
+        counts_.push_back(static_cast<size_t>(count));
       }
-    if (sane) reads_ = plan_(topology_, submission_, output_, bytes);
+    if (sane) reads_ = plan_(topology_, submission_, output_, counts_);
   }
   timed_ = is_enough();
   // Counts that cannot be are the staged machine's to report.
-  if (!sane || !readable || !is_enough()) {
+  if (!sane || !offered || !is_enough()) {
     channel_->stream.drain_unsettled(step_);
-    return stage(bytes), Status::ok();
+    return stage(), Status::ok();
   }
   result_ = submission_.pieces[0].out;
   if (!submission_.kind->alike) {
@@ -208,7 +209,10 @@ Status SingleCopy::fetch(int from, const char* address, char* to, size_t bytes) 
   std::atomic_thread_fence(std::memory_order_acquire);  // what was read comes before the look
 #endif
   // It may have let go of the memory as it gave up.
-  return channel_->stream.broken_off() ? Status::ok() : status;
+  if (channel_->stream.broken_off()) return Status::ok();
+  // As memory of a device, which its owner can read, the system for others not.
+  if (status.code() == Code::kSystem && !overwrites()) return channel_->stream.refuse(step_), Status::ok();
+  return status;
 }
 
 Status SingleCopy::read_piece(int from, size_t at, size_t to, size_t bytes) {

@@ -65,12 +65,12 @@ class SingleCopy : public Machine {
 
   bool tells_counts() const { return submission_.kind->counts == Kind::Counts::kOwn; }
   bool is_enough() const;
-  bool is_read() const;
-  bool readable() const;
+  bool overwrites() const;
+  bool offers() const;
   const Published* published(int rank) const;
   void publish();
   Status meet();
-  void stage(const Matrix& counts);
+  void stage();
   void settle();
   void drain();
   Status read_on(const std::vector<Read>& reads);
@@ -94,6 +94,7 @@ class SingleCopy : public Machine {
   char* result_ = nullptr;
   size_t next_ = 0, offset_ = 0;  // within the reads of the phase
   std::vector<const void*> sources_;
+  Matrix counts_;
   std::unique_ptr<Machine> staged_;
 };
 
