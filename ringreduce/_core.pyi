@@ -159,9 +159,8 @@ class Engine:
     def submit(self, set_id: int, kind: str, requests: Sequence[tuple[Any, ...]], stream: int = -1, wake: bool = True) -> list[Op]: ...
     # Of a plain tensor (see use_exchange_api), done on return. `kind` and `name` as for submit; `output`: the tensor itself,
     # another one for the result, or this rank's number in the set and the set's size for a new one (a barrier has none);
-    # `root`: a rank of the world. Ranks get nearly equal parts. None: nothing was done, since an argument must be looked at first. Else the output with the
-    # result, True for a barrier, or the operation, if its result is not as large as the output. If it raises, the core
-    # keeps the tensors until it is done with them.
+    # `root`: a rank of the world. Ranks get nearly equal parts. None: nothing was done, since an argument must be looked
+    # at first. Else the result, True for a barrier. If it raises, the core keeps the tensors until it is done with them.
     def call_plain(self, set_id: int, kind: str, name: object, tensor: object, output: object, op: object,
                    prescale: object, postscale: object, root: object) -> Any: ...
     # Messages from rank to rank. peer, dest, source: a rank of the world; None to receive from any.

@@ -91,7 +91,7 @@ std::vector<PyOp> submit(EngineObject self, int set_id, std::vector<Submission> 
 struct PyCall {
   PlainCall call;
   PlainTensor tensor;
-  nb::object result;  // of a new tensor
+  nb::object result;  // a new tensor for it
 
   // False for what the caller must check, convert or explain.
   bool read(const Kind& kind, nb::handle name, nb::handle from, nb::handle to, nb::handle root);
@@ -116,10 +116,13 @@ int64_t rows_of_result(const PlainCall& call, int rank, int size) {
   return call.kind->counts == Kind::Counts::kOwn ? call.rows : call.rows / size + (rank < call.rows % size);
 }
 
-// The tensor itself, another one of its dtype, or this rank's place in its set for a new one.
+// The tensor itself, another one of its dtype, or this rank's place in its set for a new one: of torch's memory where
+// there is little to take along, else of what the core has the result in.
 bool PyCall::read_output(nb::handle from, nb::handle to) {
   PlainTensor output = tensor;
   if (PyTuple_CheckExact(to.ptr())) {
+    if (!can_make_tensors(tensor)) return false;
+    if (call.bytes > kSmallBytes) return true;
     const auto [rank, size] = nb::cast<std::pair<int, int>>(to);
     result = make_plain_tensor(tensor, rows_of_result(call, rank, size), &output);
     if (result.is_none()) return false;
@@ -149,16 +152,32 @@ bool PyCall::read(const Kind& kind, nb::handle name, nb::handle from, nb::handle
   return read_output(from, to);
 }
 
-// The result of an operation that is done, where it goes; false if it is not as large as that.
+// The result of an operation that is done, where it goes; false if that is not there, or not as large.
 bool deliver(const Op& op, const PlainCall& call) {
   if (call.kind->alike) return true;
-  if (op.output.bytes != call.room) return false;
+  if (!call.out || op.output.bytes != call.room) return false;
   if (call.room) std::memcpy(call.out, op.output.data.get(), call.room);
   return true;
 }
 
-// None: nothing was done. The output, which has the result; True where there is none. Else the operation, whose result has
-// another size.
+// As many rows like those of `like` as there are.
+nb::object rows_of(const Output& output, const PlainTensor& like) {
+  const int64_t row_bytes = static_cast<int64_t>(like.bytes) / like.shape[0];
+  return make_plain_tensor(like, static_cast<int64_t>(output.bytes) / row_bytes, output.data);
+}
+
+// Until the core is done with them; for good where there is no memory to tell it so.
+void keep_for(Engine& engine, const OpRef& op, nb::handle tensor, nb::handle result) {
+  try {
+    std::shared_ptr<void> kept = keep(nb::make_tuple(tensor, result));
+    without_gil([&] { engine.keep(op, std::move(kept)); });
+  } catch (const std::exception&) {
+    tensor.inc_ref();
+    result.inc_ref();
+  }
+}
+
+// None: nothing was done. The output, which has the result; True where there is none.
 nb::object call_plain(EngineObject self, int set_id, const char* kind, nb::handle name, nb::handle tensor, nb::handle output,
                       nb::handle op, nb::handle prescale, nb::handle postscale, nb::handle root) {
   PyCall plain;
@@ -166,27 +185,27 @@ nb::object call_plain(EngineObject self, int set_id, const char* kind, nb::handl
   if (!known) throw nb::value_error("no such collective");
   if (known->reduces && !read_arithmetic(op, prescale, postscale, &plain.call)) return nb::none();
   if (!plain.read(*known, name, tensor, output, root)) return nb::none();
-  PyEngine* owner = nb::inst_ptr<PyEngine>(self);
-  Engine& engine = owner->get();
+  Engine& engine = nb::inst_ptr<PyEngine>(self)->get();
   OpRef rest;
-  bool here = false;
-  raise_if(without_gil([&] { return engine.call(set_id, plain.call, &here, &rest); }));
-  release_kept();
-  if (!here) return nb::none();
+  bool here = false, done = false;
   const auto result = [&] { return plain.result.is_valid() ? plain.result : output.is_none() ? nb::bool_(true) : nb::borrow(output); };
-  if (!rest) return result();
-  std::shared_ptr<void> kept = keep(nb::make_tuple(tensor, result()));  // as far as it is needed
   try {
-    wait_with_signals(engine, [&](double slice, bool* done, Waiting* waiting) { return engine.wait(*rest, -1, slice, done, 0, waiting); },
-                      [&] { return engine.missing(*rest); });
+    raise_if(without_gil([&] {
+      RR_TRY(engine.call(set_id, plain.call, &here, &rest));
+      return rest ? engine.wait(*rest, -1, kFirstS, &done) : Status::ok();
+    }));
+    if (rest && !done)
+      wait_with_signals(engine, [&](double slice, bool* is_done, Waiting* waiting) { return engine.wait(*rest, -1, slice, is_done, 0, waiting); },
+                        [&] { return engine.missing(*rest); });
   } catch (...) {
-    without_gil([&] { engine.keep(rest, std::move(kept)); });
+    if (rest) keep_for(engine, rest, tensor, result());
     throw;
   }
-  kept.reset();
   release_kept();
+  if (!here) return nb::none();
+  if (!rest) return result();
   if (deliver(*rest, plain.call)) return result();
-  return nb::cast(PyOp{owner, std::move(rest), {}, nb::borrow(self)});
+  return rows_of(rest->output, plain.tensor);
 }
 
 }  // namespace

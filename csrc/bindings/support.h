@@ -97,11 +97,12 @@ std::string place_of_call();
 void report_stall(const Waiting& waiting, const Missing& missing);
 Status explain_late(const Status& late, const Waiting& waiting, const Missing& missing);
 
+constexpr double kFirstS = 2 * kAnnounceS, kSliceS = 0.1;
+
 // Waits in slices, so that Ctrl-C works. After the first, short one it is worth while to say where the program waits;
 // when it takes too long, who holds it up. `missing`: who. `own_limit`: the caller has set the time, and asks for no more.
 template <typename Wait, typename Who>
 void wait_with_signals(Engine& engine, Wait wait, Who missing, bool own_limit = false) {
-  constexpr double kFirstS = 2 * kAnnounceS, kSliceS = 0.1;
   Waiting waiting(!own_limit);
   double slice = kFirstS;
   bool reported = false;

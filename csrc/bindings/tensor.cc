@@ -1,6 +1,7 @@
 #include "bindings/tensor.h"
 
 #include <algorithm>
+#include <array>
 #include <iterator>
 
 namespace nb = nanobind;
@@ -9,6 +10,15 @@ namespace ringreduce {
 
 namespace {
 
+// DLPack's DLManagedTensorVersioned.
+struct ManagedTensor {
+  uint32_t major, minor;
+  void* context;
+  void (*end)(ManagedTensor* self);
+  uint64_t flags;
+  nb::dlpack::dltensor tensor;
+};
+
 // The beginning of DLPack's DLPackExchangeAPI, which its major version keeps as it is.
 struct ExchangeApi {
   struct Header {
@@ -16,9 +26,9 @@ struct ExchangeApi {
     Header* previous;
   } header;
   using SetError = void (*)(void* context, const char* kind, const char* message);
-  int (*allocate)(nb::dlpack::dltensor* like, void** tensor, void* context, SetError set_error);
+  int (*allocate)(nb::dlpack::dltensor* like, ManagedTensor** tensor, void* context, SetError set_error);
   void* export_with_ownership;
-  int (*import)(void* tensor, void** object);
+  int (*import)(ManagedTensor* tensor, void** object);
   int (*read)(void* object, nb::dlpack::dltensor* out);  // without ownership
 };
 constexpr uint32_t kMajor = 1;
@@ -60,6 +70,16 @@ bool is_contiguous(const nb::dlpack::dltensor& t, size_t* count) {
   return contiguous || *count == 0;
 }
 
+constexpr size_t kMostDims = 16;
+using Extents = std::array<int64_t, kMostDims>;
+
+Extents with_rows(const PlainTensor& like, int64_t rows) {
+  Extents shape{};
+  std::copy_n(like.shape, like.dims, shape.data());
+  shape[0] = rows;
+  return shape;
+}
+
 }  // namespace
 
 void use_exchange_api(nb::type_object type) {
@@ -91,22 +111,43 @@ bool read_plain_tensor(nb::handle tensor, PlainTensor* plain) {
   return true;
 }
 
+bool can_make_tensors(const PlainTensor& like) {
+  return exchange && exchange->allocate && exchange->import && like.dims && like.dims <= kMostDims;
+}
+
 nb::object make_plain_tensor(const PlainTensor& like, int64_t rows, PlainTensor* made) {
-  constexpr size_t kMostDims = 16;
-  int64_t shape[kMostDims];
-  if (!like.dims || like.dims > kMostDims || !exchange->allocate || !exchange->import) return nb::none();
-  std::copy_n(like.shape, like.dims, shape);
-  shape[0] = rows;
+  Extents shape = with_rows(like, rows);
   nb::dlpack::dltensor wanted{};
   wanted.device = {kOnCpu, 0};
   wanted.dtype = like.type;
   wanted.ndim = static_cast<int32_t>(like.dims);
-  wanted.shape = shape;
-  void *tensor = nullptr, *object = nullptr;
+  wanted.shape = shape.data();
+  ManagedTensor* tensor = nullptr;
+  void* object = nullptr;
   const auto ignore = [](void*, const char*, const char*) {};
   if (exchange->allocate(&wanted, &tensor, nullptr, ignore) || exchange->import(tensor, &object)) return PyErr_Clear(), nb::none();
   nb::object result = nb::steal(static_cast<PyObject*>(object));
   return read_plain_tensor(result, made) ? result : nb::none();
+}
+
+nb::object make_plain_tensor(const PlainTensor& like, int64_t rows, std::shared_ptr<char> memory) {
+  struct Owned {
+    ManagedTensor managed;
+    Extents shape, strides;
+    std::shared_ptr<char> memory;
+  };
+  auto owned = std::make_unique<Owned>();
+  owned->memory = std::move(memory);
+  owned->shape = with_rows(like, rows);
+  int64_t stride = 1;
+  for (size_t i = like.dims; i--; stride *= owned->shape[i]) owned->strides[i] = stride;
+  owned->managed.major = kMajor;
+  owned->managed.context = owned.get();
+  owned->managed.end = [](ManagedTensor* self) { delete static_cast<Owned*>(self->context); };
+  owned->managed.tensor = {owned->memory.get(), {kOnCpu, 0}, static_cast<int32_t>(like.dims), like.type, owned->shape.data(), owned->strides.data(), 0};
+  void* object = nullptr;
+  if (exchange->import(&owned.release()->managed, &object)) throw nb::python_error();
+  return nb::steal(static_cast<PyObject*>(object));
 }
 
 }  // namespace ringreduce

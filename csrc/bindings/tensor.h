@@ -7,6 +7,7 @@
 #include <nanobind/ndarray.h>
 
 #include <cstdint>
+#include <memory>
 
 #include "common/dtype.h"
 
@@ -28,7 +29,11 @@ struct PlainTensor {
 // (no subclass) on the CPU, contiguous, of real numbers, and without requires_grad.
 bool read_plain_tensor(nanobind::handle tensor, PlainTensor* plain);
 
-// A new tensor of `rows` rows like those of `like`, in memory of torch's own. None where that cannot be.
+// Whether new tensors can be made, of rows like those of `like`.
+bool can_make_tensors(const PlainTensor& like);
+// One of `rows` rows, in memory of torch's own. None where there is no memory.
 nanobind::object make_plain_tensor(const PlainTensor& like, int64_t rows, PlainTensor* made);
+// The same of `memory`, which it keeps.
+nanobind::object make_plain_tensor(const PlainTensor& like, int64_t rows, std::shared_ptr<char> memory);
 
 }  // namespace ringreduce

@@ -200,7 +200,7 @@ def _at_exit() -> None:
 def _bounded() -> Iterator[None]:
     """Ends the process if the block takes long, as MPI waits for ranks that do not come."""
     why = "without MPI_Finalize, which waits for other ranks: an exception has ended this one"
-    deadline = Deadline(_FAILED_EXIT_S, f"ringreduce: process {os.getpid()} on {socket.gethostname()} ends {why}")
+    deadline = Deadline(_FAILED_EXIT_S, f"ringreduce: process {os.getpid()} on {socket.gethostname()} ends {why}", [])
     try:
         yield
     finally:

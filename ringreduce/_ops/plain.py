@@ -13,16 +13,10 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ringreduce import _core
 from ringreduce._ops.compiled import untraced
-from ringreduce._ops.submit import received
 from ringreduce._ops.versions import increment_version
 from ringreduce._runtime import running
 from ringreduce._runtime.process_set import ProcessSet
-
-# Rows from other ranks lie in memory of torch's up to here, and beyond in memory of the core's, which keeps it
-# from call to call: the system zeroes new memory page by page.
-_ROWS_BYTES = 128 << 10
 
 
 def _call(
@@ -30,10 +24,10 @@ def _call(
     op: Any, prescale: Any, postscale: Any, root: Any,
 ) -> Any:  # fmt: skip
     """As the core's `call_plain`."""
-    engine = process_set.engine
-    if engine is None or forward_ad._current_level >= 0:
+    engine, context = process_set.engine, running.current
+    if engine is None or context is None or forward_ad._current_level >= 0:
         return None
-    if name is not None and running.require().names:  # a handle that lives may have it
+    if name is not None and context.names:  # a handle that lives may have it
         return None
     return engine.call_plain(
         process_set.process_set_id or 0, kind, name, tensor, output, op, prescale, postscale, root
@@ -77,13 +71,8 @@ def rows(
     op: Any = None, prescale: Any = 1.0, postscale: Any = 1.0,
 ) -> Tensor | None:  # fmt: skip
     """The result's rows; None if it was refused."""
-    if not _is_plain(tensor) or tensor.nbytes > _ROWS_BYTES:
-        return None
-    result = _call(kind, tensor, process_set._place, name, process_set, op, prescale, postscale, None)
-    if isinstance(result, _core.Op):
-        row = tensor.shape[1:]
-        return received(result, tensor, (sum(result.counts()) // row.numel(), *row))
-    return result  # type: ignore[no-any-return]
+    result: Tensor | None = _call(kind, tensor, process_set._place, name, process_set, op, prescale, postscale, None)
+    return result
 
 
 @untraced
