@@ -40,8 +40,9 @@ Missing ProcessSet::missing(const Op& op) {
   std::sort(missing.elsewhere.begin(), missing.elsewhere.end());
   if (missing.elsewhere.size() == 1) missing.ranks.push_back(missing.elsewhere[0]);
   if (!missing.elsewhere.empty())
-    missing.text += (missing.text.empty() ? "" : "; ") + show_ranks(missing.elsewhere) +
-                    (missing.elsewhere.size() == 1 ? " has not submitted it" : " on other hosts have not all submitted it");
+    missing.text += (missing.text.empty() ? "" : "; ") +
+                    (missing.elsewhere.size() == 1 ? show_ranks(missing.elsewhere) + " has not submitted it"
+                                                   : "some of " + show_ranks(missing.elsewhere) + " on other hosts have not submitted it");
   return missing;
 }
 

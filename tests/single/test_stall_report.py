@@ -76,7 +76,7 @@ def test_ranks_that_wait_for_different_things():
 
 
 def test_ranks_of_other_hosts_are_named():
-    text = "ranks 2, 3 on other hosts have not all submitted it"
+    text = "some of ranks 2, 3 on other hosts have not submitted it"
     assert blame([page(0, A), page(1, A)], [SLEEPS] * 2, [], text) == text
 
 
