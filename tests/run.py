@@ -168,11 +168,11 @@ def stages(options: argparse.Namespace) -> Iterator[Stage]:
     wanted = set(level.kinds)
     if "native" in wanted:
         programs = QUICK_NATIVE if options.level == "check" else ()
-        yield Stage("native", lambda: run_native("native", "", options.k, programs, level.is_thorough))
+        yield Stage("native", lambda: run_native("native", select=options.k, programs=programs))
     if "sanitize" in wanted:
         for sanitize in ("address,undefined", "thread"):
             name = f"native, {sanitize.replace(',', '+')} sanitizer"
-            yield Stage(name, lambda name=name, sanitize=sanitize: run_native(name, sanitize, options.k, (), True))
+            yield Stage(name, lambda name=name, sanitize=sanitize: run_native(name, sanitize, options.k))
     for folder in SINGLE:
         if folder in wanted:
             yield pytest(folder, 1, f"tests/{folder}", *level.marks(""), under=None, slow=3)

@@ -25,9 +25,6 @@ inline double patience_s() {
 }
 inline int64_t patience_ns() { return static_cast<int64_t>(patience_s() * 1e9); }
 
-// Of rounds that repeat the same with other random numbers: all in `make test-all`, else a quarter.
-inline int rounds(int all) { return std::getenv("RR_TEST_THOROUGH") ? all : all / 4; }
-
 struct Case {
   const char* name;
   std::function<void()> body;

@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,13 +19,13 @@ SANITIZED_TIMEOUT = 2400.0
 CANNOT_RUN = re.compile(r"FATAL: ThreadSanitizer: unexpected memory mapping|LeakSanitizer does not work under ptrace")
 
 
-def run(command: list[str], timeout: float, **environment: str) -> tuple[int | None, str]:
+def run(command: list[str], timeout: float) -> tuple[int | None, str]:
     """Exit status (None: took too long) and output."""
     try:
         done = subprocess.run(
             command,
             cwd=ROOT,
-            env=clean_environment(environment),
+            env=clean_environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -40,9 +40,7 @@ def run(command: list[str], timeout: float, **environment: str) -> tuple[int | N
     return done.returncode, done.stdout
 
 
-def run_native(
-    name: str, sanitize: str = "", select: str = "", programs: Sequence[str] = (), is_thorough: bool = False
-) -> StageReport:
+def run_native(name: str, sanitize: str = "", select: str = "", programs: Sequence[str] = ()) -> StageReport:
     """Builds tests/native/test_*.cc, or these `programs`, and runs each; a program prints "ok CASE" for each case."""
     report, began = StageReport(name), time.monotonic()
     directory = Path("build/native" + (f"-{sanitize.replace(',', '-')}" if sanitize else ""))
@@ -54,8 +52,7 @@ def run_native(
     else:
         limit = SANITIZED_TIMEOUT if sanitize else NATIVE_TIMEOUT
         with ThreadPoolExecutor(2) as pool:  # half of them mostly wait
-            environment = {"RR_TEST_THOROUGH": "1"} if is_thorough else {}
-            for results in pool.map(lambda program: run_program(program, select, limit, environment), paths):
+            for results in pool.map(lambda program: run_program(program, select, limit), paths):
                 report.results += results
     report.seconds = time.monotonic() - began
     return report
@@ -65,9 +62,9 @@ def native_programs() -> list[str]:
     return sorted(source.stem for source in (ROOT / "tests" / "native").glob("test_*.cc"))
 
 
-def run_program(program: Path, select: str, limit: float, environment: Mapping[str, str]) -> list[Result]:
+def run_program(program: Path, select: str, limit: float) -> list[Result]:
     began = time.monotonic()
-    status, output = run([str(ROOT / program), *([select] if select else [])], limit, **environment)
+    status, output = run([str(ROOT / program), *([select] if select else [])], limit)
     results = [Result(f"{program.name}::{case}", "passed") for case in re.findall(r"^ok (.+)$", output, re.MULTILINE)]
     if found := CANNOT_RUN.search(output):
         results.append(Result(program.name, "skipped", f"this machine cannot run the sanitizer: {found[0]}"))
