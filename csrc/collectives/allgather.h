@@ -27,7 +27,6 @@ class Allgather : public Machine {
   Allgather(Channel* channel, const char* in, size_t bytes, Output* output);
 
   static Reads reads(const Topology& topology, const Submission& submission, Output* output, const Matrix&);
-  static constexpr Gain kGain{2 << 20, Gain::kNever};
 
   Status advance(bool* moved) override;
   bool done() const override;

@@ -28,9 +28,8 @@ class Allreduce : public Machine {
       : Allreduce(channel, Pieces(submission.pieces), submission) {}
   Allreduce(Channel* channel, Pieces pieces, const Arithmetic& arithmetic);  // several fused
 
-  // What a rank reads where nothing is staged, and when that pays.
+  // What a rank reads where nothing is staged.
   static Reads reads(const Topology& topology, const Submission& submission, Output* output, const Matrix&);
-  static constexpr Gain kGain{8 << 20, Gain::kNever};
 
   Status advance(bool* moved) override;
   bool done() const override { return drained_ == steps_; }

@@ -21,7 +21,6 @@ class Alltoall : public Machine {
   Alltoall(Channel* channel, const Submission& submission, Output* output, const Matrix& known = {});
 
   static Reads reads(const Topology& topology, const Submission& submission, Output* output, const Matrix& bytes);
-  static constexpr Gain kGain{2 << 20, 32 << 20};
 
   Status advance(bool* moved) override;
   bool done() const override;

@@ -20,7 +20,6 @@ class Broadcast : public Machine {
   Broadcast(Channel* channel, const Submission& submission, Output*);
 
   static Reads reads(const Topology& topology, const Submission& submission, Output* output, const Matrix&);
-  static constexpr Gain kGain{32 << 20, Gain::kNever};
 
   Status advance(bool* moved) override;
   bool done() const override { return drained_ == steps_; }

@@ -20,7 +20,7 @@ std::unique_ptr<Machine> make(Channel* channel, const Submission& submission, Ou
     else return std::make_unique<Collective>(over, asked, into);
   };
   if (!SingleCopy::suits(*channel, submission)) return staged(channel, submission, output, {});
-  return std::make_unique<SingleCopy>(channel, submission, output, Collective::reads, Collective::kGain, staged);
+  return std::make_unique<SingleCopy>(channel, submission, output, Collective::reads, staged);
 }
 
 constexpr auto kAny = Kind::Root::kNone, kFrom = Kind::Root::kFrom, kTo = Kind::Root::kTo;

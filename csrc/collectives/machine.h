@@ -6,6 +6,7 @@
 #include <memory>
 #include <string>
 
+#include "collectives/ways.h"
 #include "shm/peer_memory.h"
 #include "shm/staging.h"
 #include "ops/topology.h"
@@ -36,7 +37,8 @@ struct Channel {
   Stream stream;
   Net* net = nullptr;  // null where the set spans one host
   PeerMemory* peers = nullptr;  // null where it cannot be read
-  bool read_any_size = false;   // read it however little there is to read
+  bool read_any_size = false;   // read it always, however little there is to read
+  std::shared_ptr<Ways> ways = std::make_shared<Ways>();
   std::shared_ptr<SendWindow> sends = std::make_shared<SendWindow>();
   int first_tag = 0;
 

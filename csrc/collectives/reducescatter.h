@@ -22,7 +22,6 @@ class Reducescatter : public Machine {
   Reducescatter(Channel* channel, const Submission& submission, Output* output);
 
   static Reads reads(const Topology& topology, const Submission& submission, Output* output, const Matrix&);
-  static constexpr Gain kGain{2 << 20, 32 << 20};
 
   Status advance(bool* moved) override;
   bool done() const override { return allocated_ && drained_ == steps_; }

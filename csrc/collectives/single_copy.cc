@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "common/clock.h"
 #include "common/pages.h"
 #include "kernels/kernels.h"
 
@@ -10,11 +11,12 @@ namespace ringreduce {
 namespace {
 
 // Of one read. A rank looks at other things in between.
-constexpr size_t kPiece = 256 << 10;
+constexpr size_t kPiece = 1 << 20;
 // What is read of all others to be reduced together: it should stay in a core's cache.
 constexpr size_t kScratch = 256 << 10;
 constexpr size_t kLeastPiece = 16 << 10;
-
+// What a rank reads of another one, at least: to have met takes longer than staging less.
+constexpr size_t kLeastRead = 64 << 10;
 
 size_t reduce_piece_bytes(int ranks) {
   return std::max(kLeastPiece, kScratch / std::max(1, ranks - 1) / kLine * kLine);
@@ -26,7 +28,9 @@ size_t reduce_piece_bytes(int ranks) {
 struct SingleCopy::Published {
   const char* in;
   const char* result;  // null: nobody reads it
-  PeerMemory::Access access;
+  bool offered;
+  bool word;           // of the first rank: how the next one goes
+  uint32_t last;       // what the last one has taken
   int64_t counts[];    // bytes for each rank, where the ranks tell each other
 };
 
@@ -45,31 +49,33 @@ bool SingleCopy::suits(const Channel& channel, const Submission& submission) {
   return channel.peers && channel.topology->host_count() == 1 && channel.topology->size > 1 && submission.pieces.size() == 1;
 }
 
-SingleCopy::SingleCopy(Channel* channel, const Submission& submission, Output* output, Plan plan, Gain gain, Staged staged)
+SingleCopy::SingleCopy(Channel* channel, const Submission& submission, Output* output, Plan plan, Staged staged)
     : channel_(channel),
       topology_(*channel->topology),
       submission_(submission),
       output_(output),
       plan_(plan),
       make_staged_(staged),
-      gain_(channel->read_any_size ? Gain{1, 1} : gain) {
+      any_size_(channel->read_any_size),
+      record_(channel->ways->of(submission.kind->number, submission.bytes())) {
   // What is known to be too small needs no meeting.
   if (!tells_counts()) reads_ = plan_(topology_, submission_, output_, {});
-  if (!tells_counts() && !gains(PeerMemory::Access::kHugePages)) stage({});
+  if (!tells_counts() && !is_enough()) stage();
   else step_ = channel_->stream.reserve(1);
 }
 
-void SingleCopy::stage(const Matrix& counts) {
-  staged_ = make_staged_(channel_, submission_, output_, counts);
+SingleCopy::~SingleCopy() {
+  if (timed_ && done()) record_.took(!staged_, now_ns() - begun_ns_);
 }
 
-bool SingleCopy::gains(PeerMemory::Access access) const {
-  if (access == PeerMemory::Access::kNone) return false;
-  return reads_.largest >= (access == PeerMemory::Access::kHugePages ? gain_.huge_pages : gain_.small_pages);
+void SingleCopy::stage() {
+  staged_ = make_staged_(channel_, submission_, output_, counts_);
 }
+
+bool SingleCopy::is_enough() const { return reads_.largest >= (any_size_ ? 1 : kLeastRead); }
 
 bool SingleCopy::done() const {
-  return staged_ ? staged_->done() : phase_ == Phase::kDrained && channel_->stream.drained(step_);
+  return staged_ ? staged_->done() : phase_ == Phase::kDrained && channel_->stream.drained(step_) && !channel_->stream.refused(step_);
 }
 
 const SingleCopy::Published* SingleCopy::published(int local) const {
@@ -92,61 +98,72 @@ Status SingleCopy::advance(bool* moved) {
       RR_TRY(meet());
       break;
     case Phase::kInputs:
-      if (next_ < reads_.inputs.size()) RR_TRY(read_on(reads_.inputs));
+      if (next_ < reads_.inputs.size() && !stream.refused(step_)) RR_TRY(read_on(reads_.inputs));
       else settle();
       break;
     case Phase::kResults:
       if (!stream.settled(step_)) return Status::ok();
-      if (next_ < reads_.results.size()) RR_TRY(read_on(reads_.results));
+      if (next_ < reads_.results.size() && !stream.refused(step_)) RR_TRY(read_on(reads_.results));
       else drain();
       break;
-    case Phase::kDrained: return Status::ok();
+    case Phase::kDrained:
+      if (!stream.drained(step_) || !stream.refused(step_)) return Status::ok();
+      stage();
+      break;
   }
   *moved = true;
   return Status::ok();
 }
 
 void SingleCopy::publish() {
+  begun_ns_ = now_ns();
   auto* mine = reinterpret_cast<Published*>(channel_->stream.slot(step_, topology_.local()));
   const Piece& piece = submission_.pieces[0];
   mine->in = piece.in;
   mine->result = piece.out;
-  mine->access = access(piece.in, is_read() ? piece.bytes : 0);
-  if (!reads_.results.empty()) mine->access = std::min(mine->access, access(piece.out, piece.bytes));
+  mine->offered = offers();
+  mine->word = record_.word();
+  mine->last = record_.last();
   std::copy(submission_.counts.begin(), submission_.counts.end(), mine->counts);
   channel_->stream.fill(step_);
 }
 
-// A broadcast and a scatter read of the root only.
-bool SingleCopy::is_read() const {
-  return submission_.kind->root != Kind::Root::kFrom || topology_.rank == submission_.root;
+// Inputs that are reduced in place cannot be staged any more once reading them has begun.
+bool SingleCopy::overwrites() const {
+  return submission_.kind->reduces && submission_.pieces[0].in == submission_.pieces[0].out;
 }
 
-// A look takes longer than staging a little would.
-PeerMemory::Access SingleCopy::access(const char* data, size_t bytes) const {
-  if (bytes && bytes < gain_.huge_pages) return PeerMemory::Access::kNone;
-  return channel_->peers->access(data, bytes);
+// To try takes some microseconds.
+bool SingleCopy::offers() const {
+  if (!any_size_ && !record_.reads()) return false;
+  const Piece& piece = submission_.pieces[0];
+  return !overwrites() || channel_->peers->readable(piece.in, piece.bytes);
 }
 
 Status SingleCopy::meet() {
   const int n = topology_.size;
-  auto access = PeerMemory::Access::kHugePages;
-  for (int i = 0; i < n; ++i) access = std::min(access, published(i)->access);
-  bool sane = true;
-  Matrix bytes;
+  bool offered = true, sane = true;
+  uint32_t slowest = 0;
+  for (int i = 0; i < n; ++i) {
+    offered = offered && published(i)->offered;
+    slowest = std::max(slowest, published(i)->last);
+  }
+  record_.slowest(slowest);
+  record_.hear(published(0)->word);
   if (tells_counts()) {
     for (int from = 0; from < n; ++from)
       for (int to = 0; to < n; ++to) {
         const int64_t count = published(from)->counts[to];
         sane = sane && count >= 0 && count <= kMostBytes / n;
-        bytes.push_back(static_cast<size_t>(count));
+        counts_.push_back(static_cast<size_t>(count));
       }
-    if (sane) reads_ = plan_(topology_, submission_, output_, bytes);
+    if (sane) reads_ = plan_(topology_, submission_, output_, counts_);
   }
+  timed_ = is_enough();
   // Counts that cannot be are the staged machine's to report.
-  if (!sane || !gains(access)) {
+  if (!sane || !offered || !is_enough()) {
     channel_->stream.drain_unsettled(step_);
-    return stage(bytes), Status::ok();
+    return stage(), Status::ok();
   }
   result_ = submission_.pieces[0].out;
   if (!submission_.kind->alike) {
@@ -192,7 +209,10 @@ Status SingleCopy::fetch(int from, const char* address, char* to, size_t bytes) 
   std::atomic_thread_fence(std::memory_order_acquire);  // what was read comes before the look
 #endif
   // It may have let go of the memory as it gave up.
-  return channel_->stream.broken_off() ? Status::ok() : status;
+  if (channel_->stream.broken_off()) return Status::ok();
+  // As memory of a device, which its owner can read, the system for others not.
+  if (status.code() == Code::kSystem && !overwrites()) return channel_->stream.refuse(step_), Status::ok();
+  return status;
 }
 
 Status SingleCopy::read_piece(int from, size_t at, size_t to, size_t bytes) {

@@ -9,8 +9,8 @@
 //            rank 0      rank 1        results: it copies b from rank 1's result
 //
 // What to read differs by collective, and is a plan, which is all that a collective says about it (Reads), beside Output::counts. Every
-// rank draws the same conclusion from what all have published: where memory cannot be read, or it is too little
-// to gain anything, the staged machine takes over.
+// rank draws the same conclusion from what all have published: where memory cannot be read, or there is too little to
+// read, or staging is quicker (ways.h), the staged machine takes over.
 //
 // A tensor stays as it is until all have drained. A rank that fails before says so (Stream::break_off) and nobody
 // finishes after that: what was read meanwhile may be anything.
@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "collectives/machine.h"
+#include "collectives/ways.h"
 #include "ops/submission.h"
 
 namespace ringreduce {
@@ -41,12 +42,6 @@ struct Reads {
   void begin_after(int rank);
 };
 
-// From how many bytes on that a rank reads of another one it is quicker than staging, as measured.
-struct Gain {
-  static constexpr size_t kNever = SIZE_MAX;
-  size_t huge_pages, small_pages;
-};
-
 // How many bytes each rank has for each, [from][to]; empty unless ranks tell each other.
 using Matrix = std::vector<size_t>;
 
@@ -57,7 +52,8 @@ class SingleCopy : public Machine {
 
   // For an operation that it can be used for.
   static bool suits(const Channel& channel, const Submission& submission);
-  SingleCopy(Channel* channel, const Submission& submission, Output* output, Plan plan, Gain gain, Staged staged);
+  SingleCopy(Channel* channel, const Submission& submission, Output* output, Plan plan, Staged staged);
+  ~SingleCopy() override;
 
   Status advance(bool* moved) override;
   bool done() const override;
@@ -68,13 +64,13 @@ class SingleCopy : public Machine {
   enum class Phase { kPublish, kMeet, kInputs, kResults, kDrained };
 
   bool tells_counts() const { return submission_.kind->counts == Kind::Counts::kOwn; }
-  bool gains(PeerMemory::Access access) const;
-  bool is_read() const;
-  PeerMemory::Access access(const char* data, size_t bytes) const;
+  bool is_enough() const;
+  bool overwrites() const;
+  bool offers() const;
   const Published* published(int rank) const;
   void publish();
   Status meet();
-  void stage(const Matrix& counts);
+  void stage();
   void settle();
   void drain();
   Status read_on(const std::vector<Read>& reads);
@@ -88,13 +84,17 @@ class SingleCopy : public Machine {
   Output* output_;
   Plan plan_;
   Staged make_staged_;
-  Gain gain_;
+  const bool any_size_;
+  Ways::Record& record_;
+  int64_t begun_ns_ = 0;
+  bool timed_ = false;
   Phase phase_ = Phase::kPublish;
   Reads reads_;
   uint64_t step_ = 0;
   char* result_ = nullptr;
   size_t next_ = 0, offset_ = 0;  // within the reads of the phase
   std::vector<const void*> sources_;
+  Matrix counts_;
   std::unique_ptr<Machine> staged_;
 };
 

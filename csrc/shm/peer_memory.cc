@@ -4,17 +4,12 @@
 #include <cstring>
 #include <fstream>
 
-#include <fcntl.h>
 #include <poll.h>
-#include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/random.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
-
-#include "common/pages.h"
-#include "common/slices.h"
 
 namespace ringreduce {
 
@@ -37,28 +32,6 @@ bool has_ended(int pidfd) {
 ssize_t read_from(int pid, const void* from, void* to, size_t bytes) {
   iovec here{to, bytes}, there{const_cast<void*>(from), bytes};
   return process_vm_readv(pid, &here, 1, &there, 1, 0);
-}
-
-// PAGEMAP_SCAN of <linux/fs.h>, which older systems lack.
-struct PageScan {
-  uint64_t size, flags, start, end, walk_end, regions, regions_len, max_pages, inverted, all_of, any_of, returned;
-};
-struct PageRegion {
-  uint64_t start, end, categories;
-};
-constexpr uint64_t kIsHuge = 1 << 6;
-
-// False also where the kernel (before 6.7) cannot tell.
-bool is_huge(int pagemap, uint64_t address) {
-  PageRegion region{};
-  PageScan scan{};
-  scan.size = sizeof scan;
-  scan.start = address;
-  scan.end = address + kHugePage;
-  scan.regions = reinterpret_cast<uint64_t>(&region);
-  scan.regions_len = 1;
-  scan.all_of = scan.returned = kIsHuge;
-  return ioctl(pagemap, _IOWR('f', 16, PageScan), &scan) == 1 && region.start == scan.start && region.end == scan.end;
 }
 
 std::string reason(ssize_t got, size_t wanted) {
@@ -90,34 +63,21 @@ Status PeerMemory::attempt(int pid, const Word& word) {
   return Status::ok();
 }
 
-PeerMemory::PeerMemory(std::vector<int> ranks, std::vector<int> pids)
-    : pagemap_(::open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC)) {
+PeerMemory::PeerMemory(std::vector<int> ranks, std::vector<int> pids) {
   for (size_t i = 0; i < pids.size(); ++i) peers_.push_back({ranks[i], pids[i], open_pid(pids[i])});
 }
 
 PeerMemory::~PeerMemory() {
-  if (pagemap_ >= 0) ::close(pagemap_);
   for (const Peer& peer : peers_)
     if (peer.fd >= 0) ::close(peer.fd);
 }
 
-PeerMemory::Access PeerMemory::access(const void* data, size_t bytes) const {
-  if (!bytes) return Access::kHugePages;  // nothing is looked up
+bool PeerMemory::readable(const void* data, size_t bytes) const {
+  if (!bytes) return true;
   const char* first = static_cast<const char*>(data);
   char ends[2];
   iovec here{ends, 2}, there[2] = {{const_cast<char*>(first), 1}, {const_cast<char*>(first + bytes - 1), 1}};
-  if (process_vm_readv(getpid(), &here, 1, there, 2, 0) != 2) return Access::kNone;
-  return in_huge_pages(first, bytes) ? Access::kHugePages : Access::kSmallPages;
-}
-
-// By a look at three places, which takes some microseconds.
-bool PeerMemory::in_huge_pages(const char* data, size_t bytes) const {
-  const uint64_t begin = reinterpret_cast<uint64_t>(data);
-  const uint64_t first = divide_up(begin, kHugePage), end = (begin + bytes) / kHugePage;
-  if (first >= end) return false;
-  for (const uint64_t page : {first, (first + end) / 2, end - 1})
-    if (!is_huge(pagemap_, page * kHugePage)) return false;
-  return true;
+  return process_vm_readv(getpid(), &here, 1, there, 2, 0) == 2;
 }
 
 Status PeerMemory::read(int rank, const char* from, char* to, size_t bytes) {

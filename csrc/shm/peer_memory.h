@@ -37,10 +37,8 @@ class PeerMemory {
   PeerMemory(const PeerMemory&) = delete;
   PeerMemory& operator=(const PeerMemory&) = delete;
 
-  // What it is for others to read this process's memory: memory of a device, for one, only its owner can. Of small
-  // pages the kernel looks up each one, which takes as long as copying it.
-  enum class Access : uint8_t { kNone, kSmallPages, kHugePages };
-  Access access(const void* data, size_t bytes) const;
+  // Whether others can read this process's memory there, as far as its ends tell: that of a device, for one, only its owner can.
+  bool readable(const void* data, size_t bytes) const;
 
   // Bytes of the rank's memory; `from` is an address of its process. What comes was read from that process.
   Status read(int rank, const char* from, char* to, size_t bytes);
@@ -51,9 +49,6 @@ class PeerMemory {
   struct Peer {
     int rank, pid, fd;
   };
-  bool in_huge_pages(const char* data, size_t bytes) const;
-
-  const int pagemap_;  // of this process
   std::vector<Peer> peers_;
   std::vector<char> scratch_;
 };

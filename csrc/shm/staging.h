@@ -31,6 +31,7 @@ struct StreamState {
   static constexpr int kSlots = 4;
   Counter filled[kSlots], settled[kSlots], drained[kSlots];
   std::atomic<uint32_t> broken_off{0};
+  std::atomic<uint64_t> refused[kSlots]{};  // step + 1
 };
 
 class Stream {
@@ -74,6 +75,10 @@ class Stream {
   // for nothing. Whoever looks after having read knows.
   void break_off() { state_->broken_off.store(1, std::memory_order_seq_cst); }
   bool broken_off() const { return state_->broken_off.load(std::memory_order_seq_cst); }
+
+  // In a step, before this rank's last arrival: it has not got what it was to read of others. All know once all have arrived.
+  void refuse(uint64_t step) { state_->refused[step % kSlots].store(step + 1, std::memory_order_release); }
+  bool refused(uint64_t step) const { return state_->refused[step % kSlots].load(std::memory_order_acquire) == step + 1; }
 
  private:
   void arrive(Counter& counter, uint64_t step, int weight) {

@@ -24,10 +24,10 @@ def _call(
     op: Any, prescale: Any, postscale: Any, root: Any,
 ) -> Any:  # fmt: skip
     """As the core's `call_plain`."""
-    engine = process_set.engine
-    if engine is None or forward_ad._current_level >= 0:
+    engine, context = process_set.engine, running.current
+    if engine is None or context is None or forward_ad._current_level >= 0:
         return None
-    if name is not None and running.require().names:  # a handle that lives may have it
+    if name is not None and context.names:  # a handle that lives may have it
         return None
     return engine.call_plain(
         process_set.process_set_id or 0, kind, name, tensor, output, op, prescale, postscale, root

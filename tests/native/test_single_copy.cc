@@ -17,7 +17,7 @@ using namespace ringreduce;
 
 namespace {
 
-constexpr size_t kChunk = 4096, kCount = 300'000;  // several pieces
+constexpr size_t kChunk = 4096, kCount = 1'000'000;  // several pieces
 
 // The ranks of one host, whose machines a test moves one step at a time.
 class Ranks {
@@ -177,14 +177,33 @@ TEST(memory_that_cannot_be_read_is_staged) {
   refused.pieces[0].in = reinterpret_cast<const char*>(closed);
   ranks.submit(0, gather_of(values[0]));
   ranks.submit(1, refused);
-  for (int i = 0; i < 2; ++i)
-    for (int rank : {0, 1}) CHECK(ranks.step(rank));
-  for (int rank : {0, 1}) CHECK_EQ(ranks.where(rank), "step 0 of ? drained");  // the staged machine's
+  for (int rank : {0, 1}) CHECK(ranks.step(rank));
+  CHECK_OK(ranks.move(0));  // what it has not got it does not take for a result
+  CHECK(!ranks.done(0));
   mprotect(closed, kCount * 4, PROT_READ | PROT_WRITE);
   for (size_t i = 0; i < kCount; ++i) closed[i] = 2;
+  CHECK_OK(ranks.move(1));
+  CHECK_EQ(ranks.where(1).find("step 0 of "), 0u);  // the staged machine's
+  CHECK(!ranks.done(1));
   while (!ranks.done(0) || !ranks.done(1))
     for (int rank : {0, 1}) CHECK_OK(ranks.move(rank));
-  for (size_t i = 0; i < 2 * kCount; ++i) CHECK_EQ(ranks.output(0)[i], i < kCount ? 1.0f : 2.0f);
+  for (int rank : {0, 1})
+    for (size_t i = 0; i < 2 * kCount; ++i) CHECK_EQ(ranks.output(rank)[i], i < kCount ? 1.0f : 2.0f);
+  munmap(closed, kCount * 4);
+}
+
+// Reading would have to be over before anything is written.
+TEST(memory_that_cannot_be_read_is_not_reduced_in_place) {
+  auto values = tensors(2);
+  auto* closed = static_cast<float*>(mmap(nullptr, kCount * 4, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  Ranks ranks(2);
+  Submission refused = allreduce_of("", values[1], &values[1], DType::kFloat32);
+  refused.pieces[0].in = refused.pieces[0].out = reinterpret_cast<char*>(closed);
+  ranks.submit(0, allreduce_of("", values[0], &values[0], DType::kFloat32));
+  ranks.submit(1, refused);
+  for (int i = 0; i < 2; ++i)
+    for (int rank : {0, 1}) CHECK(ranks.step(rank));
+  for (int rank : {0, 1}) CHECK_EQ(ranks.where(rank), "chunk 0 of 977 drained, 0 reduced, 0 staged");
   munmap(closed, kCount * 4);
 }
 
@@ -206,27 +225,48 @@ TEST(a_block_that_cannot_be_is_an_error) {
   CHECK(status.text().find("which cannot be") != std::string::npos);
 }
 
-// Huge pages are what the system gives, or does not.
-TEST(what_pages_memory_lies_in) {
-  PeerMemory memory({0}, {getpid()});
-  constexpr size_t kBytes = 16 << 20;
-  auto* pages = static_cast<char*>(mmap(nullptr, kBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-  madvise(pages, kBytes, MADV_NOHUGEPAGE);
-  std::memset(pages, 1, kBytes);
-  CHECK(memory.access(pages, kBytes) == PeerMemory::Access::kSmallPages);
-  CHECK(memory.access(pages, 1) == PeerMemory::Access::kSmallPages);
-  CHECK(memory.access(pages, 0) == PeerMemory::Access::kHugePages);
-  // One small page in the midst of huge ones is seen where it is looked for: at the ends.
-  madvise(pages, kBytes, MADV_HUGEPAGE);
-  madvise(pages, kBytes, MADV_DONTNEED);
-  std::memset(pages, 1, kBytes);
-  if (memory.access(pages, kBytes) == PeerMemory::Access::kHugePages) {
-    const auto end = reinterpret_cast<uintptr_t>(pages + kBytes) / (2 << 20) * (2 << 20);
-    madvise(reinterpret_cast<void*>(end - 4096), 4096, MADV_NOHUGEPAGE);  // splits the last one
-    CHECK(memory.access(pages, kBytes) == PeerMemory::Access::kSmallPages);
+// Both ways are timed, the first rank of the set says which it is, and the slower one is tried now and then.
+TEST(the_quicker_way_is_found) {
+  Ways::Record first;
+  const auto reads = [&](int64_t stage_ns, int64_t read_ns, int calls) {
+    int count = 0;
+    for (int i = 0; i < calls; ++i) {
+      const bool read = first.reads(), next = first.word();
+      first.slowest(first.last());
+      first.hear(next);
+      first.took(read, read ? read_ns : stage_ns);
+      count += read;
+    }
+    return count;
+  };
+  const int both = reads(50'000, 100'000, 8);
+  CHECK(both >= 2 && both <= 6);
+  CHECK(reads(50'000, 100'000, 320) <= 20);   // of which some see whether it is so still
+  CHECK(reads(200'000, 100'000, 320) >= 200);  // the cores have moved apart
+  CHECK(reads(200'000, 100'000, 320) >= 300);
+  CHECK(reads(50'000, 100'000, 320) <= 80);
+}
+
+TEST(a_rank_that_is_late_once_changes_nothing) {
+  Ways::Record record;
+  for (int i = 0; i < 100; ++i) {
+    const bool read = record.reads(), next = record.word();
+    record.slowest(record.last());
+    record.hear(next);
+    record.took(read, i % 10 == 5 ? 9'000'000 : read ? 50'000 : 100'000);
+    if (i > 12 && i % 32 > 2) CHECK(read);
   }
-  mprotect(pages, kBytes, PROT_NONE);
-  CHECK(memory.access(pages, kBytes) == PeerMemory::Access::kNone);
+}
+
+TEST(what_can_be_read) {
+  PeerMemory memory({0}, {getpid()});
+  constexpr size_t kBytes = 1 << 20;
+  auto* pages = static_cast<char*>(mmap(nullptr, kBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  CHECK(memory.readable(pages, kBytes));
+  CHECK(memory.readable(nullptr, 0));
+  mprotect(pages + kBytes - 4096, 4096, PROT_NONE);
+  CHECK(!memory.readable(pages, kBytes));
+  CHECK(memory.readable(pages, kBytes - 4096));
   munmap(pages, kBytes);
 }
 
