@@ -46,7 +46,7 @@ Reads Allgather::reads(const Topology& topology, const Submission&, Output* outp
     reads.largest = std::max(reads.largest, bytes);
     offset += bytes;
   }
-  reads.begin_after(topology.rank);
+  reads.begin_with(topology.rank);
   return reads;
 }
 

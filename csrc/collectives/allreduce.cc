@@ -39,7 +39,7 @@ Reads Allreduce::reads(const Topology& topology, const Submission& submission, O
     else Reads::add(&reads.results, {i, part.begin, part.begin, part.bytes()});
     reads.largest = std::max(reads.largest, part.bytes());
   }
-  reads.begin_after(topology.rank);
+  reads.begin_with(topology.rank);
   return reads;
 }
 

@@ -42,7 +42,7 @@ Reads Alltoall::reads(const Topology& topology, const Submission&, Output* outpu
     for (int i = 0; i < topology.size; ++i)
       if (i != from) reads.largest = std::max(reads.largest, row[i]);
   }
-  reads.begin_after(topology.rank);
+  reads.begin_with(topology.rank);
   return reads;
 }
 

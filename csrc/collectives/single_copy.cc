@@ -38,9 +38,9 @@ void Reads::add(std::vector<Read>* reads, const Read& read) {
   if (read.bytes) reads->push_back(read);
 }
 
-void Reads::begin_after(int rank) {
+void Reads::begin_with(int rank) {
   for (std::vector<Read>* reads : {&inputs, &results}) {
-    const auto next = std::find_if(reads->begin(), reads->end(), [&](const Read& read) { return read.from > rank; });
+    const auto next = std::find_if(reads->begin(), reads->end(), [&](const Read& read) { return read.from >= rank; });
     std::rotate(reads->begin(), next, reads->end());
   }
 }

@@ -38,8 +38,9 @@ struct Reads {
   size_t largest = 0;  // that any rank reads of another; the same on all ranks
 
   static void add(std::vector<Read>* reads, const Read& read);  // of nothing: none
-  // Reads begin with the neighbour after this rank, so that not all meet at rank 0.
-  void begin_after(int rank);
+  // This rank's own first, by which the rest of it leaves the core's caches, where others find it late. Then the
+  // neighbour's after it, so that not all meet at rank 0.
+  void begin_with(int rank);
 };
 
 // How many bytes each rank has for each, [from][to]; empty unless ranks tell each other.
