@@ -166,6 +166,17 @@ nb::object rows_of(const Output& output, const PlainTensor& like) {
   return make_plain_tensor(like, static_cast<int64_t>(output.bytes) / row_bytes, output.data);
 }
 
+// Until the core is done with them; for good where there is no memory to tell it so.
+void keep_for(Engine& engine, const OpRef& op, nb::handle tensor, nb::handle result) {
+  try {
+    std::shared_ptr<void> kept = keep(nb::make_tuple(tensor, result));
+    without_gil([&] { engine.keep(op, std::move(kept)); });
+  } catch (const std::exception&) {
+    tensor.inc_ref();
+    result.inc_ref();
+  }
+}
+
 // None: nothing was done. The output, which has the result; True where there is none.
 nb::object call_plain(EngineObject self, int set_id, const char* kind, nb::handle name, nb::handle tensor, nb::handle output,
                       nb::handle op, nb::handle prescale, nb::handle postscale, nb::handle root) {
@@ -176,21 +187,22 @@ nb::object call_plain(EngineObject self, int set_id, const char* kind, nb::handl
   if (!plain.read(*known, name, tensor, output, root)) return nb::none();
   Engine& engine = nb::inst_ptr<PyEngine>(self)->get();
   OpRef rest;
-  bool here = false;
-  raise_if(without_gil([&] { return engine.call(set_id, plain.call, &here, &rest); }));
-  release_kept();
-  if (!here) return nb::none();
+  bool here = false, done = false;
   const auto result = [&] { return plain.result.is_valid() ? plain.result : output.is_none() ? nb::bool_(true) : nb::borrow(output); };
-  if (!rest) return result();
-  std::shared_ptr<void> kept = keep(nb::make_tuple(tensor, result()));  // as far as it is needed
+  const auto wait = [&](double slice, bool* is_done) { return engine.wait(*rest, -1, slice, is_done); };
   try {
-    wait_with_signals([&](double slice, bool* done) { return engine.wait(*rest, -1, slice, done); });
+    raise_if(without_gil([&] {
+      RR_TRY(engine.call(set_id, plain.call, &here, &rest));
+      return rest ? wait(kSliceS, &done) : Status::ok();
+    }));
+    if (rest && !done) wait_with_signals(wait);
   } catch (...) {
-    without_gil([&] { engine.keep(rest, std::move(kept)); });
+    if (rest) keep_for(engine, rest, tensor, result());
     throw;
   }
-  kept.reset();
   release_kept();
+  if (!here) return nb::none();
+  if (!rest) return result();
   if (deliver(*rest, plain.call)) return result();
   return rows_of(rest->output, plain.tensor);
 }

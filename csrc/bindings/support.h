@@ -92,9 +92,9 @@ auto without_gil(Call call) {
 }
 
 // Waits in slices, so that Ctrl-C works.
+constexpr double kSliceS = 0.1;
 template <typename Wait>
 void wait_with_signals(Wait wait) {
-  constexpr double kSliceS = 0.1;
   for (bool done = false; !done;) {
     raise_if(without_gil([&] { return wait(kSliceS, &done); }));
     if (!done && PyErr_CheckSignals()) throw nb::python_error();

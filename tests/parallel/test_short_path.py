@@ -226,3 +226,46 @@ def test_versions_and_strides(rank, size):
     rr.allreduce_(inside[:, 1], "column", op=rr.Sum)
     assert_same(inside[:, 1], reduced(range(size), (4, 3), torch.float32, rr.Sum)[:, 1], "a column, in place")
     assert_same(inside[:, 0], make(rank, (4, 3), torch.float32)[:, 0], "beside it")
+
+
+@pytest.mark.parametrize("kib", [96, 1024])
+def test_large_ones_on_both_ways(rank, size, kib):
+    """As often as it takes to try both staging and reading, and some more; the input is used again at once."""
+    elements = kib * 256 // size * size
+    calls = [REDUCED["new"], REDUCED["in place"], FROM_ROOT["new"], FROM_ROOT["in place"], GATHERED["new"],
+             SHARES["new"], EXCHANGED["new"]]  # fmt: skip
+    kept = []
+    for turn in range(10):
+        mine, others = make(rank + turn, elements, torch.float32), range(turn, size + turn)
+        total, root = reduced(others, elements, torch.float32, rr.Sum), turn % size
+        sent = make(root + turn, elements, torch.float32)
+        gathered = torch.cat([make(r, elements, torch.float32) for r in others])
+        exchanged = torch.cat([make(r, elements, torch.float32).chunk(size)[rank] for r in others])
+        right = [total, total, sent, sent, gathered, total.chunk(size)[rank], exchanged]
+        for call, expected in zip(calls, right, strict=True):
+            tensor = mine.clone()
+            result = call(tensor, "large", root)
+            tensor.fill_(-1)  # nobody reads it any more
+            assert_same(result, expected, f"turn {turn}")
+            kept.append((result, expected))
+    for result, expected in kept:
+        assert_same(result, expected, "later")
+
+
+def test_large_rows_are_ordinary_tensors(rank, size):
+    rows = 30_000 + 1_000 * rank  # not as many on all ranks
+    result = rr.allgather(make(rank, (rows, 2, 3), torch.float64), "uneven")
+    expected = torch.cat([make(r, (30_000 + 1_000 * r, 2, 3), torch.float64) for r in range(size)])
+    assert_same(result, expected, "allgather")
+    assert result.is_contiguous()
+    assert not result.requires_grad
+    result.requires_grad_().mul(2).sum().backward()
+    assert result.grad is not None and bool((result.grad == 2).all())
+    with torch.no_grad():
+        result.zero_()
+    again = rr.allgather(make(rank, (rows, 2, 3), torch.float64), "uneven")
+    assert_same(again, expected, "while the first one lives")
+    assert not result.any()
+    few = rr.reducescatter(torch.ones(1, 50_000), op=rr.Sum)  # rows for the first rank only
+    assert few.shape == (int(rank == 0), 50_000)
+    assert bool((few == size).all())
