@@ -260,7 +260,8 @@ def test_large_rows_are_ordinary_tensors(rank, size):
     assert result.is_contiguous()
     assert not result.requires_grad
     result.requires_grad_().mul(2).sum().backward()
-    assert result.grad is not None and bool((result.grad == 2).all())
+    assert result.grad is not None
+    assert bool((result.grad == 2).all())
     with torch.no_grad():
         result.zero_()
     again = rr.allgather(make(rank, (rows, 2, 3), torch.float64), "uneven")
