@@ -15,9 +15,12 @@ R = TypeVar("R")
 # Whether torch.compile is looking at the caller's code rather than running it.
 is_compiling: Callable[[], bool] = getattr(getattr(torch, "compiler", None), "is_compiling", lambda: False)
 
+# The same, but for torch.export's tracing by running, which gives no plain tensors: in less time.
+is_traced: Callable[[], bool] = getattr(getattr(torch, "compiler", None), "is_dynamo_compiling", is_compiling)
+
 # What torch.compile has put in the interpreter's way, to look at each function that is called; or None.
 _eval_frame = getattr(getattr(torch._C, "_dynamo", None), "eval_frame", None)
-_looker: Callable[[], Any] = getattr(_eval_frame, "get_eval_frame_callback", lambda: None)
+looker: Callable[[], Any] = getattr(_eval_frame, "get_eval_frame_callback", lambda: None)
 
 _disable: Callable[[Any], Any] = getattr(torch, "_disable_dynamo", lambda function: function)
 
@@ -28,7 +31,7 @@ def untraced(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        if is_compiling() or _looker() is not None:
+        if is_compiling() or looker() is not None:
             return broken_out(*args, **kwargs)
         return function(*args, **kwargs)
 

@@ -1,7 +1,7 @@
 """The short way: one call of the core for an operation of a plain tensor, from the numbers to the result.
 
-The core refuses what needs a check, a copy, a derivative or an explanation, and so does this module: the caller then
-takes the long way (`submit`, `autograd`).
+The core refuses what needs a check, a copy, a derivative or an explanation, and so does this module, and whatever is
+called under torch.compile: the caller then takes the long way (`submit`, `autograd`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ringreduce._ops.compiled import untraced
+from ringreduce._ops.compiled import is_traced, looker
 from ringreduce._ops.versions import increment_version
 from ringreduce._runtime import running
 from ringreduce._runtime.process_set import ProcessSet
@@ -25,7 +25,7 @@ def _call(
 ) -> Any:  # fmt: skip
     """As the core's `call_plain`."""
     engine, context = process_set.engine, running.current
-    if engine is None or context is None or forward_ad._current_level >= 0:
+    if is_traced() or looker() is not None or engine is None or context is None or forward_ad._current_level >= 0:
         return None
     if name is not None and context.names:  # a handle that lives may have it
         return None
@@ -39,7 +39,6 @@ def _is_plain(tensor: Any) -> bool:
     return type(tensor) is Tensor and tensor.layout is torch.strided and not tensor.is_cuda
 
 
-@untraced
 def in_place(
     kind: str, tensor: Any, name: str | None, process_set: ProcessSet,
     op: Any = None, prescale: Any = 1.0, postscale: Any = 1.0, root: Any = None,
@@ -52,7 +51,6 @@ def in_place(
     return True
 
 
-@untraced
 def like(
     kind: str, tensor: Any, name: str | None, process_set: ProcessSet,
     op: Any = None, prescale: Any = 1.0, postscale: Any = 1.0, root: Any = None,
@@ -65,7 +63,6 @@ def like(
     return result
 
 
-@untraced
 def rows(
     kind: str, tensor: Any, name: str | None, process_set: ProcessSet,
     op: Any = None, prescale: Any = 1.0, postscale: Any = 1.0,
@@ -75,7 +72,6 @@ def rows(
     return result
 
 
-@untraced
 def barrier(process_set: ProcessSet) -> bool:
     """Whether all have met."""
     return _call("barrier", None, None, None, process_set, None, 1.0, 1.0, None) is not None
