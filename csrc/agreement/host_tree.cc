@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "agreement/farewells.h"
 #include "common/keep.h"
 #include "common/show.h"
 #include "kernels/kernels.h"

@@ -119,9 +119,9 @@ void bind_engine(nb::module_& m) {
     new (self) PyEngine(std::move(config));
   }, "rank"_a, "size"_a, "host_of"_a, "segment"_a, "mpi_comm"_a, "oversubscribed"_a, "peer_pids"_a, "processes"_a, "lifeline"_a,
      "spare_cores"_a = false, "single_copy"_a = false);
-  c.def("failure", [](PyEngine& self) {
+  c.def("lost", [](PyEngine& self) {
     Engine& engine = self.get();
-    return readable(without_gil([&] { return engine.failure(); }).text());
+    return readable(without_gil([&] { return engine.lost(); }).text());
   });
   c.def("close", [](PyEngine& self, double timeout, const std::string& why) {
     Engine& engine = self.get();

@@ -159,10 +159,10 @@ void Engine::keep(const OpRef& op, std::shared_ptr<void> memory) {
   if (!op->is_done() || op->kept_for_good) op->submission.keep = std::move(memory);
 }
 
-Status Engine::failure() {
+Status Engine::lost() {
   Lock lock(mutex_);
   if (!broken() && alarmed()) end_with(liveness_.verdict());
-  return broken_.code() == Code::kShutdown ? Status::ok() : broken_;
+  return liveness_.lost_process() ? liveness_.verdict() : Status::ok();
 }
 
 std::vector<StatusReading> Engine::statuses() {

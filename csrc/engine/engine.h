@@ -110,7 +110,7 @@ class Engine : Work {
   void say_verdict(const std::string& verdict) { status_.verdict(verdict); }
 
   std::string state();
-  Status failure();                  // why nothing works any more; ok: it does
+  Status lost();                     // which rank or host the job has lost; ok: none
   // The status pages of this host, by local index; a rank that has none yet is unknown.
   std::vector<StatusReading> statuses();
   static std::vector<StatusReading> statuses(const Segment& world, int ranks);

@@ -23,6 +23,7 @@ class Liveness {
   // A rank is lost: the same text on all ranks.
   bool alarmed() const { return watch_.decided(); }
   Status verdict() const { return watch_.verdict(); }
+  bool lost_process() const { return watch_.lost_process(); }
   // This rank cannot go on. What it is to raise: a certain cause, or the one that it followed from.
   Status failed(const Status& status, bool is_certain) { return watch_.failed(status, is_certain); }
   // The time for an operation of the set is over at `limit_ns`.

@@ -12,6 +12,7 @@ bool VerdictBoard::Slot::put(const Cause& cause) {
   if (!state_.compare_exchange_strong(empty, kWriting, std::memory_order_acquire)) return false;
   const std::string text = cut(cause.text, Cause::kText);
   rank_ = cause.rank;
+  ended_ = cause.ended;
   certainty_ = cause.certainty;
   bytes_ = static_cast<uint32_t>(text.size());
   std::memcpy(text_, text.data(), text.size());
@@ -22,6 +23,7 @@ bool VerdictBoard::Slot::put(const Cause& cause) {
 bool VerdictBoard::Slot::get(Cause* cause) const {
   if (!is_there()) return false;
   cause->rank = rank_;
+  cause->ended = ended_ != 0;
   cause->certainty = certainty_;
   cause->text.assign(text_, std::min<size_t>(bytes_, Cause::kText));
   return true;

@@ -24,6 +24,7 @@ struct Cause {
   int rank = -1;                         // of the world, which is lost; -1: none in particular
   Certainty certainty = Certainty::kCertain;
   std::string text;
+  bool ended = true;                     // a process has ended, or a host is out of reach; else an engine has failed
 };
 
 // In shared memory; zeroed it is empty.
@@ -38,7 +39,7 @@ struct VerdictBoard {
     static constexpr uint32_t kEmpty = 0, kWriting = 1, kThere = 2;
     std::atomic<uint32_t> state_;
     Certainty certainty_;
-    uint32_t bytes_;
+    uint32_t bytes_, ended_;
     int32_t rank_;
     char text_[Cause::kText];
   };

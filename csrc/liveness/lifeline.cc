@@ -25,7 +25,7 @@ constexpr uint32_t kMagic = 0x72724c31;
 struct Header {
   uint32_t magic, type, certainty, bytes;
   int32_t rank;
-  uint32_t reserved;
+  uint32_t ended;
   uint64_t checksum;  // of all of it but this, and of the text
 };
 
@@ -121,6 +121,7 @@ void Lifeline::send(Open& link, Type type, const Cause& cause) {
   header.certainty = static_cast<uint32_t>(cause.certainty);
   header.bytes = static_cast<uint32_t>(text.size());
   header.rank = cause.rank;
+  header.ended = cause.ended;
   header.checksum = checksum(header, text.data());
   link.out.append(reinterpret_cast<const char*>(&header), sizeof header).append(text);
   flush(link);
@@ -176,7 +177,7 @@ bool Lifeline::parse(Open& link, std::vector<News>* news) {
     if (link.in.size() < sizeof header + header.bytes) return true;
     const char* text = link.in.data() + sizeof header;
     if (header.checksum != checksum(header, text)) return false;
-    const Cause cause{header.rank, static_cast<Certainty>(header.certainty), std::string(text, header.bytes)};
+    const Cause cause{header.rank, static_cast<Certainty>(header.certainty), std::string(text, header.bytes), header.ended != 0};
     link.in.erase(0, sizeof header + header.bytes);
     switch (static_cast<Type>(header.type)) {
       case Type::kCause:

@@ -203,7 +203,7 @@ Status Watch::verdict() const {
 
 Status Watch::failed(const Status& status, bool is_certain) {
   if (!thread_.joinable()) return status;
-  board_->said[config_.local].put({config_.rank, is_certain ? Certainty::kCertain : Certainty::kMayFollow, named(config_.rank) + " cannot go on: " + status.text()});
+  board_->said[config_.local].put({config_.rank, is_certain ? Certainty::kCertain : Certainty::kMayFollow, named(config_.rank) + " cannot go on: " + status.text(), false});
   const uint64_t one = 1;
   (void)!write(wake_, &one, sizeof one);
   ring_guardians();
@@ -222,6 +222,11 @@ void Watch::ring_guardians() const {
     (void)sendto(from, "!", 1, MSG_DONTWAIT | MSG_NOSIGNAL, reinterpret_cast<sockaddr*>(&to), bytes);
     close(from);
   }
+}
+
+bool Watch::lost_process() const {
+  Cause cause;
+  return board_->verdict.get(&cause) && cause.ended;
 }
 
 std::string Watch::named(int rank) const {

@@ -47,6 +47,7 @@ class Watch {
 
   bool decided() const { return board_->verdict.is_there(); }
   Status verdict() const;            // ok: none
+  bool lost_process() const;         // the verdict is that a process has ended, or is out of reach
   // This rank cannot go on. Returns the verdict, or the status itself where it does not come; certain ones do not wait.
   Status failed(const Status& status, bool is_certain);
 

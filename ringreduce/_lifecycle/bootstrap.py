@@ -128,9 +128,9 @@ def _stop(context: running.Context, ends: bool = False) -> None:
     running.current = None
     for process_set in context.sets.values():
         process_set.unbind()
-    failure = context.engine.failure()
-    if failure and context.comm is not None:
-        mpi.give_up(failure)
+    lost = context.engine.lost()
+    if lost and context.comm is not None:
+        mpi.give_up(lost)
     context.engine.close(_CLOSE_TIMEOUT_S, why)
 
 
