@@ -187,9 +187,9 @@ class Engine:
     # down", "gone", "unknown"), since_ns, steps, submitters, blocked, last, failure, verdict, verdict_ns, waits: [what, set,
     # since_ns, title, place]. since_ns: of time.monotonic_ns().
     def statuses(self) -> list[dict[str, Any]]: ...
-    # Whether this rank is to report a stall, or a time-out, for all of its host, and who does. Another one's claim holds for so
-    # long.
-    def claim_report(self, timed_out: bool, seconds: float) -> tuple[bool, int]: ...
+    # Whether this rank is to report a stall, or a time-out, for all of its host, or which does, and
+    # since when. Another one's claim holds for so long.
+    def claim_report(self, timed_out: bool, seconds: float) -> tuple[bool, int, int]: ...
     def say_verdict(self, verdict: str) -> None: ...  # on this rank's page
     def count_step(self) -> None: ...  # of an optimizer, on this rank's page
 

@@ -1,6 +1,6 @@
 // Status pages, for Python. No logic; ringreduce/_core.pyi is its documentation.
-#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include "bindings/support.h"
@@ -114,10 +114,10 @@ void bind_status_engine(nb::class_<PyEngine>& c) {
   });
   c.def("claim_report", [](PyEngine& self, bool timed_out, double seconds) {
     Engine& engine = self.get();
-    int by = -1;
+    Claim claim;
     const ReportKind kind = timed_out ? ReportKind::kTimeout : ReportKind::kStall;
-    const bool own = without_gil([&] { return engine.claim_report(kind, seconds, &by); });
-    return std::make_pair(own, by);
+    const bool own = without_gil([&] { return engine.claim_report(kind, seconds, &claim); });
+    return std::make_tuple(own, claim.rank, claim.since_ns);
   }, "timed_out"_a, "seconds"_a);
   c.def("say_verdict", [](PyEngine& self, const std::string& verdict) {
     Engine& engine = self.get();

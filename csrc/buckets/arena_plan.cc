@@ -256,11 +256,11 @@ std::string ArenaPlan::missing(int index) const {
   std::vector<int> ranks = behind(reduced_, reducers(), index, 1), others;
   for (int& at : ranks) at = world(at);
   text = "every rank of this host has launched " + bucket;
-  if (!ranks.empty()) text += ", " + show_ranks(ranks) + (ranks.size() == 1 ? " has" : " have") + " not reduced a part of it";
-  if (one_host_ || ranks.empty()) return text;
+  if (ranks.empty()) return text;
+  if (one_host_) return text + ", " + show_ranks(ranks) + (ranks.size() == 1 ? " has" : " have") + " not reduced a part of it";
   for (int rank = 0; rank < topology_.size; ++rank)
     if (topology_.host_of[rank] != topology_.host()) others.push_back(channel_.world(rank));
-  return text + ": not all of " + show_ranks(others) + " on other hosts have sent theirs";
+  return text + "; some of " + show_ranks(others) + " on other hosts have not sent theirs";
 }
 
 }  // namespace ringreduce

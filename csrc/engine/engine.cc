@@ -126,10 +126,10 @@ Missing Engine::missing(const Op& op) {
   return set && !op.is_done() ? set->missing(op) : Missing();
 }
 
-bool Engine::claim_report(ReportKind kind, double seconds, int* by) {
+bool Engine::claim_report(ReportKind kind, double seconds, Claim* claim) {
   Lock lock(mutex_, kPatienceOfReports);
   if (!lock.owns_lock() || closed_) return false;
-  return status_.claim_report(sets_.world().status_page(0), kind, to_ns(seconds), by);
+  return status_.claim_report(sets_.world().status_page(0), kind, to_ns(seconds), claim);
 }
 
 static WaitRecord record_of(const Op& op) {

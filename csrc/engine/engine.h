@@ -105,8 +105,8 @@ class Engine : Work {
   Missing missing(const Message& message);
   Missing missing(const Plan& plan, int bucket);
   double stall_warning_s() const { return config_.settings.stall_warning_s; }
-  // One rank of a host reports a stall: whether it is this one. Another's claim holds for `seconds`; *by: whose it is.
-  bool claim_report(ReportKind kind, double seconds, int* by);
+  // One rank of a host reports a stall: whether it is this one. Another's *claim holds for `seconds`.
+  bool claim_report(ReportKind kind, double seconds, Claim* claim);
   void say_verdict(const std::string& verdict) { status_.verdict(verdict); }
 
   std::string state();

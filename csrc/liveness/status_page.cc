@@ -80,17 +80,17 @@ void OwnStatus::verdict(const std::string& text) {
 }
 
 // Milliseconds, and 20 bits of the rank.
-bool OwnStatus::claim_report(StatusPage* first, ReportKind kind, int64_t holds_ns, int* by) {
+bool OwnStatus::claim_report(StatusPage* first, ReportKind kind, int64_t holds_ns, Claim* claim) {
   constexpr int kRankBits = 20;
   const uint64_t now_ms = static_cast<uint64_t>(now_ns() / kMillisecond);
   std::atomic<uint64_t>& shared = first->claims[static_cast<int>(kind)];
-  uint64_t claim = shared.load(std::memory_order_acquire);
+  uint64_t known = shared.load(std::memory_order_acquire);
   const uint64_t mine = now_ms << kRankBits | static_cast<uint64_t>(record_.rank);
   do {
-    *by = static_cast<int>(claim & ((1u << kRankBits) - 1));
-    if (claim && now_ms < (claim >> kRankBits) + static_cast<uint64_t>(holds_ns / kMillisecond)) return false;
-  } while (!shared.compare_exchange_weak(claim, mine, std::memory_order_acq_rel));
-  return *by = record_.rank, true;
+    *claim = {static_cast<int>(known & ((1u << kRankBits) - 1)), static_cast<int64_t>(known >> kRankBits) * kMillisecond};
+    if (known && now_ms < (known >> kRankBits) + static_cast<uint64_t>(holds_ns / kMillisecond)) return false;
+  } while (!shared.compare_exchange_weak(known, mine, std::memory_order_acq_rel));
+  return true;
 }
 
 uint64_t OwnStatus::begin_wait(const WaitRecord& wait, const std::string& last) {

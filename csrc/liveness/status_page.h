@@ -26,6 +26,10 @@ namespace ringreduce {
 constexpr double kAnnounceS = 0.01;
 
 enum class ReportKind { kStall, kTimeout };
+struct Claim {  // who reports for a host
+  int rank = -1;
+  int64_t since_ns = 0;
+};
 enum class RankState : uint32_t { kUnknown, kRunning, kFailed, kClosing, kGone };
 
 // Text in shared memory: cut where it is too long. What a peer has written may be anything.
@@ -93,7 +97,7 @@ class OwnStatus {
   void state(RankState state, const Status& why) noexcept;
   void verdict(const std::string& text);
   // Whoever comes first reports, for all of its host.
-  bool claim_report(StatusPage* first, ReportKind kind, int64_t holds_ns, int* by);
+  bool claim_report(StatusPage* first, ReportKind kind, int64_t holds_ns, Claim* claim);
   void step() { page_->steps.fetch_add(1, std::memory_order_relaxed); }
   // By each thread that submits; all but its first call are a comparison.
   void submits() {

@@ -22,7 +22,7 @@ from ringreduce._runtime import running, stall_report
 
 _WARNING = 1  # RINGREDUCE_LOG
 _CLAIM_S = 5.0  # a report holds for others that come to the same so much later
-_PATIENCE_S = 1.0  # with the rank that reports
+_PATIENCE_S = 2.0  # with the rank that reports
 
 # torch, too: backward() and step() call us from there.
 _NOT_THE_PROGRAM = (f"{Path(__file__).parents[1]}/", f"{Path(torch.__file__).parent}/")
@@ -46,7 +46,7 @@ def stalled(title: str, seconds: float, ranks: Sequence[int], elsewhere: Sequenc
         return ""
     stall = stall_report.Stall(title, seconds, list(ranks), list(elsewhere), missing)
     soon = float(dict(_core.setting_texts())["RINGREDUCE_STALL_WARNING"]) / 2
-    own, by = context.engine.claim_report(False, min(_CLAIM_S, soon))
+    own, by, _ = context.engine.claim_report(False, min(_CLAIM_S, soon))
     if own:
         _report(context, stall)
     else:
@@ -60,11 +60,10 @@ def late(title: str, seconds: float, ranks: Sequence[int], elsewhere: Sequence[i
     if context is None:
         return ""
     stall = stall_report.Stall(title, seconds, list(ranks), list(elsewhere), missing)
-    begin = time.monotonic_ns()
-    own, by = context.engine.claim_report(True, _CLAIM_S)
-    if own:
-        return _report(context, stall)
-    return _verdict_of(context, by, begin) or stall_report.observe(context, stall).verdict
+    own, by, since_ns = context.engine.claim_report(True, _CLAIM_S)
+    verdict = _report(context, stall) if own else _verdict_of(context, by, since_ns)
+    verdict = verdict or stall_report.observe(context, stall).verdict
+    return "" if verdict == missing else verdict  # which the error says already
 
 
 def _report(context: running.Context, stall: stall_report.Stall) -> str:
@@ -74,11 +73,12 @@ def _report(context: running.Context, stall: stall_report.Stall) -> str:
     return report.verdict
 
 
-def _verdict_of(context: running.Context, rank: int, begin_ns: int) -> str:
+def _verdict_of(context: running.Context, rank: int, since_ns: int) -> str:
     """What the rank that reports for this host finds, or has found a moment ago."""
-    while time.monotonic_ns() - begin_ns < _PATIENCE_S * 1e9:
+    end = time.monotonic() + _PATIENCE_S
+    while time.monotonic() < end:
         for page in context.engine.statuses():
-            if page["rank"] == rank and page["verdict"] and page["verdict_ns"] > begin_ns - _CLAIM_S * 1e9:
+            if page["rank"] == rank and page["verdict"] and page["verdict_ns"] >= since_ns:
                 return str(page["verdict"])
         time.sleep(0.01)
     return ""

@@ -125,6 +125,28 @@ TEST(the_first_failure_stays) {
   CHECK_EQ(reading.failure.get(), "one");
 }
 
+TEST(one_of_many_reports_and_its_claim_ends) {
+  Memory first, memory[4];
+  std::atomic<int> own{0}, begun{0}, reporter{-1};
+  std::vector<std::thread> threads;
+  for (int rank = 0; rank < 4; ++rank)
+    threads.emplace_back([&, rank] {
+      OwnStatus status(memory[rank].page, rank);
+      Claim claim;
+      for (++begun; begun < 4;) {}
+      if (status.claim_report(first.page, ReportKind::kStall, int64_t{3600} * 1'000'000'000, &claim)) ++own, reporter = rank;
+    });
+  for (std::thread& thread : threads) thread.join();
+  CHECK_EQ(own.load(), 1);
+  OwnStatus late(memory[0].page, 7);
+  Claim claim;
+  CHECK(!late.claim_report(first.page, ReportKind::kStall, int64_t{3600} * 1'000'000'000, &claim));
+  CHECK_EQ(claim.rank, reporter.load());
+  CHECK(claim.since_ns > 0 && claim.since_ns <= now_ns());
+  CHECK(late.claim_report(first.page, ReportKind::kTimeout, int64_t{3600} * 1'000'000'000, &claim));  // another matter
+  CHECK(late.claim_report(first.page, ReportKind::kStall, 0, &claim));
+}
+
 // Until the engine of `rank` shows to be `blocked`.
 StatusReading await(Engine& engine, int rank, uint32_t blocked) {
   for (;;) {
