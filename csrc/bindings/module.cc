@@ -32,7 +32,7 @@ void bind_segment(nb::module_& m) {
       .def_static("create", [](const std::string& kind, size_t bytes, size_t reserve) {
         std::shared_ptr<Segment> segment;
         raise_if(without_gil([&] {
-          return Segment::create(kind == "posix" ? Segment::Kind::kPosix : Segment::Kind::kMemfd, bytes, reserve, &segment);
+          return Segment::create(kind == "posix" ? Segment::Backing::kPosix : Segment::Backing::kMemfd, bytes, reserve, &segment);
         }));
         return segment;
       }, "kind"_a, "nbytes"_a, "reserve"_a)

@@ -81,7 +81,7 @@ std::vector<int> ArenaPlan::peers() const {
 
 size_t ArenaPlan::largest_message() const {
   size_t most = 0;
-  for (const Bucket& bucket : buckets_) most = std::max(most, std::min(bucket.bytes, segment_limit()));
+  for (const Bucket& bucket : buckets_) most = std::max(most, std::min(bucket.bytes, portion_limit()));
   return std::max(HostReduce::kDoublingBytes, divide_up(most, topology_.host_count()) + kLine);
 }
 
@@ -125,14 +125,14 @@ uint64_t ArenaPlan::over() const {
   return count;
 }
 
-// The buffers of a segment that is given up stay as they are: messages are still on their way to them. Its place is
-// not wanted any more, as segments are begun in order.
+// The buffers of a portion that is given up stay as they are: messages are still on their way to them. Its place is
+// not wanted any more, as portions are begun in order.
 Status ArenaPlan::drop_lost() {
   channel_.sends->lift();
   queue_.erase(std::remove_if(queue_.begin(), queue_.end(), [this](int bucket) { return lost(bucket); }), queue_.end());
-  for (Segments& segment : segments_) {
-    if (segment.bucket < 0 || !lost(segment.bucket)) continue;
-    segment.bucket = -1;
+  for (Portion& portion : portions_) {
+    if (portion.bucket < 0 || !lost(portion.bucket)) continue;
+    portion.bucket = -1;
     --in_flight_;
   }
   return drain_if_over();
@@ -151,21 +151,21 @@ bool ArenaPlan::given_up(int index) const {
 Status ArenaPlan::advance(bool* moved) {
   bool stepped = false;
   if (in_flight_) RR_TRY(exchange(&stepped));
-  if (!queue_.empty()) RR_TRY(start_segment(&stepped));
+  if (!queue_.empty()) RR_TRY(start_portion(&stepped));
   if (stepped) moved_ns_ = now_ns();
   *moved = *moved || stepped;
   return drain_if_over();
 }
 
-Status ArenaPlan::start_segment(bool* moved) {
+Status ArenaPlan::start_portion(bool* moved) {
   const int index = queue_.front();
   Bucket& bucket = buckets_[index];
   if (!arrived(index)) return Status::ok();
-  Segments& slot = segments_[started_ % kInFlight];
+  Portion& slot = portions_[started_ % kInFlight];
   if (slot.bucket >= 0) return Status::ok();
   *moved = true;
   if (bucket.next < bucket.own.end) {
-    const Range range{bucket.next, std::min(bucket.next + segment_limit(), bucket.own.end)};
+    const Range range{bucket.next, std::min(bucket.next + portion_limit(), bucket.own.end)};
     bucket.next = range.end;
     reduce_local(index, range);
     if (given_up(index)) return Status::ok();
@@ -202,13 +202,13 @@ void ArenaPlan::reduce_local(int index, Range range) {
 }
 
 Status ArenaPlan::exchange(bool* moved) {
-  for (Segments& segment : segments_) {
-    if (segment.bucket < 0) continue;
-    RR_TRY(segment.exchange.advance(moved));
-    if (segment.exchange.busy()) continue;
-    const int index = segment.bucket;
-    publish(index, segment.range);
-    segment.bucket = -1;
+  for (Portion& portion : portions_) {
+    if (portion.bucket < 0) continue;
+    RR_TRY(portion.exchange.advance(moved));
+    if (portion.exchange.busy()) continue;
+    const int index = portion.bucket;
+    publish(index, portion.range);
+    portion.bucket = -1;
     --buckets_[index].in_flight;
     --in_flight_;
     finish_if_done(index);

@@ -8,7 +8,7 @@
 //   rank 1's bucket |aaaa|bbbb|      rank 0: a = a0 + a1 into both; rank 1: b likewise
 //                                    finished: all slices are in place
 //
-// A slice is worked off in segments. With several hosts each segment, once reduced here, goes
+// A slice is worked off in portions. With several hosts each portion, once reduced here, goes
 // round the ring (host_reduce.h), several at once, and is then copied to the other buckets.
 //
 // A rank's arena has two sides. A bucket lies on side 0, until the program holds on to gradients there: then the
@@ -68,9 +68,9 @@ class ArenaPlan final : public Plan {
   std::shared_ptr<PlanNet> net() const override { return net_; }  // null on one host and where this rank sends nothing
 
  private:
-  static constexpr int kInFlight = PlanNet::kTags;     // segments between hosts at once
+  static constexpr int kInFlight = PlanNet::kTags;     // portions between hosts at once
   // On one host small, so that a call does not take long; between hosts what makes one message a step.
-  size_t segment_limit() const { return one_host_ ? 1 << 20 : kMessageBytes * topology_.host_count(); }
+  size_t portion_limit() const { return one_host_ ? 1 << 20 : kMessageBytes * topology_.host_count(); }
 
   struct Bucket {
     size_t offset = 0, bytes = 0;
@@ -81,7 +81,7 @@ class ArenaPlan final : public Plan {
     size_t next = 0;           // of `own`: reduced up to here
     int in_flight = 0;
   };
-  struct Segments {            // of one in flight between hosts
+  struct Portion {            // of one in flight between hosts
     int bucket = -1;
     Range range;
     HostReduce exchange;
@@ -106,7 +106,7 @@ class ArenaPlan final : public Plan {
   bool arrived(int bucket) const;
   void finish_if_done(int bucket);
   void reduce_local(int bucket, Range range);
-  Status start_segment(bool* moved);
+  Status start_portion(bool* moved);
   Status exchange(bool* moved);
   void publish(int bucket, Range range);
 
@@ -127,9 +127,9 @@ class ArenaPlan final : public Plan {
   std::atomic<uint64_t>* reduced_ = nullptr;  // [local][bucket]: launches of which the rank's slice is in place
   char* data_ = nullptr;
   std::deque<int> queue_;      // launched, not yet fully reduced here
-  uint64_t started_ = 0;       // segments, ever
+  uint64_t started_ = 0;       // portions, ever
   int in_flight_ = 0;
-  Segments segments_[kInFlight];
+  Portion portions_[kInFlight];
   std::vector<const void*> sources_;
   std::vector<void*> targets_;
   std::shared_ptr<Departures> departures_;

@@ -33,7 +33,7 @@ Allgather::Allgather(Channel* channel, const char* in, size_t bytes, Output* out
       headers_(output->counts.empty()),
       steps_(headers_ * per_round_),
       first_(channel->stream.reserve(steps_)),
-      sends_(Stream::kSlots, std::vector<Request>(topology_.host_count())) {
+      sends_(Staging::kSlots, std::vector<Request>(topology_.host_count())) {
   output_->counts.resize(topology_.size);
 }
 
@@ -80,7 +80,7 @@ Status Allgather::advance(bool* moved) {
 }
 
 Status Allgather::send(uint64_t round, bool* moved) {
-  std::vector<Request>& requests = sends_[round % Stream::kSlots];
+  std::vector<Request>& requests = sends_[round % Staging::kSlots];
   for (auto& slot : sends_) {
     for (Request& request : slot) {
       bool sent = false;
@@ -103,7 +103,7 @@ Status Allgather::send(uint64_t round, bool* moved) {
 }
 
 Status Allgather::stage(bool* moved) {
-  if (staged_ == steps_ || staged_ >= drained_ + Stream::kSlots) return Status::ok();
+  if (staged_ == steps_ || staged_ >= drained_ + Staging::kSlots) return Status::ok();
   const uint64_t step = first_ + staged_;
   if (!channel_->stream.vacant(step)) return Status::ok();
   const uint64_t round = staged_ / per_round_;
@@ -114,7 +114,7 @@ Status Allgather::stage(bool* moved) {
     if (bytes.bytes()) copy(slot, source(round), bytes.bytes());
   } else if (bytes.bytes()) {
     RR_TRY(channel_->net->irecv(channel_->world(rank), channel_->tag(Channel::kDirect), slot, bytes.bytes(),
-                                &receives_[step % Stream::kSlots]));
+                                &receives_[step % Staging::kSlots]));
   }
   ++staged_;
   *moved = true;
@@ -125,7 +125,7 @@ Status Allgather::stage(bool* moved) {
 Status Allgather::receive(bool* moved) {
   while (published_ < staged_) {
     bool arrived = true;
-    Request& request = receives_[(first_ + published_) % Stream::kSlots];
+    Request& request = receives_[(first_ + published_) % Staging::kSlots];
     if (request.active()) RR_TRY(channel_->net->test(&request, &arrived));
     if (!arrived) break;
     channel_->stream.fill(first_ + published_);

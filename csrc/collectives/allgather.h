@@ -61,7 +61,7 @@ class Allgather : public Machine {
   std::vector<size_t> offsets_;
   uint64_t staged_ = 0, published_ = 0, drained_ = 0, sent_rounds_ = 0;
   std::vector<std::vector<Request>> sends_;  // [round % kSlots][other host]
-  Request receives_[Stream::kSlots];
+  Request receives_[Staging::kSlots];
 };
 
 }  // namespace ringreduce

@@ -56,7 +56,7 @@ Status Allreduce::advance(bool* moved) {
   if (drained_ < reduced_ && drain()) *moved = true;
   RR_TRY(exchange(moved));
   if (reduced_ < filled_ && reduce_slice()) *moved = true;
-  if (filled_ < steps_ && filled_ < drained_ + Stream::kSlots && fill()) *moved = true;
+  if (filled_ < steps_ && filled_ < drained_ + Staging::kSlots && fill()) *moved = true;
   return Status::ok();
 }
 
@@ -101,7 +101,7 @@ bool Allreduce::reduce_slice() {
     settle(reduced_);
   } else {
     HostBuffer buffer{mine, own.range.bytes(), dtype_, reduction_, scale_.post};
-    const int index = static_cast<int>(reduced_ % Stream::kSlots);
+    const int index = static_cast<int>(reduced_ % Staging::kSlots);
     exchanges_[index].start(*channel_, channel_->tag(index), buffer);
     on_net_ = true;
   }
@@ -113,7 +113,7 @@ Status Allreduce::exchange(bool* moved) {
   if (!on_net_) return Status::ok();
   bool busy = false;
   for (uint64_t i = drained_; i < reduced_; ++i) {
-    HostReduce& slot = exchanges_[i % Stream::kSlots];
+    HostReduce& slot = exchanges_[i % Staging::kSlots];
     if (!slot.busy()) continue;
     RR_TRY(slot.advance(moved));
     if (slot.busy()) {

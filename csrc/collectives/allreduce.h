@@ -65,7 +65,7 @@ class Allreduce : public Machine {
   uint64_t filled_ = 0, reduced_ = 0, drained_ = 0;
   bool on_net_ = false;
   std::vector<const void*> sources_;
-  HostReduce exchanges_[Stream::kSlots];
+  HostReduce exchanges_[Staging::kSlots];
 };
 
 }  // namespace ringreduce

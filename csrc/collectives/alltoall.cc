@@ -54,7 +54,7 @@ Status Alltoall::advance(bool* moved) {
   }
   if (phase_ == Phase::kCounts) return exchange_counts(moved);
   if (drained_ < filled_ && drain()) *moved = true;
-  if (filled_ < steps_ && filled_ < drained_ + Stream::kSlots && fill()) *moved = true;
+  if (filled_ < steps_ && filled_ < drained_ + Staging::kSlots && fill()) *moved = true;
   if (!net_done_) RR_TRY(test_all(&net_done_));
   if (net_done_) *moved = *moved || done();
   return Status::ok();
@@ -87,7 +87,7 @@ Status Alltoall::test_all(bool* all) {
 }
 
 Status Alltoall::exchange_counts(bool* moved) {
-  Stream& stream = channel_->stream;
+  Staging& stream = channel_->stream;
   const std::vector<int>& locals = topology_.local_ranks();
   if (!header_filled_ && stream.vacant(header_step_)) {
     auto* mine = reinterpret_cast<int64_t*>(stream.slot(header_step_, topology_.local()));

@@ -38,7 +38,7 @@ Status Broadcast::advance(bool* moved) {
 
 // The publisher takes a vacant slot: the root fills it at once, the others post a receive.
 Status Broadcast::stage(bool* moved) {
-  if (staged_ == steps_ || staged_ >= drained_ + Stream::kSlots) return Status::ok();
+  if (staged_ == steps_ || staged_ >= drained_ + Staging::kSlots) return Status::ok();
   if (!channel_->stream.vacant(first_ + staged_)) return Status::ok();
   const Range bytes = chunk(staged_);
   *moved = true;

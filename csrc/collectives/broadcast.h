@@ -28,7 +28,7 @@ class Broadcast : public Machine {
 
  private:
   Range chunk(uint64_t step) const { return chunk_range(bytes_, channel_->stream.chunk(bytes_), step); }
-  int index(uint64_t step) const { return static_cast<int>(step % Stream::kSlots); }
+  int index(uint64_t step) const { return static_cast<int>(step % Staging::kSlots); }
   char* slot(uint64_t step) const { return channel_->stream.slot(first_ + step, publisher_); }
   Status stage(bool* moved);
   Status receive(bool* moved);
@@ -46,7 +46,7 @@ class Broadcast : public Machine {
   int previous_ = -1, next_ = -1;  // publishers before and after in the chain, world ranks
   uint64_t steps_, first_;
   uint64_t staged_ = 0, published_ = 0, drained_ = 0;
-  Request receives_[Stream::kSlots], sends_[Stream::kSlots];
+  Request receives_[Staging::kSlots], sends_[Staging::kSlots];
 };
 
 }  // namespace ringreduce

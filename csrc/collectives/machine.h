@@ -34,7 +34,7 @@ class SendWindow {
 // a range of tags of its own.
 struct Channel {
   const Topology* topology = nullptr;
-  Stream stream;
+  Staging stream;
   Net* net = nullptr;  // null where the set spans one host
   PeerMemory* peers = nullptr;  // null where it cannot be read
   bool read_any_size = false;   // read it always, however little there is to read

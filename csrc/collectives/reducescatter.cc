@@ -50,7 +50,7 @@ Status Reducescatter::advance(bool* moved) {
   }
   RR_TRY(finish(moved));
   RR_TRY(reduce_pieces(moved));
-  if (filled_ < steps_ && filled_ < drained_ + Stream::kSlots && fill()) *moved = true;
+  if (filled_ < steps_ && filled_ < drained_ + Staging::kSlots && fill()) *moved = true;
   return Status::ok();
 }
 
@@ -92,7 +92,7 @@ Status Reducescatter::reduce_pieces(bool* moved) {
 Status Reducescatter::start_exchange(uint64_t step) {
   Slot& s = slot(step);
   const Scale partial{scale_.pre, 1.0};
-  const int hosts = topology_.host_count(), tag = channel_->tag(static_cast<int>(step % Stream::kSlots));
+  const int hosts = topology_.host_count(), tag = channel_->tag(static_cast<int>(step % Staging::kSlots));
   s.outgoing.resize(served_.size() * piece_);
   s.incoming.resize(hosts * piece_);
   s.sends.assign(served_.size(), {});

@@ -35,7 +35,7 @@ class Reducescatter : public Machine {
   };
 
   Range piece(int rank, uint64_t step) const { return chunk_range(block_bytes_[rank], piece_, step); }
-  Slot& slot(uint64_t step) { return slots_[step % Stream::kSlots]; }
+  Slot& slot(uint64_t step) { return slots_[step % Staging::kSlots]; }
   bool fill();
   Status reduce_pieces(bool* moved);
   void reduce_staged(int rank, uint64_t step, char* to, Scale scale);
@@ -58,7 +58,7 @@ class Reducescatter : public Machine {
   uint64_t steps_, first_;
   uint64_t filled_ = 0, reduced_ = 0, drained_ = 0;
   std::vector<const void*> sources_;
-  Slot slots_[Stream::kSlots];
+  Slot slots_[Staging::kSlots];
 };
 
 }  // namespace ringreduce

@@ -84,7 +84,7 @@ const SingleCopy::Published* SingleCopy::published(int local) const {
 
 Status SingleCopy::advance(bool* moved) {
   if (staged_) return staged_->advance(moved);
-  Stream& stream = channel_->stream;
+  Staging& stream = channel_->stream;
   // Before anything is made of what was read. The deadline or the peers' end will say why.
   if (stream.broken_off()) return Status::ok();
   switch (phase_) {

@@ -12,7 +12,7 @@
 // rank draws the same conclusion from what all have published: where memory cannot be read, or there is too little to
 // read, or staging is quicker (ways.h), the staged machine takes over.
 //
-// A tensor stays as it is until all have drained. A rank that fails before says so (Stream::break_off) and nobody
+// A tensor stays as it is until all have drained. A rank that fails before says so (Staging::break_off) and nobody
 // finishes after that: what was read meanwhile may be anything.
 #pragma once
 

@@ -2,7 +2,7 @@
 //
 //   chunk    what one rank stages in one step of the in-host channel
 //   slice    the part of a chunk (or bucket) that one rank reduces for all
-//   segment  the part of a slice that goes round the ring between hosts as one
+//   portion  the part of a slice that goes round the ring between hosts as one
 #pragma once
 
 #include <algorithm>

@@ -6,7 +6,7 @@
 
 namespace ringreduce {
 
-constexpr double kFarewellS = 0.2;
+constexpr double kFarewellS = 1.5;
 constexpr double kDestroyS = 2;
 
 void Engine::close(double timeout_s, const std::string& why) {

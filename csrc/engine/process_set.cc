@@ -32,7 +32,7 @@ Layout layout(int local_size, size_t chunk_bytes) {
   at.table = at.pages + local_size * kStatusPageBytes;
   at.mail = round_up(at.table + OpTable::bytes(), kLine);
   at.staging = round_up(at.mail + MailMemory::state_bytes(local_size), 4096);
-  at.data = round_up(at.staging + Stream::staging_bytes(local_size, chunk_bytes), 4096);
+  at.data = round_up(at.staging + Staging::staging_bytes(local_size, chunk_bytes), 4096);
   at.rings = round_up(at.data + OpTable::data_bytes(local_size), 4096);
   at.total = at.rings + MailMemory::rings_bytes(local_size);
   return at;
@@ -63,7 +63,7 @@ ProcessSet::ProcessSet(const SetConfig& config) : config_(config), by_entry_(kMa
   const Layout at = layout(locals, config_.chunk_bytes);
   table_ = OpTable(config_.segment.get(), at.table, at.data, locals, topology().local(), config_.bell);
   channel_.topology = &config_.topology;
-  channel_.stream = Stream(&header_->stream, memory + at.staging, locals, config_.chunk_bytes, config_.small_chunk_bytes, config_.bell);
+  channel_.stream = Staging(&header_->stream, memory + at.staging, locals, config_.chunk_bytes, config_.small_chunk_bytes, config_.bell);
   channel_.net = config_.net;
   channel_.peers = config_.peers;
   channel_.read_any_size = config_.read_any_size;

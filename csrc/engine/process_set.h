@@ -32,7 +32,7 @@ struct alignas(64) SetHeader {
   Bell bell;                                // the world's is the bell of the host
   FarewellBoard farewells;
   VerdictBoard verdict;                     // the world's is the one that counts
-  StreamState stream;
+  StagingState stream;
   DepartureBoard departures;
 };
 

@@ -115,12 +115,12 @@ Status check_identity(const struct stat& info, const SegmentOffer& offer, size_t
 
 }  // namespace
 
-Status Segment::create(Kind kind, size_t bytes, size_t reserve, std::shared_ptr<Segment>* out) {
+Status Segment::create(Backing kind, size_t bytes, size_t reserve, std::shared_ptr<Segment>* out) {
   std::shared_ptr<Segment> segment(new Segment);  // its destructor cleans up after a failure
   std::string& path = segment->offer_.path;
-  RR_TRY(kind == Kind::kMemfd ? create_memfd(&segment->fd_, &path) : create_posix(&segment->fd_, &path));
-  segment->linked_ = kind == Kind::kPosix;
-  segment->limited_ = kind == Kind::kPosix || !overcommits();
+  RR_TRY(kind == Backing::kMemfd ? create_memfd(&segment->fd_, &path) : create_posix(&segment->fd_, &path));
+  segment->linked_ = kind == Backing::kPosix;
+  segment->limited_ = kind == Backing::kPosix || !overcommits();
   if (!has_room(path, reserve)) return no_room(path, reserve);
   if (ftruncate(segment->fd_, static_cast<off_t>(file_bytes(bytes))) != 0) {
     return system_error("cannot give the shared memory segment " + path + " " + std::to_string(bytes) + " bytes", errno);

@@ -31,11 +31,11 @@ struct SegmentOffer {
 
 class Segment {
  public:
-  enum class Kind { kMemfd, kPosix };
+  enum class Backing { kMemfd, kPosix };
 
   // The creator's side. `reserve`: of the bytes, how many the ranks will reserve at once; an error if there
   // is no room for them.
-  static Status create(Kind kind, size_t bytes, size_t reserve, std::shared_ptr<Segment>* out);
+  static Status create(Backing kind, size_t bytes, size_t reserve, std::shared_ptr<Segment>* out);
   static Status open(const SegmentOffer& offer, size_t bytes, std::shared_ptr<Segment>* out);
   // Plain memory for ranks that are threads of one process (tests), zeroed as all segments
   // are; null if there is no memory.

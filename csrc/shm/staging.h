@@ -27,23 +27,23 @@ struct alignas(kLine) Counter {
 };
 
 // In shared memory.
-struct StreamState {
+struct StagingState {
   static constexpr int kSlots = 4;
   Counter filled[kSlots], settled[kSlots], drained[kSlots];
   std::atomic<uint32_t> broken_off{0};
   std::atomic<uint64_t> refused[kSlots]{};  // step + 1
 };
 
-class Stream {
+class Staging {
   static constexpr size_t kCachedBytes = 8 << 20;
 
  public:
-  static constexpr int kSlots = StreamState::kSlots;
+  static constexpr int kSlots = StagingState::kSlots;
   static size_t staging_bytes(int local_size, size_t chunk) { return kSlots * local_size * chunk; }
 
-  Stream() = default;
+  Staging() = default;
   // `small_chunk`: what a step of an operation that the caches hold stages, at most.
-  Stream(StreamState* state, char* staging, int local_size, size_t chunk, size_t small_chunk, Bell* bell)
+  Staging(StagingState* state, char* staging, int local_size, size_t chunk, size_t small_chunk, Bell* bell)
       : state_(state), staging_(staging), size_(local_size), chunk_(chunk), small_chunk_(std::min(chunk, small_chunk)), bell_(bell) {}
 
   size_t chunk() const { return chunk_; }  // bytes of one rank's slot
@@ -90,7 +90,7 @@ class Stream {
     return counter.value.load(std::memory_order_acquire) >= rounds * size_;
   }
 
-  StreamState* state_ = nullptr;
+  StagingState* state_ = nullptr;
   char* staging_ = nullptr;
   uint64_t size_ = 1;
   size_t chunk_ = 0, small_chunk_ = 0;

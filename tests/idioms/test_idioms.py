@@ -19,7 +19,7 @@ def _a_life_of_its_own(rr):
     rr.init()
 
 
-@pytest.mark.parametrize("programs", [100, pytest.param(200, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("programs", [200])
 def test_random_programs(rr, programs):
     failure, counts = "", Counter[str]()
     with closing(search(programs, number=11)) as batches:  # none on ranks other than 0, which only take part

@@ -148,7 +148,7 @@ TEST(buckets_do_not_overlap) {
 // Where memory has a limit, side 0 is there from the start, and side 1 of a bucket when it is asked for.
 TEST(the_other_side_is_reserved_bucket_by_bucket) {
   std::shared_ptr<Segment> arena;
-  CHECK_OK(Segment::create(Segment::Kind::kPosix, ArenaPlan::segment_bytes(1, kBuckets), ArenaPlan::reserved_bytes(1, kBuckets), &arena));
+  CHECK_OK(Segment::create(Segment::Backing::kPosix, ArenaPlan::segment_bytes(1, kBuckets), ArenaPlan::reserved_bytes(1, kBuckets), &arena));
   CHECK_OK(arena->reserve(0, ArenaPlan::reserved_bytes(1, kBuckets)));
   const auto allocated = [&arena] {
     struct stat info;

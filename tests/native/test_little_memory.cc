@@ -26,7 +26,7 @@ class Host {
  public:
   Host() {
     const size_t bytes = ProcessSet::segment_bytes(2, kChunk);
-    CHECK_OK(Segment::create(Segment::Kind::kPosix, bytes, ProcessSet::reserved_bytes(2, kChunk), &segment_));
+    CHECK_OK(Segment::create(Segment::Backing::kPosix, bytes, ProcessSet::reserved_bytes(2, kChunk), &segment_));
   }
   std::unique_ptr<Engine> engine(int rank) const {
     EngineConfig config;

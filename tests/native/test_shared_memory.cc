@@ -131,7 +131,7 @@ static void check_shared(const Segment& creator, size_t bytes) {
 }
 
 TEST(segment_is_shared_by_path) {
-  for (Segment::Kind kind : {Segment::Kind::kMemfd, Segment::Kind::kPosix}) {
+  for (Segment::Backing kind : {Segment::Backing::kMemfd, Segment::Backing::kPosix}) {
     std::shared_ptr<Segment> segment;
     CHECK_OK(Segment::create(kind, 10'000, 10'000, &segment));
     check_shared(*segment, 10'000);
@@ -147,7 +147,7 @@ TEST(segment_and_bell_between_processes) {
     std::atomic<int> turn{0};
   };
   std::shared_ptr<Segment> segment;
-  CHECK_OK(Segment::create(Segment::Kind::kMemfd, 4096, 4096, &segment));
+  CHECK_OK(Segment::create(Segment::Backing::kMemfd, 4096, 4096, &segment));
   auto* shared = new (segment->data()) Shared;
   const pid_t child = fork();
   if (child == 0) {
@@ -175,14 +175,14 @@ static int names_in_dev_shm() {
 
 TEST(segment_of_posix_kind_leaves_no_name_behind) {
   std::shared_ptr<Segment> segment, opened;
-  CHECK_OK(Segment::create(Segment::Kind::kPosix, 4096, 4096, &segment));
+  CHECK_OK(Segment::create(Segment::Backing::kPosix, 4096, 4096, &segment));
   CHECK_EQ(names_in_dev_shm(), 1);
   CHECK_OK(Segment::open(segment->offer(), 4096, &opened));
   segment->unlink();
   CHECK_EQ(names_in_dev_shm(), 0);
   opened->data()[0] = 1;  // the mapping outlives the name
   CHECK_EQ(static_cast<int>(segment->data()[0]), 1);
-  CHECK_OK(Segment::create(Segment::Kind::kPosix, 4096, 4096, &segment));
+  CHECK_OK(Segment::create(Segment::Backing::kPosix, 4096, 4096, &segment));
   CHECK_EQ(names_in_dev_shm(), 1);
   segment.reset();  // without unlink()
   CHECK_EQ(names_in_dev_shm(), 0);
@@ -193,7 +193,7 @@ TEST(segment_errors_say_which_and_why) {
   Status status = Segment::open({"shm:/ringreduce-no-such"}, 4096, &opened);
   CHECK(status.code() == Code::kSystem);
   CHECK(status.text().find("shm:/ringreduce-no-such: No such file") != std::string::npos);
-  CHECK_OK(Segment::create(Segment::Kind::kMemfd, 4096, 4096, &segment));
+  CHECK_OK(Segment::create(Segment::Backing::kMemfd, 4096, 4096, &segment));
   status = Segment::open(segment->offer(), 8192, &opened);
   CHECK(status.text().find(segment->path() + " has 8192 bytes, not the 12288 expected") != std::string::npos);
   CHECK(opened == nullptr);
@@ -202,7 +202,7 @@ TEST(segment_errors_say_which_and_why) {
 // What /proc/PID/fd/N of another PID namespace may lead to: a file of somebody else.
 TEST(segment_is_no_other_file) {
   std::shared_ptr<Segment> segment, opened;
-  CHECK_OK(Segment::create(Segment::Kind::kMemfd, 4096, 4096, &segment));
+  CHECK_OK(Segment::create(Segment::Backing::kMemfd, 4096, 4096, &segment));
   const std::string name = "/dev/shm/ringreduce-" + std::to_string(getpid()) + "-others-file";
   const std::string contents(8192, 'A');
   std::ofstream(name) << contents;
@@ -223,7 +223,7 @@ TEST(segment_is_no_other_file) {
 
 TEST(segment_of_another_kind_of_file_is_not_even_opened) {
   std::shared_ptr<Segment> segment, opened;
-  CHECK_OK(Segment::create(Segment::Kind::kMemfd, 4096, 4096, &segment));
+  CHECK_OK(Segment::create(Segment::Backing::kMemfd, 4096, 4096, &segment));
   SegmentOffer offer = segment->offer();
   offer.path = "/dev/shm/ringreduce-" + std::to_string(getpid()) + "-pipe";
   CHECK_EQ(mkfifo(offer.path.c_str(), 0600), 0);
@@ -244,7 +244,7 @@ static int64_t blocks(const Segment& segment) {
 
 TEST(segment_reserves_what_it_is_asked_to) {
   std::shared_ptr<Segment> segment;
-  CHECK_OK(Segment::create(Segment::Kind::kPosix, 64 << 20, 4096, &segment));
+  CHECK_OK(Segment::create(Segment::Backing::kPosix, 64 << 20, 4096, &segment));
   CHECK_EQ(blocks(*segment), int64_t{4096});  // the secret
   CHECK_OK(segment->reserve(4096, 9 << 20));
   CHECK_EQ(blocks(*segment), int64_t{4096} + (9 << 20));
@@ -260,7 +260,7 @@ TEST(segment_says_what_is_missing) {
   if (!fs.f_blocks) return;  // without a limit
   const size_t too_much = fs.f_bavail * fs.f_frsize + (1 << 20);
   std::shared_ptr<Segment> segment;
-  const Status status = Segment::create(Segment::Kind::kPosix, too_much, too_much, &segment);
+  const Status status = Segment::create(Segment::Backing::kPosix, too_much, too_much, &segment);
   CHECK(status.code() == Code::kSystem);
   CHECK(status.text().find("MiB of shared memory are needed, and /dev/shm has ") != std::string::npos);
   CHECK(status.text().find("--shm-size=") != std::string::npos);

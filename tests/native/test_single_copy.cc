@@ -22,12 +22,12 @@ constexpr size_t kChunk = 4096, kCount = 1'000'000;  // several pieces
 // The ranks of one host, whose machines a test moves one step at a time.
 class Ranks {
  public:
-  explicit Ranks(int n) : peers_(all(n), std::vector<int>(n, getpid())), staging_(Stream::staging_bytes(n, kChunk)) {
+  explicit Ranks(int n) : peers_(all(n), std::vector<int>(n, getpid())), staging_(Staging::staging_bytes(n, kChunk)) {
     for (int rank = 0; rank < n; ++rank) topologies_.push_back(make_topology(rank, all(n), std::vector<int>(n, 0)));
     for (int rank = 0; rank < n; ++rank) {
       Channel channel;
       channel.topology = &topologies_[rank];
-      channel.stream = Stream(&state_, staging_.data(), n, kChunk, kChunk, &bell_);
+      channel.stream = Staging(&state_, staging_.data(), n, kChunk, kChunk, &bell_);
       channel.peers = &peers_;
       channel.read_any_size = true;
       channels_.push_back(channel);
@@ -61,7 +61,7 @@ class Ranks {
   bool done(int rank) const { return machines_[rank]->done(); }
   std::string where(int rank) const { return machines_[rank]->where(); }
   const float* output(int rank) const { return reinterpret_cast<const float*>(outputs_[rank].data.get()); }
-  Stream& stream() { return channels_[0].stream; }
+  Staging& stream() { return channels_[0].stream; }
 
  private:
   static std::vector<int> all(int n) {
@@ -71,7 +71,7 @@ class Ranks {
   }
 
   PeerMemory peers_;
-  StreamState state_;
+  StagingState state_;
   Bell bell_;
   std::vector<char> staging_;
   std::vector<Topology> topologies_;
