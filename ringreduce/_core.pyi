@@ -138,6 +138,7 @@ class Engine:
         spare_cores: bool = False,  # each local rank has at least two cores to itself: the background thread reduces buckets
         single_copy: bool = False,  # the ranks of this host can read each other's memory
     ) -> None: ...
+    def failed(self) -> bool: ...  # nothing works any more, and it was not shut down
     def lost(self) -> str: ...  # which rank or host the job has lost, "" for none
     def close(self, timeout: float, why: str = "") -> None: ...  # fails what is outstanding; idempotent. why: told to the peers
 

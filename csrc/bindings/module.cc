@@ -73,7 +73,7 @@ void bind_start(nb::module_& m) {
         new (self) Deadline(seconds, std::move(message), std::move(asked));
       }, "seconds"_a, "message"_a, "questions"_a)
       .def("say", &Deadline::say, "message"_a)
-      .def("cancel", &Deadline::cancel);
+      .def("cancel", &Deadline::cancel, nb::call_guard<nb::gil_scoped_release>());
 }
 
 // RankLostError has attributes: rank, pid, host; None for what is not known.
@@ -119,6 +119,10 @@ void bind_engine(nb::module_& m) {
     new (self) PyEngine(std::move(config));
   }, "rank"_a, "size"_a, "host_of"_a, "segment"_a, "mpi_comm"_a, "oversubscribed"_a, "peer_pids"_a, "processes"_a, "lifeline"_a,
      "spare_cores"_a = false, "single_copy"_a = false);
+  c.def("failed", [](PyEngine& self) {
+    Engine& engine = self.get();
+    return without_gil([&] { return engine.failed(); });
+  });
   c.def("lost", [](PyEngine& self) {
     Engine& engine = self.get();
     return readable(without_gil([&] { return engine.lost(); }).text());

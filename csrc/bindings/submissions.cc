@@ -5,7 +5,9 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <cstring>
+#include <iterator>
 
 #include "bindings/support.h"
 #include "bindings/tensor.h"
@@ -91,6 +93,7 @@ std::vector<PyOp> submit(EngineObject self, int set_id, std::vector<Submission> 
 struct PyCall {
   PlainCall call;
   PlainTensor tensor;
+  int64_t extents[8];  // of the tensor: another thread may change it while this one waits
   nb::object result;  // a new tensor for it
 
   // False for what the caller must check, convert or explain.
@@ -138,7 +141,9 @@ bool PyCall::read(const Kind& kind, nb::handle name, nb::handle from, nb::handle
   call.kind = &kind;
   if (!read_name(name) || (kind.root != Kind::Root::kNone && !read_int(root, 0, &call.root))) return false;
   if (from.is_none()) return kind.small == Kind::Small::kNothing;
-  if (!read_plain_tensor(from, &tensor)) return false;
+  if (!read_plain_tensor(from, &tensor) || tensor.dims > std::size(extents)) return false;
+  std::copy_n(tensor.shape, tensor.dims, extents);
+  tensor.shape = extents;
   call.dtype = tensor.dtype;
   call.in = tensor.data;
   call.bytes = tensor.bytes;

@@ -29,6 +29,7 @@ struct SingleCopy::Published {
   const char* in;
   const char* result;  // null: nobody reads it
   bool offered;
+  bool overwrites;     // its input, with the result
   bool word;           // of the first rank: how the next one goes
   uint32_t last;       // what the last one has taken
   int64_t counts[];    // bytes for each rank, where the ranks tell each other
@@ -122,22 +123,19 @@ void SingleCopy::publish() {
   mine->in = piece.in;
   mine->result = piece.out;
   mine->offered = offers();
+  mine->overwrites = submission_.kind->reduces && piece.in == piece.out;
   mine->word = record_.word();
   mine->last = record_.last();
   std::copy(submission_.counts.begin(), submission_.counts.end(), mine->counts);
   channel_->stream.fill(step_);
 }
 
-// Inputs that are reduced in place cannot be staged any more once reading them has begun.
-bool SingleCopy::overwrites() const {
-  return submission_.kind->reduces && submission_.pieces[0].in == submission_.pieces[0].out;
-}
-
-// To try takes some microseconds.
+// Where a rank reduces in place, nothing can be staged any more once reading has begun, and which ranks do so is not
+// known yet. To try takes some microseconds.
 bool SingleCopy::offers() const {
   if (!any_size_ && !record_.reads()) return false;
   const Piece& piece = submission_.pieces[0];
-  return !overwrites() || channel_->peers->readable(piece.in, piece.bytes);
+  return !submission_.kind->reduces || channel_->peers->readable(piece.in, piece.bytes);
 }
 
 Status SingleCopy::meet() {
@@ -146,6 +144,7 @@ Status SingleCopy::meet() {
   uint32_t slowest = 0;
   for (int i = 0; i < n; ++i) {
     offered = offered && published(i)->offered;
+    overwritten_ = overwritten_ || published(i)->overwrites;
     slowest = std::max(slowest, published(i)->last);
   }
   record_.slowest(slowest);
@@ -211,7 +210,7 @@ Status SingleCopy::fetch(int from, const char* address, char* to, size_t bytes) 
   // It may have let go of the memory as it gave up.
   if (channel_->stream.broken_off()) return Status::ok();
   // As memory of a device, which its owner can read, the system for others not.
-  if (status.code() == Code::kSystem && !overwrites()) return channel_->stream.refuse(step_), Status::ok();
+  if (status.code() == Code::kSystem && !overwritten_) return channel_->stream.refuse(step_), Status::ok();
   return status;
 }
 

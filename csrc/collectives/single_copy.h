@@ -66,7 +66,6 @@ class SingleCopy : public Machine {
 
   bool tells_counts() const { return submission_.kind->counts == Kind::Counts::kOwn; }
   bool is_enough() const;
-  bool overwrites() const;
   bool offers() const;
   const Published* published(int rank) const;
   void publish();
@@ -89,6 +88,7 @@ class SingleCopy : public Machine {
   Ways::Record& record_;
   int64_t begun_ns_ = 0;
   bool timed_ = false;
+  bool overwritten_ = false;      // by any rank: its input, with the result
   Phase phase_ = Phase::kPublish;
   Reads reads_;
   uint64_t step_ = 0;

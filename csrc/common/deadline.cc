@@ -25,7 +25,7 @@ void run_to_end(const std::vector<std::string>& command) {
     std::this_thread::sleep_for(std::chrono::milliseconds(10));
   }
   kill(child, SIGKILL);
-  waitpid(child, nullptr, WNOHANG);
+  for (int i = 0; i < 10 && waitpid(child, nullptr, WNOHANG) == 0; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(10));
 }
 
 }  // namespace

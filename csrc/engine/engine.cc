@@ -159,6 +159,11 @@ void Engine::keep(const OpRef& op, std::shared_ptr<void> memory) {
   if (!op->is_done() || op->kept_for_good) op->submission.keep = std::move(memory);
 }
 
+bool Engine::failed() {
+  Lock lock(mutex_);
+  return broken() && broken_.code() != Code::kShutdown;
+}
+
 Status Engine::lost() {
   Lock lock(mutex_);
   if (!broken() && alarmed()) end_with(liveness_.verdict());

@@ -110,6 +110,7 @@ class Engine : Work {
   void say_verdict(const std::string& verdict) { status_.verdict(verdict); }
 
   std::string state();
+  bool failed();                     // nothing works any more, and it was not shut down
   Status lost();                     // which rank or host the job has lost; ok: none
   // The status pages of this host, by local index; a rank that has none yet is unknown.
   std::vector<StatusReading> statuses();

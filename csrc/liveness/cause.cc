@@ -10,12 +10,11 @@ namespace ringreduce {
 bool VerdictBoard::Slot::put(const Cause& cause) {
   uint32_t empty = kEmpty;
   if (!state_.compare_exchange_strong(empty, kWriting, std::memory_order_acquire)) return false;
-  const std::string text = cut(cause.text, Cause::kText);
   rank_ = cause.rank;
   ended_ = cause.ended;
   certainty_ = cause.certainty;
-  bytes_ = static_cast<uint32_t>(text.size());
-  std::memcpy(text_, text.data(), text.size());
+  bytes_ = static_cast<uint32_t>(cut_at(cause.text, Cause::kText));
+  std::memcpy(text_, cause.text.data(), bytes_);
   state_.store(kThere, std::memory_order_release);
   return true;
 }

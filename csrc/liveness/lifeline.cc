@@ -40,13 +40,13 @@ void give_up_after(int fd, double seconds) {
   set(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
   set(fd, IPPROTO_TCP, TCP_KEEPIDLE, 1);
   set(fd, IPPROTO_TCP, TCP_KEEPINTVL, 1);
-  set(fd, IPPROTO_TCP, TCP_KEEPCNT, std::max(1, static_cast<int>(seconds)));
-  set(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, static_cast<int>(seconds * 1e3));
+  set(fd, IPPROTO_TCP, TCP_KEEPCNT, static_cast<int>(std::clamp(seconds, 1.0, 127.0)));  // TCP_USER_TIMEOUT goes before it
+  set(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, static_cast<int>(std::min(seconds, 2e6) * 1e3));
   set(fd, IPPROTO_TCP, TCP_NODELAY, 1);
 }
 
 // A forked child would keep a connection open that its parent's death is to close.
-constexpr int kMostOpen = 256;
+constexpr int kMostOpen = 2 * 1024 + 2;  // of the widest tree
 std::atomic<int> open_fds[kMostOpen];  // fd + 1
 
 void close_in_child() {

@@ -25,20 +25,29 @@ namespace {
 
 constexpr int64_t kPatienceNs = 300 * kMillisecond;  // with a cause that may follow from another one
 constexpr int64_t kAnswerNs = 1000 * kMillisecond;   // that the root has, and a host's guardians half as much again
-constexpr size_t kMostKnown = 64;
+constexpr int64_t kAgainNs = 50 * kMillisecond;
+constexpr int64_t kDoorbellNs = 1000 * kMillisecond;  // a guardian looks at the board, where the doorbell cannot be reached
+constexpr size_t kMostFollowing = 32, kMostKnown = 256;
 
+// Without allocating: it is rung where there is no memory, too.
 socklen_t doorbell_address(const std::string& name, int guardian, sockaddr_un* address) {
   *address = {};
   address->sun_family = AF_UNIX;
-  const std::string full = cut(name, sizeof address->sun_path - 3) + std::to_string(guardian);
-  std::memcpy(address->sun_path + 1, full.data(), full.size());  // behind a zero: it is no file
-  return static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + full.size());
+  const size_t bytes = std::min(name.size(), sizeof address->sun_path - 2);
+  std::memcpy(address->sun_path + 1, name.data(), bytes);  // behind a zero: it is no file
+  address->sun_path[1 + bytes] = static_cast<char>('0' + guardian);
+  return static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 2 + bytes);
 }
 
 }  // namespace
 
 Watch::Watch(WatchConfig config, VerdictBoard* board, std::function<bool(int)> left, std::function<void()> tell)
-    : config_(std::move(config)), board_(board), left_(std::move(left)), tell_(std::move(tell)), heard_(config_.ranks.size()) {
+    : config_(std::move(config)),
+      board_(board),
+      left_(std::move(left)),
+      tell_(std::move(tell)),
+      no_memory_{config_.rank, Certainty::kCertain, named(config_.rank) + " cannot go on: memory ran out", false},
+      heard_(config_.ranks.size()) {
   open();
   const bool any = std::any_of(pidfds_.begin(), pidfds_.end(), [](int fd) { return fd >= 0; });
   if (wake_ < 0 || (!any && known_.empty() && !config_.several_hosts)) return;
@@ -88,25 +97,36 @@ void Watch::stop() {
 void Watch::run() {
   std::vector<pollfd> polled;
   std::vector<Lifeline::News> news;
-  for (int64_t wait_ns = consider(); !stopped_; wait_ns = consider()) {
-    polled = {{wake_, POLLIN, 0}, {doorbell_, POLLIN, 0}};
-    for (int fd : pidfds_) polled.push_back({fd, POLLIN, 0});
-    if (lifeline_) lifeline_->add_to(&polled);
-    const int timeout_ms = wait_ns < 0 ? -1 : static_cast<int>(wait_ns / kMillisecond + 1);
-    if (poll(polled.data(), polled.size(), timeout_ms) < 0) {
-      if (errno == EINTR) continue;
-      return;
+  while (!stopped_) {
+    try {
+      if (!attend(consider(), &polled, &news)) return;
+    } catch (const std::exception&) {  // there is no memory; there may be some in a moment
+      std::this_thread::sleep_for(std::chrono::nanoseconds(kAgainNs));
     }
-    char drained[64];
-    for (int i = 0; i < 2; ++i)
-      if (polled[i].revents) (void)!read(polled[i].fd, drained, sizeof drained);
-    for (size_t i = 0; i < pidfds_.size(); ++i)
-      if (polled[2 + i].revents) ended(static_cast<int>(i));
-    news.clear();
-    if (lifeline_) lifeline_->take(&polled[2 + pidfds_.size()], &news);
-    for (const Lifeline::News& one : news) hear(one);
   }
-  (void)consider();  // what came last is passed on
+  try {
+    (void)consider();  // what came last is passed on
+  } catch (const std::exception&) {
+  }
+}
+
+// Waits for news and takes them; false if that cannot be done.
+bool Watch::attend(int64_t wait_ns, std::vector<pollfd>* polled, std::vector<Lifeline::News>* news) {
+  *polled = {{wake_, POLLIN, 0}, {doorbell_, POLLIN, 0}};
+  for (int fd : pidfds_) polled->push_back({fd, POLLIN, 0});
+  if (lifeline_) lifeline_->add_to(polled);
+  if (lifeline_ && wait_ns < 0) wait_ns = kDoorbellNs;
+  const int timeout_ms = wait_ns < 0 ? -1 : static_cast<int>(wait_ns / kMillisecond + 1);
+  if (poll(polled->data(), polled->size(), timeout_ms) < 0) return errno == EINTR;
+  char drained[64];
+  for (int i = 0; i < 2; ++i)
+    if ((*polled)[i].revents) (void)!read((*polled)[i].fd, drained, sizeof drained);
+  for (size_t i = 0; i < pidfds_.size(); ++i)
+    if ((*polled)[2 + i].revents) ended(static_cast<int>(i));
+  news->clear();
+  if (lifeline_) lifeline_->take(&(*polled)[2 + pidfds_.size()], news);
+  for (const Lifeline::News& one : *news) hear(one);
+  return true;
 }
 
 int64_t Watch::consider() {
@@ -123,7 +143,7 @@ int64_t Watch::consider() {
   const int64_t left = decide(cause);
   if (left > 0) return left;
   publish(cause.cause, true);
-  return -1;
+  return passed_on_ ? -1 : kAgainNs;
 }
 
 // The first one that does not follow from another one; if it does not say how a rank died, who says so.
@@ -182,7 +202,9 @@ void Watch::learn(Cause cause) {
   const bool known = std::any_of(known_.begin(), known_.end(), [&cause](const Known& one) {
     return one.cause.rank == cause.rank && one.cause.certainty >= cause.certainty;
   });
-  if (known || known_.size() == kMostKnown || cause.rank >= static_cast<int>(config_.host_of.size())) return;
+  // Of many ranks whose MPI fails after a death, the death comes last.
+  const size_t most = cause.certainty == Certainty::kMayFollow ? kMostFollowing : kMostKnown;
+  if (known || known_.size() >= most || cause.rank >= static_cast<int>(config_.host_of.size())) return;
   known_.push_back({std::move(cause), now_ns()});
 }
 
@@ -202,15 +224,27 @@ Status Watch::verdict() const {
 }
 
 Status Watch::failed(const Status& status, bool is_certain) {
-  if (!thread_.joinable()) return status;
-  board_->said[config_.local].put({config_.rank, is_certain ? Certainty::kCertain : Certainty::kMayFollow, named(config_.rank) + " cannot go on: " + status.text(), false});
-  const uint64_t one = 1;
-  (void)!write(wake_, &one, sizeof one);
-  ring_guardians();
-  if (is_certain) return status;
+  try {
+    say({config_.rank, is_certain ? Certainty::kCertain : Certainty::kMayFollow, named(config_.rank) + " cannot go on: " + status.text(), false});
+  } catch (const std::exception&) {
+    say(no_memory_);
+  }
+  if (is_certain || !thread_.joinable()) return status;
   for (const int64_t end = now_ns() + 2 * kPatienceNs; !decided() && now_ns() < end;)
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
   return decided() ? verdict() : status;
+}
+
+// Without a thread, where the host's processes cannot be watched, the board is all there is.
+void Watch::say(const Cause& cause) {
+  board_->said[config_.local].put(cause);
+  if (!thread_.joinable()) {
+    if (!config_.several_hosts && board_->verdict.put(cause)) tell_();
+    return;
+  }
+  const uint64_t one = 1;
+  (void)!write(wake_, &one, sizeof one);
+  ring_guardians();
 }
 
 void Watch::ring_guardians() const {

@@ -58,6 +58,8 @@ class Watch {
   };
   void open();
   void run();
+  bool attend(int64_t wait_ns, std::vector<pollfd>* polled, std::vector<Lifeline::News>* news);
+  void say(const Cause& cause);
   int64_t consider();                // what is known by now; when to look again, in ns (-1: when there is news)
   const Known& best() const;
   int64_t decide(const Known& best);
@@ -75,6 +77,7 @@ class Watch {
   const std::function<bool(int)> left_;
   const std::function<void()> tell_;
   const MemoryKills kills_;
+  const Cause no_memory_;            // made while there is some
   std::unique_ptr<Lifeline> lifeline_;
   std::vector<int> pidfds_;          // by local index; -1: none, or known to have ended
   std::vector<Known> known_;

@@ -48,7 +48,7 @@ def was_edited(slot: Slot) -> bool:
     if same_memory(grad, noted[0]):
         edited = _sample(grad) != noted[1]
     else:
-        edited = slot.aside is not None and not _was_only_converted(grad, noted[0])
+        edited = slot.aside is not None and (_sample(noted[0]) != noted[1] or not _was_only_converted(grad, noted[0]))
     if edited:
         slot.noted = None
     return edited

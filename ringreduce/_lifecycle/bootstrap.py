@@ -13,6 +13,7 @@ import atexit
 import contextlib
 import os
 import socket
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -29,6 +30,7 @@ _CLOSE_TIMEOUT_S = 10.0  # how long shutdown lets the engine's thread finish wha
 _START_TIMEOUT_S = 20.0  # what init has at least: starting MPI takes some seconds
 _FAILED_EXIT_S = 2.0  # how long a program that an exception has ended waits for the others to end MPI
 set_watcher(watcher)
+_failed = False  # an engine of this process: MPI may be in any state
 _initialised_by: int | None = None  # pid that registered the exit handler
 
 
@@ -128,6 +130,8 @@ def _stop(context: running.Context, ends: bool = False) -> None:
     running.current = None
     for process_set in context.sets.values():
         process_set.unbind()
+    global _failed
+    _failed |= context.engine.failed()
     lost = context.engine.lost()
     if lost and context.comm is not None:
         mpi.give_up(lost)
@@ -164,6 +168,9 @@ def _meet(comm: Any) -> running.Context:
         )  # fmt: skip
     except (ValueError, RuntimeError) as error:
         problem = f"rank {rank}: {error}"
+        for file, _, _ in line.links:
+            with contextlib.suppress(OSError):
+                os.close(file)
     problems = [p for p in exchange(problem) if p is not None]
     if engine is None or problems:
         raise RingreduceError("the engine cannot be started: " + "; ".join(problems))
@@ -192,14 +199,17 @@ def _at_exit() -> None:
         return
     if running.current is not None:
         _stop(running.current, ends=True)
-    with _bounded() if last_words.of_program() else contextlib.nullcontext():
+    with _bounded() if _failed or last_words.of_program() else contextlib.nullcontext():
         mpi.finalize()
 
 
 @contextlib.contextmanager
 def _bounded() -> Iterator[None]:
     """Ends the process if the block takes long, as MPI waits for ranks that do not come."""
-    why = "without MPI_Finalize, which waits for other ranks: an exception has ended this one"
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):  # it may be closed, or none
+            stream.flush()
+    why = "without MPI_Finalize, which waits for other ranks: it has failed, or an exception has ended it"
     deadline = Deadline(_FAILED_EXIT_S, f"ringreduce: process {os.getpid()} on {socket.gethostname()} ends {why}", [])
     try:
         yield

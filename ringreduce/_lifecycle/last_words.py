@@ -31,6 +31,8 @@ def of_this_process(ends: bool = False) -> str:
 
 def of_program() -> BaseException | None:
     """The exception that has ended the program."""
+    if hasattr(sys, "ps1"):  # an interactive session goes on after one
+        return None
     return getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
 
 

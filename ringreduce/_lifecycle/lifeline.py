@@ -24,6 +24,7 @@ from ringreduce import _core
 
 _PATIENCE_S = 5.0  # with a connection that does not come
 _WARNING = 1  # RINGREDUCE_LOG
+_BACKLOG = 2048  # two for each host below
 _NONCE = 16  # bytes
 _PROOF = hashlib.sha256().digest_size
 _HELLO = struct.Struct("!II")  # the ranks that call and that are called
@@ -66,18 +67,23 @@ def connect(rank: int, host_of: Sequence[int], arity: int, exchange: Exchange) -
         return Lifeline()
     own = guardians(host_of)[host_of[rank]]
     mine = [edge for edge in edges(host_of, arity) if rank in edge]
+    expected = {edge.below for edge in mine if edge.above == rank}
+    calls = [edge for edge in mine if edge.below == rank]
     with contextlib.ExitStack() as closing:
-        called = any(edge.above == rank for edge in mine)
-        listener = closing.enter_context(_listen()) if called else None
+        listener = closing.enter_context(contextlib.closing(found)) if expected and (found := _listen()) else None
         offer = (_addresses(), listener.getsockname()[1]) if listener else None
         offers = exchange((offer, secrets.token_bytes(32) if rank == 0 else b""))
         secret: bytes = offers[0][1]
-        calls = [edge for edge in mine if edge.below == rank]
-        sockets = {edge.above: _call(edge, offers[edge.above][0], secret) for edge in calls}
-        links = [(_detach(one), peer, True) for peer, one in sockets.items() if one]
-        expected = {edge.below for edge in mine if edge.above == rank}
-        if listener:
-            links += [(_detach(one), peer, False) for peer, one in _answer(listener, rank, expected, secret).items()]
+        above = {edge.above: one for edge in calls if (one := _call(edge, offers[edge.above][0], secret))}
+        below = _answer(listener, rank, expected, secret) if listener else {}
+    # One that only this side holds for made would look like a death.
+    known = exchange([*above, *below])
+    links = []
+    for peer, one in [*above.items(), *below.items()]:
+        if rank in known[peer]:
+            links.append((_detach(one), peer, peer in above))
+        else:
+            one.close()
     missing = sorted((expected | {edge.above for edge in calls}) - {peer for _, peer, _ in links})
     if missing:
         _core.log(
@@ -94,20 +100,21 @@ def _detach(connection: socket.socket) -> int:
     return connection.detach()
 
 
-def _listen() -> socket.socket:
-    try:
-        return socket.create_server(("::", 0), family=socket.AF_INET6, backlog=64, dualstack_ipv6=True)
-    except (OSError, ValueError):  # no IPv6 here
-        return socket.create_server(("", 0), backlog=64)
+def _listen() -> socket.socket | None:
+    with contextlib.suppress(OSError, ValueError):  # no IPv6 here
+        return socket.create_server(("::", 0), family=socket.AF_INET6, backlog=_BACKLOG, dualstack_ipv6=True)
+    with contextlib.suppress(OSError):
+        return socket.create_server(("", 0), backlog=_BACKLOG)
+    return None
 
 
 def _addresses() -> list[str]:
     """Of this host, the loopback's last."""
     found = set()
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, IndexError):
         lines = Path("/proc/net/fib_trie").read_text().splitlines()
         found = {lines[at - 1].split()[-1] for at, line in enumerate(lines) if "host LOCAL" in line}
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError):
         for line in Path("/proc/net/if_inet6").read_text().splitlines():
             address, _, _, scope, _, _ = line.split()
             if scope == "00":  # global
@@ -116,8 +123,10 @@ def _addresses() -> list[str]:
     return sorted(found - loopback) + sorted(loopback)
 
 
-def _call(edge: Edge, offer: tuple[list[str], int], secret: bytes) -> socket.socket | None:
+def _call(edge: Edge, offer: tuple[list[str], int] | None, secret: bytes) -> socket.socket | None:
     """A connection to whoever listens at the addresses and the port, and knows the secret; None if nobody answers."""
+    if offer is None:
+        return None
     addresses, port = offer
     end = time.monotonic() + _PATIENCE_S
     for at, address in enumerate(addresses):

@@ -44,7 +44,11 @@ def marked() -> Iterator[None]:
 
 def question(seconds: float, who: str) -> list[str]:
     """The command that says who has not come to this process's `init`."""
-    return [sys.executable, "-E", "-S", __file__, str(os.getpid()), f"{seconds:g}", who]
+    if not sys.executable or getattr(sys, "frozen", False):  # no interpreter of its own
+        return []
+    libraries = os.environ.get("LD_LIBRARY_PATH")  # it gets no more of the environment
+    env = [] if libraries is None else ["/usr/bin/env", f"LD_LIBRARY_PATH={libraries}"]
+    return [*env, sys.executable, "-E", "-S", __file__, str(os.getpid()), f"{seconds:g}", who]
 
 
 def report(me: int, seconds: float, each: bool) -> str:
@@ -71,8 +75,9 @@ def _unseen(ranks: Mapping[int, list[int]], environ: Mapping[str, str]) -> list[
     if ended <= 0:
         return [f"of other hosts' ranks ({_show(others)}) nothing is known here"] if others else []
     if local == size:
-        return [f"{_show(others)} {'has' if len(others) == 1 else 'have'} ended"]
-    return [f"{ended} of the {local} ranks of this host {'has' if ended == 1 else 'have'} ended, of {_show(others)}"]
+        return [f"{_show(others)} {'has' if len(others) == 1 else 'have'} ended, or cannot be seen from here"]
+    have = "has" if ended == 1 else "have"
+    return [f"{ended} of the {local} ranks of this host {have} ended, or cannot be seen from here, of {_show(others)}"]
 
 
 def _show(ranks: list[int]) -> str:

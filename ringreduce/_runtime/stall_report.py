@@ -96,7 +96,9 @@ def verdict(report: Report) -> str:
     broken = [rank for rank in pages if rank not in absent and pages[rank]["state"] != "running"]
     missing = [rank for rank in stall.ranks if rank in pages]
     busy = [rank for rank in missing if not pages[rank]["waits"]]
-    for ranks in (absent, broken, busy):
+    own = set(missing)  # who is outside of the set is to blame only if it has failed
+    failed = [rank for rank in broken if pages[rank]["state"] == "failed"]
+    for ranks in ([r for r in absent if r in own], [r for r in broken if r in own], busy, failed):
         if ranks:
             return "; ".join(_blame(report, rank) for rank in ranks) + _waiting(report, ranks)
     if missing:

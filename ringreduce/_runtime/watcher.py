@@ -47,7 +47,7 @@ def stalled(title: str, seconds: float, ranks: Sequence[int], elsewhere: Sequenc
     stall = stall_report.Stall(title, seconds, list(ranks), list(elsewhere), missing)
     soon = float(dict(_core.setting_texts())["RINGREDUCE_STALL_WARNING"]) / 2
     own, by, _ = context.engine.claim_report(False, min(_CLAIM_S, soon))
-    if own:
+    if own or by < 0:  # or the engine is busy
         _report(context, stall)
     else:
         _core.log(_WARNING, f"{title} has waited for {seconds:.0f} s: {missing}; rank {by} reports who holds it up")
@@ -61,7 +61,7 @@ def late(title: str, seconds: float, ranks: Sequence[int], elsewhere: Sequence[i
         return ""
     stall = stall_report.Stall(title, seconds, list(ranks), list(elsewhere), missing)
     own, by, since_ns = context.engine.claim_report(True, _CLAIM_S)
-    verdict = _report(context, stall) if own else _verdict_of(context, by, since_ns)
+    verdict = _report(context, stall) if own or by < 0 else _verdict_of(context, by, since_ns)
     verdict = verdict or stall_report.observe(context, stall).verdict
     return "" if verdict == missing else verdict  # which the error says already
 

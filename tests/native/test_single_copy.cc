@@ -207,6 +207,27 @@ TEST(memory_that_cannot_be_read_is_not_reduced_in_place) {
   munmap(closed, kCount * 4);
 }
 
+// Which ranks reduce in place is not agreed on, so it makes no difference which of them can be read.
+TEST(memory_that_cannot_be_read_is_staged_though_another_rank_reduces_in_place) {
+  auto values = tensors(2);
+  std::vector<float> result(kCount);
+  auto* closed = static_cast<float*>(mmap(nullptr, kCount * 4, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  Ranks ranks(2);
+  Submission refused = allreduce_of("", values[1], &result, DType::kFloat32);
+  refused.pieces[0].in = reinterpret_cast<char*>(closed);
+  ranks.submit(0, allreduce_of("", values[0], &values[0], DType::kFloat32));
+  ranks.submit(1, refused);
+  for (int i = 0; i < 2; ++i)
+    for (int rank : {0, 1}) CHECK(ranks.step(rank));
+  mprotect(closed, kCount * 4, PROT_READ | PROT_WRITE);
+  for (size_t i = 0; i < kCount; ++i) closed[i] = 2;
+  while (!ranks.done(0) || !ranks.done(1))
+    for (int rank : {0, 1}) CHECK_OK(ranks.move(rank));
+  for (size_t i = 0; i < kCount; ++i) CHECK_EQ(values[0][i], 3.0f);
+  for (size_t i = 0; i < kCount; ++i) CHECK_EQ(result[i], 3.0f);
+  munmap(closed, kCount * 4);
+}
+
 TEST(a_block_that_cannot_be_is_an_error) {
   auto values = tensors(2);
   Ranks ranks(2);

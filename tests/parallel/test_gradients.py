@@ -478,6 +478,24 @@ def test_converted_beside_a_delivered_part(how, op, size):
     check(train, build=build, rtol=rtol, op=op, backward_passes_per_step=2)
 
 
+def test_edited_and_then_converted(size):
+    """What is converted is known by its values; those were changed before."""
+    if size == 1:
+        pytest.skip("nothing is set aside on one rank")
+    model = convnet()
+    plain = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = rr.DistributedOptimizer(plain, model.named_parameters(), backward_passes_per_step=2)
+    x = torch.randn(4, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    for at in range(2):
+        model(x).square().mean().backward()
+        if at == 0:
+            optimizer.step()
+    for parameter in model.parameters():
+        parameter.grad.mul_(0.5)
+    model.float().double()
+    raises_everywhere(rr.RingreduceError, "changed in place", lambda: model(x).square().mean().backward())
+
+
 @pytest.mark.parametrize("how", ROUND)
 def test_converted_after_zero_grad(how, size):
     """What the last step has used is gone: the gradient that is converted is this rank's own."""
