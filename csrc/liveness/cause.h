@@ -44,6 +44,7 @@ struct VerdictBoard {
     char text_[Cause::kText];
   };
   Slot verdict;
+  std::atomic<uint32_t> shown;           // a rank of this host has said on standard error that another one has died
   Slot said[kMaxLocal];                  // by local index: what this rank has found first
 };
 

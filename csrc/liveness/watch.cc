@@ -167,8 +167,7 @@ int64_t Watch::decide(const Known& best) {
 // The first one counts, on this host and, as the root is asked, on all.
 void Watch::publish(const Cause& cause, bool is_own) {
   if (passed_on_) return;
-  // The launcher may end the job before any rank can raise it.
-  if (board_->verdict.put(cause) && is_own) log(kError, cause.text);
+  if (board_->verdict.put(cause) && is_own && cause.text != shown_) log(kError, cause.text);
   Cause verdict;
   if (!board_->verdict.get(&verdict)) return;  // another rank is writing, and will tell
   if (lifeline_) lifeline_->send_verdict(verdict);
@@ -181,11 +180,20 @@ void Watch::hear(const Lifeline::News& news) {
   switch (news.what) {
     case What::kCause: return learn(news.cause);
     case What::kVerdict: return publish(news.cause, false);
-    case What::kClosed: return learn({news.peer, Certainty::kHowUnknown, named(news.peer) + " has died: its connection was closed"});
+    case What::kClosed:
+      show(named(news.peer) + " has died: its connection was closed");
+      return learn({news.peer, Certainty::kHowUnknown, named(news.peer) + " has died: its connection was closed"});
     case What::kSilent:
       return learn({-1, Certainty::kCertain, named_host(news.peer) + " cannot be reached any more: nothing was acknowledged there for " +
                                   show_seconds(static_cast<int64_t>(config_.silence_s * 1e9))});
   }
+}
+
+// At once: the launcher may end the job before any rank can raise a verdict.
+void Watch::show(const std::string& text) {
+  if (board_->verdict.is_there() || board_->shown.exchange(1)) return;
+  shown_ = text;
+  log(kError, text);
 }
 
 void Watch::ended(int local) {
@@ -193,7 +201,10 @@ void Watch::ended(int local) {
   pidfds_[local] = -1;
   if (!left_(local)) {
     const std::string how = how_ended(fd, config_.pids[local], kills_);
-    learn({rank, Certainty::kCertain, named(rank) + " has died" + (how.empty() ? "" : ": " + how)});
+    const std::string text = named(rank) + " has died" + (how.empty() ? "" : ": " + how);
+    if (how == "exit status 0") shown_ = text;  // programs may end by os._exit(0); whoever waits for it raises
+    else if (config_.several_hosts) show(text);
+    learn({rank, Certainty::kCertain, text});
   }
   if (fd >= 0) close(fd);
 }

@@ -67,6 +67,7 @@ class Watch {
   void hear(const Lifeline::News& news);
   void ended(int local);
   void learn(Cause cause);
+  void show(const std::string& text);
   void learn_from_board();
   void ring_guardians() const;
   std::string named(int rank) const;
@@ -84,6 +85,7 @@ class Watch {
   size_t sent_ = 0;                  // of them, to the parent
   std::vector<bool> heard_;          // by local index: what it has said on the board
   bool passed_on_ = false;           // the verdict
+  std::string shown_;                // by this rank, on standard error
   int wake_ = -1;                    // an eventfd
   int doorbell_ = -1;
   std::atomic<bool> stopped_{false};

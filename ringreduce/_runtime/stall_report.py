@@ -96,9 +96,11 @@ def verdict(report: Report) -> str:
     broken = [rank for rank in pages if rank not in absent and pages[rank]["state"] != "running"]
     missing = [rank for rank in stall.ranks if rank in pages]
     busy = [rank for rank in missing if not pages[rank]["waits"]]
-    own = set(missing)  # who is outside of the set is to blame only if it has failed
+    # Who is outside of the set has no part in it: that a rank has shut down, or ended, says nothing then.
+    stopped = [rank for rank in absent if not missing and looks[rank].stopped]
     failed = [rank for rank in broken if pages[rank]["state"] == "failed"]
-    for ranks in ([r for r in absent if r in own], [r for r in broken if r in own], busy, failed):
+    own = set(missing)
+    for ranks in ([r for r in absent if r in own], [r for r in broken if r in own], busy, stopped, failed):
         if ranks:
             return "; ".join(_blame(report, rank) for rank in ranks) + _waiting(report, ranks)
     if missing:

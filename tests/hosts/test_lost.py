@@ -99,9 +99,8 @@ def test_death_on_another_host(tmp_path, count, ranks_per_host, victim):
             job.process.wait(PATIENCE)
         finally:
             job.end()
-    verdict = rf"rank {victim} \(process \d+ on host host{victim // ranks_per_host}\) has died: .+"
+    verdict = rf"rank {victim} \(process \d+ on host host{victim // ranks_per_host}\) has died.*"
     assert re.search(rf"^ ?ringreduce\[\d\]: {verdict}$", job.output(), re.MULTILINE), job.output()
-    assert len(set(re.findall(verdict, job.output()))) == 1, job.output()
     for path in tmp_path.glob("*.text"):
         text = path.read_text()
         assert re.fullmatch(rf"{victim} host{victim // ranks_per_host}: .+: {verdict}", text), text

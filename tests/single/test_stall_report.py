@@ -54,6 +54,12 @@ def test_a_failure_comes_before_those_who_have_not_come():
     assert "rank 2" not in said
 
 
+def test_a_rank_outside_of_the_set_that_has_shut_down_is_not_to_blame():
+    said = blame([page(0, A), page(1), page(2, state="gone")], [SLEEPS, COMPUTES, ENDED], [1])
+    assert said.startswith("rank 1 (")
+    assert "rank 2" not in said
+
+
 def test_a_death_comes_before_a_failure():
     said = blame([page(0, A), page(1, state="failed"), page(2)], [SLEEPS, SLEEPS, ENDED], [1, 2])
     assert "pid 102) has ended" in said
