@@ -28,7 +28,8 @@ from ringreduce.errors import RingreduceError
 
 _CLOSE_TIMEOUT_S = 10.0  # how long shutdown lets the engine's thread finish what it does
 _START_TIMEOUT_S = 20.0  # what init has at least: starting MPI takes some seconds
-_FAILED_EXIT_S = 2.0  # how long a program that an exception has ended waits for the others to end MPI
+_RAISED_EXIT_S = 2.0  # how long a program that an exception has ended waits for the others to end MPI
+_FAILED_EXIT_S = 20.0  # and one that has caught its engine's failure: others may still be at work
 set_watcher(watcher)
 _failed = False  # an engine of this process: MPI may be in any state
 _initialised_by: int | None = None  # pid that registered the exit handler
@@ -199,18 +200,22 @@ def _at_exit() -> None:
         return
     if running.current is not None:
         _stop(running.current, ends=True)
-    with _bounded() if _failed or last_words.of_program() else contextlib.nullcontext():
+    if last_words.of_program():
+        within = _bounded(_RAISED_EXIT_S)
+    else:
+        within = _bounded(_FAILED_EXIT_S) if _failed else contextlib.nullcontext()
+    with within:
         mpi.finalize()
 
 
 @contextlib.contextmanager
-def _bounded() -> Iterator[None]:
+def _bounded(seconds: float) -> Iterator[None]:
     """Ends the process if the block takes long, as MPI waits for ranks that do not come."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):  # it may be closed, or none
             stream.flush()
     why = "without MPI_Finalize, which waits for other ranks: it has failed, or an exception has ended it"
-    deadline = Deadline(_FAILED_EXIT_S, f"ringreduce: process {os.getpid()} on {socket.gethostname()} ends {why}", [])
+    deadline = Deadline(seconds, f"ringreduce: process {os.getpid()} on {socket.gethostname()} ends {why}", [])
     try:
         yield
     finally:
