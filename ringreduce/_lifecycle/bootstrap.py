@@ -200,11 +200,8 @@ def _at_exit() -> None:
         return
     if running.current is not None:
         _stop(running.current, ends=True)
-    if last_words.of_program():
-        within = _bounded(_RAISED_EXIT_S)
-    else:
-        within = _bounded(_FAILED_EXIT_S) if _failed else contextlib.nullcontext()
-    with within:
+    seconds = _RAISED_EXIT_S if last_words.of_program() else _FAILED_EXIT_S if _failed else None
+    with contextlib.nullcontext() if seconds is None else _bounded(seconds):
         mpi.finalize()
 
 

@@ -205,7 +205,9 @@ def test_more_operations_in_flight_than_there_is_memory_for(run):
     print("in flight", len(handles) > 100, len(handles) < 4000, flush=True)
     """
     done = run(2, code, shm="16M", NO_MEMFD="1")
-    assert len(said(done, "in flight True True")) == 2, done.stdout + done.stderr
+    # One that begins late finds that the other has taken the memory.
+    assert len(said(done, "in flight True True")) in (1, 2), done.stdout + done.stderr
+    assert len(said(done, "in flight")) == len(said(done, "told:")) == 2, done.stdout + done.stderr
     assert all("/dev/shm has 16 MiB in all" in line for line in said(done, "told:"))
     assert len(said(done, "told:")) == 2
 
