@@ -2,7 +2,7 @@
 #
 #   make demo       trains examples/train_digits.py on 4 ranks
 #   make check      what most changes break, in a minute and a half
-#   make test       all that finds faults, once, in ten minutes on two cores
+#   make test       all that finds faults, once, in a quarter of an hour or so on two cores
 #   make test-all   at all numbers of ranks, on all splits of hosts, under MPICH too, and under sanitizers
 #   make wheel      wheels in dist/ that install without a compiler (packaging/wheels.py)
 #   make mutations  small faults in the code, of which the tests must find every one
